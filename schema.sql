@@ -1,0 +1,119 @@
+-- The whole schema, and the only DDL. Applied to an empty database at start, in one transaction.
+--
+-- Every invariant that a constraint can express stands here, so that no bug in the program can break it.
+
+-- One row: which version of this file the database was made from, and a name of its own for this database,
+-- so that identifiers derived from row ids do not repeat when the database is made anew.
+CREATE TABLE rocket_rides_schema (
+    singleton    BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
+    version      INT     NOT NULL,
+    installation UUID    NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO rocket_rides_schema (version) VALUES (1);
+
+CREATE TABLE users (
+    id                 BIGINT PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    email              TEXT NOT NULL UNIQUE CHECK (char_length(email) <= 255),
+    stripe_customer_id TEXT NOT NULL UNIQUE CHECK (char_length(stripe_customer_id) <= 50)
+);
+
+-- A request, who works on it, how far it has come, and what was answered.
+CREATE TABLE idempotency_keys (
+    id              BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    created_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
+    idempotency_key TEXT        NOT NULL CHECK (char_length(idempotency_key) BETWEEN 20 AND 100),
+    user_id         BIGINT      NOT NULL,
+
+    -- The request, as far as it decides whether a repetition is the same request, and whence it first came.
+    request_method  TEXT        NOT NULL CHECK (char_length(request_method) <= 10),
+    request_path    TEXT        NOT NULL CHECK (char_length(request_path) <= 100),
+    request_params  JSONB       NOT NULL,
+    origin_ip       INET        NOT NULL,
+
+    -- The lease. Its token is random for each acquisition and is what every phase's fence compares.
+    lease_token     UUID,
+    locked_at       TIMESTAMPTZ,
+    last_run_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
+    attempts        INT         NOT NULL DEFAULT 1 CHECK (attempts > 0),
+
+    -- How far it has come, and the one call that no rollback undoes: the idempotency key we send along with it,
+    -- and when it was first possible that we had sent it.
+    recovery_point           TEXT NOT NULL DEFAULT 'started'
+        CHECK (recovery_point IN ('started', 'ride_created', 'charge_created', 'finished')),
+    foreign_call_key         UUID NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    foreign_call_intended_at TIMESTAMPTZ,
+
+    -- The completer's side: when it may take the request, how often it has, and what went wrong last.
+    next_attempt_at    TIMESTAMPTZ NOT NULL,
+    completer_attempts INT         NOT NULL DEFAULT 0 CHECK (completer_attempts >= 0),
+    last_error         TEXT,
+
+    -- Parked: never retried, never removed, until a person has looked at it.
+    parked_at       TIMESTAMPTZ,
+    parked_reason   TEXT,
+
+    -- The answer. JSON rather than JSONB, because it keeps the text byte for byte.
+    response_code   INT CHECK (response_code BETWEEN 100 AND 599),
+    response_body   JSON,
+
+    CONSTRAINT one_key_per_user_and_name UNIQUE (user_id, idempotency_key),
+    CONSTRAINT leased_as_a_whole   CHECK ((lease_token IS NULL) = (locked_at IS NULL)),
+    CONSTRAINT answered_as_a_whole CHECK ((response_code IS NULL) = (response_body IS NULL)),
+    CONSTRAINT finished_is_answered CHECK ((recovery_point = 'finished') = (response_code IS NOT NULL)),
+    CONSTRAINT finished_holds_no_lease CHECK (response_code IS NULL OR lease_token IS NULL),
+    CONSTRAINT parked_says_why     CHECK ((parked_at IS NULL) = (parked_reason IS NULL)),
+    CONSTRAINT parked_is_idle      CHECK (parked_at IS NULL OR (lease_token IS NULL AND response_code IS NULL)),
+    CONSTRAINT charge_was_intended CHECK (recovery_point IN ('started', 'finished')
+                                          OR foreign_call_intended_at IS NOT NULL)
+);
+
+-- The completer's poll: only unfinished requests are in it, so its cost does not grow with the table.
+CREATE INDEX idempotency_keys_unfinished ON idempotency_keys (next_attempt_at)
+    WHERE response_code IS NULL AND parked_at IS NULL;
+-- The reaper's poll. Parked keys stay out: they would pile up at its front.
+CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at) WHERE parked_at IS NULL;
+-- What waits for a person.
+CREATE INDEX idempotency_keys_parked ON idempotency_keys (parked_at) WHERE parked_at IS NOT NULL;
+
+CREATE TABLE rides (
+    id                 BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    created_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- One ride per key. A ride outlives its key.
+    idempotency_key_id BIGINT      UNIQUE REFERENCES idempotency_keys ON DELETE SET NULL,
+    user_id            BIGINT      NOT NULL REFERENCES users ON DELETE RESTRICT,
+    origin_lat         DOUBLE PRECISION NOT NULL CHECK (origin_lat BETWEEN -90 AND 90),
+    origin_lon         DOUBLE PRECISION NOT NULL CHECK (origin_lon BETWEEN -180 AND 180),
+    target_lat         DOUBLE PRECISION NOT NULL CHECK (target_lat BETWEEN -90 AND 90),
+    target_lon         DOUBLE PRECISION NOT NULL CHECK (target_lon BETWEEN -180 AND 180),
+    stripe_charge_id   TEXT        UNIQUE CHECK (char_length(stripe_charge_id) BETWEEN 1 AND 255)
+);
+
+-- Who did what, from where. No foreign keys: a record outlives what it speaks of.
+CREATE TABLE audit_records (
+    id            BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    created_at    TIMESTAMPTZ NOT NULL DEFAULT now(),
+    action        TEXT        NOT NULL CHECK (char_length(action) <= 50),
+    data          JSONB       NOT NULL,
+    origin_ip     INET        NOT NULL,
+    resource_id   BIGINT      NOT NULL,
+    resource_type TEXT        NOT NULL CHECK (char_length(resource_type) <= 50),
+    user_id       BIGINT      NOT NULL
+);
+
+-- The outbox: a job is staged by the transaction that finishes its request, and moved on afterwards.
+CREATE TABLE staged_jobs (
+    id         BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    job_name   TEXT        NOT NULL CHECK (char_length(job_name) BETWEEN 1 AND 100),
+    job_args   JSONB       NOT NULL
+);
+
+-- The default queue. A staged job gets here once: its own id is the backstop.
+CREATE TABLE jobs (
+    id          BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    staged_id   BIGINT      NOT NULL UNIQUE,
+    job_name    TEXT        NOT NULL,
+    job_args    JSONB       NOT NULL,
+    staged_at   TIMESTAMPTZ NOT NULL,
+    enqueued_at TIMESTAMPTZ NOT NULL DEFAULT now()
+);

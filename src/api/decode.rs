@@ -1,0 +1,122 @@
+//! From bytes to what was meant: the header that may come once, and a body in one of three forms.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::stream;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderName};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, body::Body as _};
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::error::ApiError;
+use crate::http::{self, BodyError};
+use crate::rides::{ParamError, RideParams};
+
+/// A ride's request has a few hundred bytes.
+const BODY_BYTES: usize = 16 * 1024;
+
+/// The names that mean something; others are ignored, as they may mean something to a later version.
+const NAMES: [&str; 5] = ["origin_lat", "origin_lon", "target_lat", "target_lon", "raise_error"];
+
+/// A body's fields, in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Fields(Vec<(String, String)>);
+
+/// The value of a header that may be given once, as text. Two would leave it to chance which one counts.
+pub(super) fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+    let mut values = headers.get_all(name).iter();
+    let (first, second) = (values.next(), values.next());
+    if second.is_some() {
+        return Err(ApiError::HeaderTwice(name.clone()));
+    }
+    first.map(|value| value.to_str().map_err(|_| ApiError::HeaderNotText(name.clone()))).transpose()
+}
+
+/// Reads the whole body and takes it apart, as its `Content-Type` says: form, JSON or multipart.
+pub(super) async fn read(head: &Parts, body: Incoming, timeout: Duration) -> Result<Fields, ApiError> {
+    if body.size_hint().lower() > BODY_BYTES as u64 {
+        return Err(ApiError::Body(BodyError::TooLong { limit: BODY_BYTES }));
+    }
+    let kind = single_header(&head.headers, &CONTENT_TYPE)?.unwrap_or("application/x-www-form-urlencoded");
+    let body = http::read_body(body, BODY_BYTES, timeout).await.map_err(ApiError::Body)?;
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/x-www-form-urlencoded" => Ok(form(&body)),
+        "application/json" => json(&body),
+        "multipart/form-data" => multipart(kind, body).await,
+        _ => Err(ApiError::ContentType(kind.to_owned())),
+    }
+}
+
+fn form(body: &[u8]) -> Fields {
+    Fields(form_urlencoded::parse(body).into_owned().collect())
+}
+
+async fn multipart(kind: &str, body: Bytes) -> Result<Fields, ApiError> {
+    let boundary = multer::parse_boundary(kind).map_err(|error| ApiError::Unparsable(error.to_string()))?;
+    let mut parts = multer::Multipart::new(stream::iter([Ok::<_, std::convert::Infallible>(body)]), boundary);
+    let mut fields = Vec::new();
+    loop {
+        let unparsable = |error: multer::Error| ApiError::Unparsable(error.to_string());
+        let Some(part) = parts.next_field().await.map_err(unparsable)? else { return Ok(Fields(fields)) };
+        let name = part.name().unwrap_or_default().to_owned();
+        fields.push((name, part.text().await.map_err(unparsable)?));
+    }
+}
+
+fn json(body: &[u8]) -> Result<Fields, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let fields = json.deserialize_map(FieldsVisitor).map_err(|error| ApiError::Unparsable(error.to_string()))?;
+    json.end().map_err(|error| ApiError::Unparsable(error.to_string()))?;
+    Ok(fields)
+}
+
+/// Keeps every member of a JSON object. A map would keep the last of two and say nothing.
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with the ride's coordinates")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Vec::new();
+        while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+            let text = match value {
+                serde_json::Value::String(text) => text,
+                other => other.to_string(),
+            };
+            fields.push((name, text));
+        }
+        Ok(Fields(fields))
+    }
+}
+
+impl Fields {
+    /// The ride, and whether to fail on purpose. `demo` says whether `raise_error` means anything.
+    pub(super) fn into_ride(self, demo: bool) -> Result<(RideParams, bool), ApiError> {
+        for field in NAMES {
+            if self.0.iter().filter(|(name, _)| name == field).count() > 1 {
+                return Err(ParamError { field, problem: "is given twice".to_owned() }.into());
+            }
+        }
+        let params = RideParams::parse(|name| self.find(name))?;
+        let raise_error = match self.find("raise_error").filter(|_| demo) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => {
+                let problem = "must be true or false".to_owned();
+                return Err(ParamError { field: "raise_error", problem }.into());
+            }
+        };
+        Ok((params, raise_error))
+    }
+
+    fn find(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+}

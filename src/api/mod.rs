@@ -1,0 +1,190 @@
+//! The HTTP side: one resource, `POST /rides`, and two questions an orchestrator asks.
+//!
+//! A client that hangs up cancels nothing: hyper drops the handler's future then, so the handler only reads
+//! the request and waits, and the work runs as a task of its own that shutdown waits for.
+
+mod auth;
+mod book;
+mod decode;
+mod error;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use crate::database::{Database, schema};
+use crate::http::{self, Body, HangUp, Limits};
+use crate::rides::Rides;
+use error::ApiError;
+
+/// Marks an answer that was stored earlier.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// `/readyz` says "not ready" rather than wait longer than this for the database.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the API works with.
+#[derive(Debug)]
+pub struct Api {
+    /// Where users and keys are.
+    pub database: Database,
+    /// What books rides.
+    pub rides: Rides,
+    /// `[api]`.
+    pub config: config::Api,
+    /// `idempotency.lock_timeout`.
+    pub lock_timeout: Duration,
+    /// `completer.grace`.
+    pub grace: Duration,
+    /// `demo.enabled`: whether clients may ask for a failure.
+    pub demo: bool,
+    /// Cancelled when the process begins to leave, some time before the listener closes.
+    pub leaving: CancellationToken,
+    /// Requests under way, with or without their client.
+    pub under_way: TaskTracker,
+}
+
+/// An answer, before it is a response.
+#[derive(Debug)]
+struct Reply {
+    status: StatusCode,
+    body: String,
+    replayed: bool,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+/// What the one log line of a request says besides method, path, status and time.
+#[derive(Debug, Default)]
+struct Trail {
+    key_id: Option<i64>,
+    attempt: Option<i32>,
+    reached: Option<&'static str>,
+    replayed: bool,
+    error: Option<String>,
+}
+
+/// Answers requests until `stop`, then finishes those under way.
+pub async fn run(api: Arc<Api>, listener: Arc<TcpListener>, stop: CancellationToken) {
+    let limits = Limits { connections: api.config.connections, head_timeout: api.config.head_timeout };
+    let under_way = api.under_way.clone();
+    let handler = move |request, peer| {
+        let api = Arc::clone(&api);
+        async move { Ok::<_, HangUp>(handle(api, request, peer).await.into_response()) }
+    };
+    http::serve(listener, limits, stop, handler).await;
+    under_way.close();
+    under_way.wait().await;
+    // A role that is restarted takes requests again.
+    under_way.reopen();
+}
+
+async fn handle(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> Reply {
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/rides") => post_ride(api, request, peer).await,
+        (&Method::GET | &Method::HEAD, "/healthz") => Reply::ok(r#"{"message":"alive"}"#),
+        (&Method::GET | &Method::HEAD, "/readyz") => match readiness(&api).await {
+            Ok(()) => Reply::ok(r#"{"message":"ready"}"#),
+            Err(error) => error.into(),
+        },
+        (_, "/rides") => ApiError::Method { allow: "POST" }.into(),
+        (_, "/healthz" | "/readyz") => ApiError::Method { allow: "GET, HEAD" }.into(),
+        (_, path) => ApiError::Path(path.to_owned()).into(),
+    }
+}
+
+/// Reads the request here, where the connection is, and works on it in a task of its own.
+async fn post_ride(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> Reply {
+    let began = Instant::now();
+    let (head, body) = request.into_parts();
+    let fields = decode::read(&head, body, api.config.body_timeout).await;
+    let under_way = api.under_way.clone();
+    let work = under_way.spawn(async move {
+        let mut trail = Trail::default();
+        let answer = book::book(&api, &head.headers, fields, peer.ip(), &mut trail).await;
+        let reply = answer.unwrap_or_else(|error| {
+            trail.error = Some(error.for_log());
+            error.into()
+        });
+        trail.log(&reply, began);
+        reply
+    });
+    work.await.unwrap_or_else(|panic| {
+        tracing::error!(method = "POST", path = "/rides", error = %panic, "a request panicked");
+        ApiError::Internal.into()
+    })
+}
+
+async fn readiness(api: &Api) -> Result<(), ApiError> {
+    if api.leaving.is_cancelled() {
+        return Err(ApiError::Leaving);
+    }
+    match tokio::time::timeout(READY_TIMEOUT, schema::version(&api.database)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(ApiError::Database(error)),
+        Err(_) => Err(ApiError::DatabaseSlow),
+    }
+}
+
+impl Trail {
+    fn log(&self, reply: &Reply, began: Instant) {
+        let Self { key_id, attempt, reached, replayed, error } = self;
+        let (status, error) = (reply.status.as_u16(), error.as_deref());
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    method = "POST",
+                    path = "/rides",
+                    status,
+                    key_id,
+                    attempt,
+                    reached,
+                    replayed,
+                    ms,
+                    error,
+                    "request"
+                )
+            };
+        }
+        if status >= 500 { line!(warn) } else { line!(info) }
+    }
+}
+
+impl Reply {
+    fn ok(body: &str) -> Self {
+        Self { status: StatusCode::OK, body: body.to_owned(), replayed: false, header: None }
+    }
+
+    fn into_response(self) -> Response<Body> {
+        let mut response = http::json(self.status, self.body);
+        if self.replayed {
+            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        }
+        response.headers_mut().extend(self.header);
+        response
+    }
+}
+
+impl From<ApiError> for Reply {
+    fn from(error: ApiError) -> Self {
+        let header = if let Some(seconds) = error.retry_after() {
+            Some((RETRY_AFTER, HeaderValue::from(seconds)))
+        } else {
+            match error {
+                ApiError::Method { allow } => Some((ALLOW, HeaderValue::from_static(allow))),
+                ApiError::Unauthenticated(_) => {
+                    Some((WWW_AUTHENTICATE, HeaderValue::from_static(r#"Email realm="rides""#)))
+                }
+                _ => None,
+            }
+        };
+        Self { status: error.status(), body: error.body(), replayed: false, header }
+    }
+}

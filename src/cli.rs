@@ -1,0 +1,175 @@
+//! What the command line asks for, and the exit code that answers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Flags, Role};
+use crate::database::schema;
+use crate::idempotency::parked;
+use crate::supervisor::{RunError, Signals, StartError, Supervisor, open_database};
+use crate::telemetry::{self, chain};
+
+/// Books rocket rides and charges cards exactly once.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    /// The config file.
+    #[arg(long, global = true, default_value = "config/dev.toml")]
+    config: PathBuf,
+    /// Run these roles only, separated by commas.
+    #[arg(long, global = true, value_delimiter = ',', value_name = "ROLES")]
+    only: Vec<Role>,
+    /// Do not run these roles, separated by commas.
+    #[arg(long, global = true, value_delimiter = ',', value_name = "ROLES")]
+    without: Vec<Role>,
+    /// Set a config key; may be repeated.
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the roles until a signal (the default).
+    Run,
+    /// Print the config that all layers add up to, without secrets.
+    Config,
+    /// Look after keys that wait for a person.
+    Keys {
+        #[command(subcommand)]
+        command: Keys,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Keys {
+    /// List parked keys, those that have waited longest first.
+    Parked {
+        /// How many at most.
+        #[arg(long, default_value_t = 100)]
+        limit: i64,
+    },
+    /// Let parked keys be tried again.
+    Retry {
+        /// Their ids, as `keys parked` lists them.
+        #[arg(required = true)]
+        ids: Vec<i64>,
+    },
+}
+
+/// Every way in which the process can fail.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("bad config")]
+    Config(#[from] ConfigError),
+    #[error("bad config: log.filter")]
+    LogFilter(#[from] tracing_subscriber::filter::ParseError),
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+    #[error("cannot start")]
+    Start(#[from] StartError),
+    #[error("ended with a failure")]
+    Run(#[from] RunError),
+    #[error("the database did not carry this out")]
+    Database(#[from] crate::database::DatabaseError),
+    #[error("cannot use this database")]
+    Schema(#[from] schema::SchemaError),
+}
+
+impl CliError {
+    /// Codes 69 and 78 are sysexits' "unavailable" and "config".
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Config(_) | Self::LogFilter(_) => 78,
+            Self::Start(StartError::Schema(_) | StartError::Url(_) | StartError::Stripe(_)) | Self::Schema(_) => 78,
+            Self::Start(StartError::Embedded(_) | StartError::Database(_)) | Self::Database(_) => 69,
+            Self::Signals(_) | Self::Start(_) | Self::Run(_) => 1,
+        })
+    }
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub async fn run(self) -> ExitCode {
+        match self.execute().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error);
+                error.exit_code()
+            }
+        }
+    }
+
+    async fn execute(self) -> Result<(), CliError> {
+        let flags = Flags { only: self.only, without: self.without, set: self.set };
+        let config = Config::load(Some(&self.config), std::env::vars(), &flags)?;
+        match self.command.unwrap_or(Command::Run) {
+            Command::Run => run(config).await,
+            Command::Config => {
+                print(&format!("{config:#?}"));
+                Ok(())
+            }
+            Command::Keys { command } => keys(&config, command).await,
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), CliError> {
+    telemetry::init(&config.log)?;
+    let signals = Signals::listen().map_err(CliError::Signals)?;
+    // A signal during a slow start must not wait for it.
+    let supervisor = tokio::select! {
+        started = Supervisor::start(config) => started?,
+        () = signals.first() => return Ok(()),
+    };
+    Ok(supervisor.run(signals.first()).await?)
+}
+
+async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
+    let (embedded, _, database) = open_database(config).await?;
+    schema::ensure(&database).await?;
+    match command {
+        Keys::Parked { limit } => {
+            let parked = parked::list(&database, limit).await?;
+            print(&format!("{} parked", parked.len()));
+            for key in parked {
+                print(&format!(
+                    "{}  key {}  user {}  at {} after {} attempts, parked {} s ago: {}{}",
+                    key.key_id,
+                    key.key,
+                    key.user_id,
+                    key.recovery_point,
+                    key.attempts,
+                    key.waiting.as_secs(),
+                    key.reason,
+                    key.last_error.map(|error| format!(" (last error: {error})")).unwrap_or_default(),
+                ));
+            }
+        }
+        Keys::Retry { ids } => {
+            let retried = parked::retry(&database, &ids).await?;
+            for id in ids {
+                print(&format!("{id}  {}", if retried.contains(&id) { "will be tried again" } else { "is not parked" }));
+            }
+        }
+    }
+    drop(database);
+    if let Some(embedded) = embedded {
+        embedded.stop(std::time::Duration::from_secs(5)).await;
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "what a command was asked to print")]
+fn print(line: &str) {
+    println!("{line}");
+}
+
+/// The logs may not be up yet, and a person reads this.
+#[expect(clippy::print_stderr, reason = "the last word of a process that failed")]
+fn complain(error: &CliError) {
+    eprintln!("rocket-rides-atomic: {}", chain(error));
+}

@@ -1,0 +1,122 @@
+//! What the values must satisfy together.
+
+use std::time::Duration;
+
+use hyper::Uri;
+use secrecy::ExposeSecret;
+
+use super::{Auth, Config, ConfigError, Role};
+
+/// What a lease must outlast besides the two calls to Stripe that one attempt may make (a look-up and a charge):
+/// waiting for connections and the phases themselves.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+
+/// How long Stripe promises to remember an idempotency key.
+const STRIPE_MEMORY: Duration = Duration::from_secs(24 * 3600);
+
+impl Config {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        self.check_roles()?;
+        self.check_times()?;
+        self.check_bounds()?;
+        self.check_addresses()
+    }
+
+    fn check_roles(&self) -> Result<(), ConfigError> {
+        let roles = self.enabled_roles();
+        require(roles.iter().any(|role| *role != Role::Postgres), "roles", || "every role is off".to_owned())?;
+        require(self.runs(Role::Postgres) || self.database.url.is_some(), "database.url", || {
+            "missing: set DATABASE_URL, or database.embedded = true for a private Postgres".to_owned()
+        })?;
+        let charges = self.runs(Role::Api) || self.runs(Role::Completer);
+        require(!charges || !self.stripe.api_key.expose_secret().is_empty(), "stripe.api_key", || {
+            "missing: set STRIPE_API_KEY (the sandbox takes any)".to_owned()
+        })?;
+        let target = self.runs(Role::Api) || self.simulator.api_base.is_some();
+        require(!self.runs(Role::Simulator) || target, "roles.simulator", || {
+            "has nothing to send to: turn roles.api on or set simulator.api_base".to_owned()
+        })
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let attempt = self.stripe.timeout * 2 + LEASE_MARGIN;
+        require(self.idempotency.lock_timeout >= attempt, "idempotency.lock_timeout", || {
+            format!("must be at least {attempt:?}: twice stripe.timeout ({:?}) plus 5 s", self.stripe.timeout)
+        })?;
+        let memory = STRIPE_MEMORY.saturating_sub(self.idempotency.lock_timeout);
+        require(self.stripe.key_retention <= memory, "stripe.key_retention", || {
+            format!("must be at most {memory:?}: Stripe's 24 h less idempotency.lock_timeout")
+        })?;
+        let in_use = self.completer.grace.max(self.idempotency.lock_timeout);
+        require(self.reaper.retention > in_use, "reaper.retention", || {
+            format!("must be longer than completer.grace and idempotency.lock_timeout ({in_use:?})")
+        })?;
+        for (key, value) in [
+            ("stripe.timeout", self.stripe.timeout),
+            ("completer.poll_interval", self.completer.poll_interval),
+            ("enqueuer.poll_interval", self.enqueuer.poll_interval),
+            ("reaper.poll_interval", self.reaper.poll_interval),
+            ("database.pool_timeout", self.database.pool_timeout),
+            ("api.head_timeout", self.api.head_timeout),
+            ("api.body_timeout", self.api.body_timeout),
+            ("shutdown.deadline", self.shutdown.deadline),
+        ] {
+            require(!value.is_zero(), key, || "must be longer than 0 s".to_owned())?;
+        }
+        Ok(())
+    }
+
+    fn check_bounds(&self) -> Result<(), ConfigError> {
+        for (key, value, most) in [
+            ("database.pool_size", i64::from(self.database.pool_size), 1000),
+            ("api.connections", i64::try_from(self.api.connections).unwrap_or(i64::MAX), 1_000_000),
+            ("completer.max_attempts", i64::from(self.completer.max_attempts), 1000),
+            ("completer.concurrency", self.completer.concurrency, 10_000),
+            ("enqueuer.batch", self.enqueuer.batch, 100_000),
+            ("reaper.batch", self.reaper.batch, 100_000),
+        ] {
+            require((1..=most).contains(&value), key, || format!("must be from 1 to {most}, not {value}"))?;
+        }
+        let simulator = &self.simulator;
+        require(simulator.rate.is_finite() && simulator.rate > 0.0, "simulator.rate", || {
+            format!("must be a number above 0, not {}", simulator.rate)
+        })?;
+        for (key, share) in [
+            ("simulator.raise_error", simulator.raise_error),
+            ("simulator.declined", simulator.declined),
+            ("simulator.duplicate", simulator.duplicate),
+            ("simulator.hang_up", simulator.hang_up),
+            ("simulator.replay", simulator.replay),
+        ] {
+            require((0.0..=1.0).contains(&share), key, || format!("must be from 0 to 1, not {share}"))?;
+        }
+        self.stripe_sandbox
+            .faults
+            .validate()
+            .map_err(|problem| ConfigError::Contradiction { key: "stripe_sandbox.faults", problem })
+    }
+
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        let exposed = self.runs(Role::Api) && !self.api.listen.ip().is_loopback();
+        require(!exposed || self.api.auth != Auth::Email || self.api.insecure_auth, "api.listen", || {
+            format!(
+                "{} is reachable from other machines, and api.auth = \"email\" lets anybody be anybody; \
+                 set api.insecure_auth = true if that is meant",
+                self.api.listen
+            )
+        })?;
+        for (key, base) in [("stripe.api_base", &self.stripe.api_base), ("simulator.api_base", &self.simulator.api_base)]
+        {
+            let Some(base) = base else { continue };
+            let usable = base.parse::<Uri>().is_ok_and(|uri| {
+                uri.authority().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) && uri.path() == "/"
+            });
+            require(usable, key, || format!("{base:?} is not of the form https://host or http://host:port"))?;
+        }
+        Ok(())
+    }
+}
+
+fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Contradiction { key, problem: problem() }) }
+}

@@ -1,0 +1,221 @@
+//! The one pool that all roles share.
+//!
+//! [`Database`] runs single statements, and that is all it does: outside this module nobody can hold a
+//! connection, so nobody can hold one while Stripe is asked, and nobody can leave a transaction open. A phase
+//! that must be atomic is one statement.
+
+pub mod embedded;
+pub mod schema;
+pub mod tls;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bb8_postgres::PostgresConnectionManager;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Parameters of a statement.
+pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// No statement of ours runs longer than milliseconds; one that takes this long hangs on a dead network.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A server that does not answer a connection attempt by now is down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
+/// still empty that reading all of it is best, and then keep that plan, prepared, while the table grows.
+const SESSION: &str = "SET enable_seqscan = off; SET application_name = 'rocket-rides-atomic'";
+
+/// Why a statement did not give an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// All connections were busy for the whole of `database.pool_timeout`, or none could be opened.
+    #[error("no database connection became free in time")]
+    Busy,
+    /// The server cannot be reached.
+    #[error("cannot connect to the database")]
+    Connect(#[source] tokio_postgres::Error),
+    /// The connection broke or the server went away, so the statement may or may not have been carried out.
+    #[error("the database connection was lost")]
+    Lost(#[source] Option<tokio_postgres::Error>),
+    /// The server refused the statement; nothing of it was carried out.
+    #[error("the database refused a statement: {}", refusal(.0))]
+    Refused(tokio_postgres::Error),
+}
+
+impl DatabaseError {
+    /// Whether the same statement may well succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Busy | Self::Connect(_) | Self::Lost(_) => true,
+            Self::Refused(error) => error.code().is_some_and(|code| is_transient(code)),
+        }
+    }
+}
+
+/// tokio-postgres says only "db error" by itself. The message names constraints and types, never a parameter's
+/// value; the detail might, and stays out.
+fn refusal(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()))
+}
+
+/// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica).
+fn is_transient(code: &SqlState) -> bool {
+    matches!(code.code().get(..2), Some("40" | "53" | "57")) || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+}
+
+/// The pool.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: bb8::Pool<Manager>,
+}
+
+impl Database {
+    /// Opens the pool and its first connection, so that a wrong address or password is reported here, by name,
+    /// and not by the first request as "timed out".
+    pub async fn connect(
+        config: tokio_postgres::Config,
+        tls: MakeRustlsConnect,
+        size: u32,
+        timeout: Duration,
+    ) -> Result<Self, DatabaseError> {
+        let mut config = config;
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        let manager = Manager { postgres: PostgresConnectionManager::new(config, tls) };
+        let probe = bb8::ManageConnection::connect(&manager).await?;
+        drop(probe);
+        let pool = bb8::Pool::builder()
+            .max_size(size)
+            .connection_timeout(timeout)
+            // A broken connection is noticed when it is returned; asking the server at each checkout costs 20 to
+            // 70 µs a statement.
+            .test_on_check_out(false)
+            .error_sink(Box::new(LogConnectErrors))
+            .build(manager)
+            .await?;
+        Ok(Self { pool })
+    }
+
+    /// Runs one prepared statement in a transaction of its own and returns its rows.
+    ///
+    /// `sql` is prepared once per connection. When the caller is cancelled the statement is still carried out.
+    pub async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DatabaseError> {
+        let connection = self.pool.get().await.map_err(|error| match error {
+            bb8::RunError::User(error) => error,
+            bb8::RunError::TimedOut => DatabaseError::Busy,
+        })?;
+        match tokio::time::timeout(STATEMENT_TIMEOUT, connection.query(sql, params)).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => Err(connection.judge(error)),
+            Err(_) => {
+                connection.unusable.store(true, Ordering::Relaxed);
+                Err(DatabaseError::Lost(None))
+            }
+        }
+    }
+
+    /// As [`Database::query`], for a statement that returns one row or none.
+    pub async fn query_opt(&self, sql: &'static str, params: Params<'_>) -> Result<Option<Row>, DatabaseError> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Runs statements that take no parameters and return nothing of interest, as one transaction.
+    pub(crate) async fn batch(&self, sql: &str) -> Result<(), DatabaseError> {
+        let connection = self.pool.get().await.map_err(|error| match error {
+            bb8::RunError::User(error) => error,
+            bb8::RunError::TimedOut => DatabaseError::Busy,
+        })?;
+        connection.client.batch_execute(sql).await.map_err(|error| connection.judge(error))
+    }
+}
+
+/// A client with the statements that it has prepared so far.
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    statements: Mutex<HashMap<&'static str, Statement>>,
+    /// Set when the server answers, but no longer as a primary: after a failover, say.
+    unusable: AtomicBool,
+}
+
+impl Connection {
+    async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let statement = self.prepare(sql).await?;
+        self.client.query(&statement, params).await
+    }
+
+    async fn prepare(&self, sql: &'static str) -> Result<Statement, tokio_postgres::Error> {
+        let known = || self.statements.lock().expect("no panic while locked").get(sql).cloned();
+        if let Some(statement) = known() {
+            return Ok(statement);
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.statements.lock().expect("no panic while locked").insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    fn judge(&self, error: tokio_postgres::Error) -> DatabaseError {
+        let Some(code) = error.code() else {
+            return if self.client.is_closed() || error.is_closed() || is_io(&error) {
+                DatabaseError::Lost(Some(error))
+            } else {
+                DatabaseError::Refused(error)
+            };
+        };
+        if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+            self.unusable.store(true, Ordering::Relaxed);
+        }
+        DatabaseError::Refused(error)
+    }
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+}
+
+/// Opens connections for the pool: bb8-postgres connects, we add the session's settings and a place for
+/// prepared statements.
+#[derive(Debug, Clone)]
+struct Manager {
+    postgres: PostgresConnectionManager<MakeRustlsConnect>,
+}
+
+impl bb8::ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = DatabaseError;
+
+    async fn connect(&self) -> Result<Connection, DatabaseError> {
+        let client = self.postgres.connect().await.map_err(DatabaseError::Connect)?;
+        client.batch_execute(SESSION).await.map_err(DatabaseError::Connect)?;
+        Ok(Connection { client, statements: Mutex::default(), unusable: AtomicBool::new(false) })
+    }
+
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), DatabaseError> {
+        connection.client.simple_query("").await.map(|_| ()).map_err(|error| connection.judge(error))
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        connection.client.is_closed() || *connection.unusable.get_mut()
+    }
+}
+
+/// The pool retries a failed connect by itself and then says only "timed out"; this says why.
+#[derive(Debug, Clone, Copy)]
+struct LogConnectErrors;
+
+impl bb8::ErrorSink<DatabaseError> for LogConnectErrors {
+    fn sink(&self, error: DatabaseError) {
+        tracing::warn!(error = crate::telemetry::chain(&error), "a database connection could not be opened");
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<DatabaseError>> {
+        Box::new(*self)
+    }
+}

@@ -1,0 +1,79 @@
+//! Applies `schema.sql` to an empty database and recognises a database that was made from it.
+
+use super::{Database, DatabaseError};
+
+const SCHEMA: &str = include_str!("../../schema.sql");
+/// The version that `schema.sql` writes.
+const VERSION: i32 = 1;
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// It holds tables of somebody else.
+    #[error(
+        "the database has a table {table:?} that is not ours: give Rocket Rides an empty database of its own \
+         (CREATE DATABASE rocket_rides)"
+    )]
+    Foreign {
+        /// One of the tables that are in the way.
+        table: String,
+    },
+    /// It was made by another version of this program.
+    #[error("the database has schema version {found}, and this program needs {VERSION}: {}", advice(*found))]
+    Version {
+        /// The version in the database.
+        found: i32,
+    },
+    /// It cannot be asked.
+    #[error("cannot read or apply the schema")]
+    Database(#[from] DatabaseError),
+}
+
+fn advice(found: i32) -> &'static str {
+    if found > VERSION { "run a newer program" } else { "give it an empty database" }
+}
+
+/// Makes sure that the database has our schema, in our version.
+///
+/// Several processes may do this at once: an advisory lock, released with the transaction, lets one of them
+/// apply and the others find it applied.
+pub async fn ensure(database: &Database) -> Result<(), SchemaError> {
+    if !is_ours(database).await? {
+        let foreign = foreign_table(database).await?;
+        let applied = match foreign {
+            Some(table) => Err(SchemaError::Foreign { table }),
+            None => database.batch(&apply()).await.map_err(SchemaError::from),
+        };
+        // Another process may have applied it since we looked; then what is in the way is ours.
+        if applied.is_err() && !is_ours(database).await? {
+            return applied;
+        }
+    }
+    match version(database).await? {
+        VERSION => Ok(()),
+        found => Err(SchemaError::Version { found }),
+    }
+}
+
+/// The schema version in the database; one indexed read, so that `/readyz` can afford it.
+pub async fn version(database: &Database) -> Result<i32, DatabaseError> {
+    let row = database.query_opt("SELECT version FROM rocket_rides_schema WHERE singleton", &[]).await?;
+    Ok(row.map_or(0, |row| row.get("version")))
+}
+
+fn apply() -> String {
+    // Statements sent together are one transaction. The lock's number is arbitrary, and ours.
+    format!("SELECT pg_advisory_xact_lock(7265736375); {SCHEMA}")
+}
+
+async fn is_ours(database: &Database) -> Result<bool, DatabaseError> {
+    let found = database.query("SELECT to_regclass('rocket_rides_schema') IS NOT NULL AS ours", &[]).await?;
+    Ok(found.iter().any(|row| row.get("ours")))
+}
+
+async fn foreign_table(database: &Database) -> Result<Option<String>, DatabaseError> {
+    const SQL: &str = "SELECT relname::text AS table FROM pg_class
+        WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
+        ORDER BY relname LIMIT 1";
+    Ok(database.query_opt(SQL, &[]).await?.map(|row| row.get("table")))
+}

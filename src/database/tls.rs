@@ -1,0 +1,476 @@
+//! The database URL, with `sslmode` meaning what it means to libpq and psql.
+//!
+//! tokio-postgres knows `disable`, `prefer` and `require`, and leaves the certificate to whoever makes the TLS
+//! connection; it refuses a URL with `sslmode=verify-full` or `sslrootcert`, the two that managed databases tell
+//! their users to add. Here both are taken out and become a certificate check:
+//!
+//! | `sslmode` | encrypted | certificate's chain | host name |
+//! |---|---|---|---|
+//! | `disable` | no | | |
+//! | `prefer` (default) | if the server can | not checked | not checked |
+//! | `require` | yes | checked if there is an `sslrootcert` | not checked |
+//! | `verify-ca` | yes | checked | not checked |
+//! | `verify-full` | yes | checked | checked |
+//!
+//! As in libpq, none of it applies to Unix sockets, and `sslrootcert=system` implies `verify-full`. Two differences
+//! remain. Without `sslrootcert` the roots are Mozilla's, compiled in, and not a file in the home directory. And a
+//! certificate that is checked has to be of X.509 version 3, with the host among its alternative names.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, ring::default_provider, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Where systems keep their certificate authorities in one file: Debian, Red Hat, and Alpine or macOS.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Why a database URL is refused. No variant carries the password.
+#[derive(Debug, thiserror::Error)]
+pub enum UrlError {
+    /// tokio-postgres does not accept the rest of the URL; its error names the parameter.
+    #[error("the database URL is not valid")]
+    Invalid(#[source] tokio_postgres::Error),
+    /// A URL with two `@` could be cut at either, and a part of the password end up as the host.
+    #[error("the database URL has more than one `@`: write `%40` for one in a password or a parameter")]
+    SecondAt,
+    /// Not a URL, and not the keyword form either.
+    #[error(
+        "the database URL is neither `postgres://…` nor `parameter=value` pairs (a value with spaces needs single \
+         quotes)"
+    )]
+    Pairs,
+    /// An unknown `sslmode`.
+    #[error("sslmode `{0}` is not one of disable, prefer, require, verify-ca, verify-full")]
+    Mode(String),
+    /// `sslrootcert=system` says that certificates matter, and a weak `sslmode` that they do not.
+    #[error("sslrootcert=system needs sslmode=verify-full")]
+    WeakForSystem,
+    /// The file of `sslrootcert` cannot be read.
+    #[error("cannot read sslrootcert `{path}`")]
+    RootCertificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: pem::Error,
+    },
+    /// The file of `sslrootcert` can be read but holds no certificate that can be used.
+    #[error("sslrootcert `{path}` holds no usable certificate in PEM form")]
+    NoRootCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Reads a libpq URL (`postgres://…`) or keyword string (`host=… user=…`): where to connect, and how to check the
+/// certificate of whoever answers.
+///
+/// # Errors
+///
+/// If a parameter is unknown or has a wrong value, or the file of `sslrootcert` is of no use.
+pub fn parse(url: &str) -> Result<(Config, MakeRustlsConnect), UrlError> {
+    let (rest, parameters) = take_ssl_parameters(url)?;
+    let mut config: Config = rest.parse().map_err(UrlError::Invalid)?;
+    if is_local(&config) {
+        config.ssl_mode(SslMode::Disable);
+        return Ok((config, none()));
+    }
+    let (ssl_mode, checks) = parameters.resolve()?;
+    config.ssl_mode(ssl_mode);
+    Ok((config, connector(checks)))
+}
+
+/// For connections that never use TLS, such as those over a Unix socket. It trusts nobody, so that a mistake shows.
+#[must_use]
+pub fn none() -> MakeRustlsConnect {
+    connector(Checks::ChainAndName(Roots { anchors: RootCertStore::empty(), certificates: Vec::new() }))
+}
+
+/// TLS does not exist on Unix sockets, whatever `sslmode` says.
+fn is_local(config: &Config) -> bool {
+    let hosts = config.get_hosts();
+    let is_socket = |host: &Host| matches!(host, Host::Unix(_));
+    !hosts.is_empty() && hosts.iter().all(is_socket) && config.get_hostaddrs().is_empty()
+}
+
+fn connector(checks: Checks) -> MakeRustlsConnect {
+    let provider = default_provider();
+    let verifier = Verifier { checks, algorithms: provider.signature_verification_algorithms };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports the versions that rustls does")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    // Postgres 17 insists on the protocol's name where sslnegotiation=direct skips its own handshake.
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    MakeRustlsConnect::new(config)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// The parameters that tokio-postgres must not see.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct SslParameters {
+    mode: Option<Mode>,
+    root_certificate: Option<String>,
+}
+
+impl SslParameters {
+    /// Keeps a parameter that belongs here, and says whether it did. As in libpq, the last one of a name counts.
+    fn take(&mut self, name: &str, value: &str) -> Result<bool, UrlError> {
+        match name {
+            "sslmode" => self.mode = Some(parse_mode(value)?),
+            "sslrootcert" => self.root_certificate = Some(value.to_owned()).filter(|path| !path.is_empty()),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What to ask of tokio-postgres, and what to check of the certificate.
+    fn resolve(&self) -> Result<(SslMode, Checks), UrlError> {
+        let root_certificate = self.root_certificate.as_deref();
+        let system = root_certificate == Some("system");
+        let mode = match self.mode {
+            None if system => Mode::VerifyFull,
+            Some(mode) if system && mode != Mode::VerifyFull => return Err(UrlError::WeakForSystem),
+            mode => mode.unwrap_or(Mode::Prefer),
+        };
+        Ok(match mode {
+            Mode::Disable => (SslMode::Disable, Checks::Nothing),
+            Mode::Prefer => (SslMode::Prefer, Checks::Nothing),
+            Mode::Require if root_certificate.is_none() => (SslMode::Require, Checks::Nothing),
+            Mode::Require | Mode::VerifyCa => (SslMode::Require, Checks::Chain(Roots::load(root_certificate)?)),
+            Mode::VerifyFull => (SslMode::Require, Checks::ChainAndName(Roots::load(root_certificate)?)),
+        })
+    }
+}
+
+fn parse_mode(value: &str) -> Result<Mode, UrlError> {
+    Ok(match value {
+        "disable" => Mode::Disable,
+        "prefer" => Mode::Prefer,
+        "require" => Mode::Require,
+        "verify-ca" => Mode::VerifyCa,
+        "verify-full" => Mode::VerifyFull,
+        _ => return Err(UrlError::Mode(value.to_owned())),
+    })
+}
+
+/// Splits the connection string into what tokio-postgres understands and what is handled here.
+fn take_ssl_parameters(url: &str) -> Result<(String, SslParameters), UrlError> {
+    match url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) {
+        Some(address) => take_from_url(url, address),
+        None => take_from_pairs(url),
+    }
+}
+
+/// `address` is `url` without its scheme.
+fn take_from_url(url: &str, address: &str) -> Result<(String, SslParameters), UrlError> {
+    if address.matches('@').count() > 1 {
+        return Err(UrlError::SecondAt);
+    }
+    let mut parameters = SslParameters::default();
+    // A `?` before the `@` belongs to the password.
+    let after_password = url.find('@').unwrap_or(0);
+    let Some(question_mark) = url[after_password..].find('?').map(|at| after_password + at) else {
+        return Ok((url.to_owned(), parameters));
+    };
+
+    let mut kept = Vec::new();
+    for pair in url[question_mark + 1..].split('&') {
+        // In a form `+` is a space; in a URL of Postgres', as in most file names, it is a plus.
+        let escaped = pair.replace('+', "%2B");
+        let taken = match form_urlencoded::parse(escaped.as_bytes()).next() {
+            Some((name, value)) => parameters.take(&name, &value)?,
+            None => false,
+        };
+        if !taken {
+            kept.push(pair);
+        }
+    }
+    let base = &url[..question_mark];
+    let rest = if kept.is_empty() { base.to_owned() } else { format!("{base}?{}", kept.join("&")) };
+    Ok((rest, parameters))
+}
+
+fn take_from_pairs(pairs: &str) -> Result<(String, SslParameters), UrlError> {
+    let (mut kept, mut parameters) = (String::new(), SslParameters::default());
+    let mut rest = pairs.trim();
+    while !rest.is_empty() {
+        let (name, after) = rest.split_once('=').ok_or(UrlError::Pairs)?;
+        let (name, after) = (name.trim_end(), after.trim_start());
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return Err(UrlError::Pairs);
+        }
+        let (value, end) = read_value(after).ok_or(UrlError::Pairs)?;
+        let raw_value = &after[..end];
+        if !parameters.take(name, &value)? {
+            kept.extend([name, "=", raw_value, " "]);
+        }
+        rest = after[end..].trim_start();
+    }
+    Ok((kept, parameters))
+}
+
+/// The value at the start of `text`, quoted or bare, and where it ends. A backslash escapes in both.
+fn read_value(text: &str) -> Option<(String, usize)> {
+    let quoted = text.starts_with('\'');
+    let mut value = String::new();
+    let mut chars = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => value.push(chars.next()?.1),
+            '\'' if quoted => return Some((value, at + 1)),
+            c if c.is_whitespace() && !quoted => return Some((value, at)),
+            c => value.push(c),
+        }
+    }
+    (!quoted).then_some((value, text.len()))
+}
+
+/// The certificates at which a chain may end.
+#[derive(Debug)]
+struct Roots {
+    anchors: RootCertStore,
+    /// Those of `sslrootcert` as they are, to recognise a server that presents one of them itself.
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Roots {
+    fn load(root_certificate: Option<&str>) -> Result<Self, UrlError> {
+        match root_certificate {
+            None => Ok(Self::mozilla()),
+            Some("system") => {
+                let bundle = SYSTEM_ROOTS.into_iter().find_map(|path| Self::read(Path::new(path)).ok());
+                Ok(bundle.unwrap_or_else(Self::mozilla))
+            }
+            Some(path) => Self::read(Path::new(path)),
+        }
+    }
+
+    fn mozilla() -> Self {
+        let anchors = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        Self { anchors, certificates: Vec::new() }
+    }
+
+    fn read(path: &Path) -> Result<Self, UrlError> {
+        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let certificates = read.map_err(|source| UrlError::RootCertificate { path: path.to_owned(), source })?;
+        let mut anchors = RootCertStore::empty();
+        let (usable, _) = anchors.add_parsable_certificates(certificates.iter().cloned());
+        if usable == 0 {
+            return Err(UrlError::NoRootCertificate { path: path.to_owned() });
+        }
+        Ok(Self { anchors, certificates })
+    }
+}
+
+/// What of the server's certificate is checked.
+#[derive(Debug)]
+enum Checks {
+    Nothing,
+    Chain(Roots),
+    ChainAndName(Roots),
+}
+
+/// rustls' own verifier always checks the name, and has no mode that trusts a certificate authority blindly.
+#[derive(Debug)]
+struct Verifier {
+    checks: Checks,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Verifier {
+    fn check_chain(
+        &self,
+        roots: &Roots,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        match verify_server_cert_signed_by_trust_anchor(&parsed, &roots.anchors, intermediates, now, algorithms) {
+            // A self-signed certificate usually calls itself an authority, which may not serve by the book. libpq
+            // accepts it if it is the very one in sslrootcert. (One that has expired is told apart by rustls.)
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
+                if roots.certificates.contains(end_entity) =>
+            {
+                Ok(())
+            }
+            checked => checked,
+        }
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.checks {
+            Checks::Nothing => {}
+            Checks::Chain(roots) => self.check_chain(roots, end_entity, intermediates, now)?,
+            Checks::ChainAndName(roots) => {
+                self.check_chain(roots, end_entity, intermediates, now)?;
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            }
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    // The signature proves that the server has the certificate's key. That is worth nothing where anybody's
+    // certificate will do, and checking it would refuse certificates too old in form for rustls to read.
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        match self.checks {
+            Checks::Nothing => Ok(HandshakeSignatureValid::assertion()),
+            Checks::Chain(_) | Checks::ChainAndName(_) => {
+                verify_tls12_signature(message, certificate, signed, &self.algorithms)
+            }
+        }
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        match self.checks {
+            Checks::Nothing => Ok(HandshakeSignatureValid::assertion()),
+            Checks::Chain(_) | Checks::ChainAndName(_) => {
+                verify_tls13_signature(message, certificate, signed, &self.algorithms)
+            }
+        }
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    fn split(url: &str) -> (String, SslParameters) {
+        take_ssl_parameters(url).unwrap()
+    }
+
+    fn checks(url: &str) -> (SslMode, Checks) {
+        split(url).1.resolve().unwrap()
+    }
+
+    /// The whole chain of an error, as it is logged.
+    fn explain(url: &str) -> String {
+        let error = parse(url).map(|(config, _)| config).unwrap_err();
+        let mut text = format!("{error} {error:?}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text += &format!(": {cause} {cause:?}");
+            source = cause.source();
+        }
+        text
+    }
+
+    #[test]
+    fn a_url_loses_only_the_two_parameters() {
+        let url =
+            "postgres://u:p%40w@h:6432/db?application_name=a%26b&sslmode=verify-ca&sslrootcert=%2Fa+b&options=x";
+        let (rest, parameters) = split(url);
+        assert_eq!(rest, "postgres://u:p%40w@h:6432/db?application_name=a%26b&options=x");
+        assert_eq!(parameters.mode, Some(Mode::VerifyCa));
+        assert_eq!(parameters.root_certificate.as_deref(), Some("/a+b"));
+
+        assert_eq!(split("postgresql://u@h/db?sslmode=disable").0, "postgresql://u@h/db");
+        assert_eq!(split("postgres://u:a?b@h/db").0, "postgres://u:a?b@h/db");
+    }
+
+    #[test]
+    fn pairs_lose_only_the_two_parameters() {
+        let (rest, parameters) =
+            split(r"host = h password='it\'s = sslmode=x' sslmode=require sslrootcert='/a b' dbname=d\ b");
+        assert_eq!(rest, r"host=h password='it\'s = sslmode=x' dbname=d\ b ");
+        assert_eq!(parameters.mode, Some(Mode::Require));
+        assert_eq!(parameters.root_certificate.as_deref(), Some("/a b"));
+
+        let config: Config = rest.parse().unwrap();
+        assert_eq!(config.get_password(), Some(b"it's = sslmode=x".as_slice()));
+        assert_eq!(config.get_dbname(), Some("d b"));
+    }
+
+    #[test]
+    fn modes_check_what_libpq_checks() {
+        assert!(matches!(checks("postgres://h"), (SslMode::Prefer, Checks::Nothing)));
+        assert!(matches!(checks("postgres://h?sslmode=disable"), (SslMode::Disable, Checks::Nothing)));
+        assert!(matches!(checks("postgres://h?sslmode=prefer"), (SslMode::Prefer, Checks::Nothing)));
+        assert!(matches!(checks("postgres://h?sslmode=require"), (SslMode::Require, Checks::Nothing)));
+        assert!(matches!(checks("postgres://h?sslmode=verify-ca"), (SslMode::Require, Checks::Chain(_))));
+        assert!(matches!(checks("postgres://h?sslmode=verify-full"), (SslMode::Require, Checks::ChainAndName(_))));
+        assert!(matches!(checks("postgres://h?sslrootcert=system"), (SslMode::Require, Checks::ChainAndName(_))));
+    }
+
+    #[test]
+    fn a_unix_socket_needs_no_tls() {
+        for url in ["host=/run/pg user=u sslmode=require", "postgres://u@%2Frun%2Fpg/db?sslmode=verify-full"] {
+            assert_eq!(parse(url).unwrap().0.get_ssl_mode(), SslMode::Disable);
+        }
+    }
+
+    #[test]
+    fn require_with_a_root_certificate_reads_it() {
+        assert!(explain("postgres://h?sslmode=require&sslrootcert=/nowhere").contains("sslrootcert `/nowhere`"));
+        assert!(parse("postgres://h?sslmode=prefer&sslrootcert=/nowhere").is_ok());
+    }
+
+    #[test]
+    fn errors_name_the_parameter_and_never_the_password() {
+        let cases = [
+            ("postgres://u:hunter2@h/db?sslmode=allow", "sslmode `allow`"),
+            ("postgres://u:hunter2@h/db?sslmode=require&sslrootcert=system", "sslmode=verify-full"),
+            ("postgres://u:hunter2@h/db?sslmode=verify-ca&sslrootcert=/dev/null", "no usable certificate"),
+            ("postgres://u:hunter2@h/db?sslcert=x", "`sslcert`"),
+            ("postgres://u:hunter2@h:port/db", "`port`"),
+            ("postgres://u:p@hunter2@h/db", "more than one `@`"),
+            ("user=u password=hunter2 sslcert=x", "`sslcert`"),
+            ("user=u password=my hunter2 dbname=x", "single quotes"),
+            ("user=u password='hunter2", "single quotes"),
+            ("hunter2", "single quotes"),
+        ];
+        for (url, expected) in cases {
+            let text = explain(url);
+            assert!(text.contains(expected), "{url}: {text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+}

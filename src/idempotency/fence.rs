@@ -1,0 +1,79 @@
+//! The fence: how a phase makes sure, in the statement that does its work, that it still holds the lease.
+//!
+//! A phase is one statement. It begins with the CTE `fenced`, which advances the key's recovery point where
+//! id, lease token and recovery point all match, and it takes everything that it writes *from* that CTE. So if
+//! the lease has gone to somebody else, or the phase was done already, `fenced` is empty and nothing is
+//! written at all. One statement also means no `BEGIN`: a task that is cancelled leaves nothing half-done, and
+//! a phase costs one round trip.
+//!
+//! A phase takes arrays, one element for each request, so that many requests can go together.
+
+/// When the effects of a phase must have reached the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Before the statement returns: what follows cannot be undone, or somebody is told.
+    Flushed,
+    /// With the next flush. If the database crashes first, the phase is as good as not run, and running it
+    /// again does no harm.
+    Later,
+}
+
+/// What a phase does to its key.
+#[derive(Debug, Clone, Copy)]
+pub struct Fence {
+    /// The recovery point that the phase continues from.
+    pub from: &'static str,
+    /// The recovery point once it is done.
+    pub to: &'static str,
+    /// The phase is what makes the foreign call possible: note when that was first so.
+    pub intends_foreign_call: bool,
+    /// When it must be on disk.
+    pub durability: Durability,
+}
+
+impl Fence {
+    /// The beginning of a phase's statement; `, name AS (…) SELECT …` follows.
+    ///
+    /// `columns` are the phase's own arrays from `$3` on, as name and type: `[("charge_id", "text")]`. They are
+    /// columns of `fenced`, along with `key_id`, `user_id` and `origin_ip`.
+    ///
+    /// Locks the rows of the keys that it advances, in no particular order: an array holds a key once, and no
+    /// other statement locks several keys that are under a valid lease.
+    pub fn with_columns(&self, columns: &[(&str, &str)]) -> String {
+        let Self { from, to, .. } = self;
+        let arrays: String =
+            columns.iter().enumerate().map(|(i, (_, kind))| format!(", ${}::{kind}[]", i + 3)).collect();
+        let names: String = columns.iter().map(|(name, _)| format!(", {name}")).collect();
+        let returned: String = columns.iter().map(|(name, _)| format!(", i.{name}")).collect();
+        let intent = if self.intends_foreign_call {
+            ", foreign_call_intended_at = coalesce(k.foreign_call_intended_at, now())"
+        } else {
+            ""
+        };
+        let commit = self.durability.source();
+        format!(
+            "WITH input AS MATERIALIZED (
+                SELECT i.* FROM {commit} unnest($1::bigint[], $2::uuid[]{arrays}) AS i (key_id, lease_token{names})
+            ), fenced AS (
+                UPDATE idempotency_keys k
+                SET recovery_point = '{to}'{intent}
+                FROM input i
+                WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = '{from}'
+                RETURNING k.id AS key_id, k.user_id, k.origin_ip{returned}
+            )"
+        )
+    }
+}
+
+impl Durability {
+    /// A first item for a statement's `FROM`, which sets how its own transaction commits.
+    ///
+    /// The setting is local to the transaction, and a lone statement is one. A volatile function in a
+    /// sub-select is neither folded nor dropped, so it runs before the rows that follow it.
+    pub(super) const fn source(self) -> &'static str {
+        match self {
+            Self::Flushed => "",
+            Self::Later => "(SELECT set_config('synchronous_commit', 'off', true)) AS commit_later,",
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Keys that wait for a person: listing them, and letting them be tried again.
+
+use super::seconds;
+use crate::database::{Database, DatabaseError};
+
+/// A request that nobody works on any more.
+#[derive(Debug, Clone)]
+pub struct Parked {
+    /// The key's row.
+    pub key_id: i64,
+    /// The client's key.
+    pub key: String,
+    /// Whose it is.
+    pub user_id: i64,
+    /// How far it came.
+    pub recovery_point: String,
+    /// How often it was taken up.
+    pub attempts: i32,
+    /// How long it has been waiting.
+    pub waiting: std::time::Duration,
+    /// Why it was parked.
+    pub reason: String,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+const LIST: &str = "
+    SELECT id, idempotency_key, user_id, recovery_point, attempts, parked_reason, last_error,
+           extract(epoch FROM now() - parked_at)::float8 AS waiting
+    FROM idempotency_keys WHERE parked_at IS NOT NULL ORDER BY parked_at LIMIT $1";
+
+/// The keys that have been parked longest, `limit` at most. Locks nothing.
+pub async fn list(database: &Database, limit: i64) -> Result<Vec<Parked>, DatabaseError> {
+    let rows = database.query(LIST, &[&limit]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Parked {
+            key_id: row.get("id"),
+            key: row.get("idempotency_key"),
+            user_id: row.get("user_id"),
+            recovery_point: row.get("recovery_point"),
+            attempts: row.get("attempts"),
+            waiting: seconds(row.get("waiting")),
+            reason: row.get("parked_reason"),
+            last_error: row.get("last_error"),
+        })
+        .collect())
+}
+
+const RETRY: &str = "
+    UPDATE idempotency_keys
+    SET parked_at = NULL, parked_reason = NULL, completer_attempts = 0,
+        next_attempt_at = now(), last_run_at = now()
+    WHERE id = ANY($1) AND parked_at IS NOT NULL
+    RETURNING id";
+
+/// Lets the completer, or the client, try these keys again. Returns those that were parked.
+///
+/// Locks their rows.
+pub async fn retry(database: &Database, key_ids: &[i64]) -> Result<Vec<i64>, DatabaseError> {
+    Ok(database.query(RETRY, &[&key_ids]).await?.iter().map(|row| row.get("id")).collect())
+}

@@ -1,0 +1,49 @@
+//! The end of a key: removed once it is old, or parked if its request never finished.
+
+use std::time::Duration;
+
+use crate::database::{Database, DatabaseError};
+
+/// What one batch did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reaped {
+    /// Finished keys, gone. Their rides stay.
+    pub removed: i64,
+    /// Unfinished keys, set aside: a card may have been charged for them.
+    pub parked: i64,
+}
+
+/// A key whose lease is still running is left for the next round, however old; so is an unfinished one that was
+/// taken up within the retention: a person may just have asked for another attempt.
+const REAP: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT id, response_code IS NOT NULL AS finished
+        FROM idempotency_keys
+        WHERE created_at <= now() - make_interval(secs => $1) AND parked_at IS NULL
+          AND (locked_at IS NULL OR locked_at <= now() - make_interval(secs => $2))
+          AND (response_code IS NOT NULL OR last_run_at <= now() - make_interval(secs => $1))
+        ORDER BY created_at
+        LIMIT $3 FOR UPDATE SKIP LOCKED
+    ), removed AS (
+        DELETE FROM idempotency_keys k USING old WHERE k.id = old.id AND old.finished RETURNING k.id
+    ), parked AS (
+        UPDATE idempotency_keys k
+        SET parked_at = now(), parked_reason = 'unfinished when its retention ended',
+            lease_token = NULL, locked_at = NULL
+        FROM old WHERE k.id = old.id AND NOT old.finished
+        RETURNING k.id
+    )
+    SELECT (SELECT count(*) FROM removed) AS removed, (SELECT count(*) FROM parked) AS parked";
+
+/// Handles up to `limit` keys that are at least `retention` old.
+///
+/// Locks their rows and skips rows that others have locked. A removed key's ride loses the reference to it.
+pub async fn reap(
+    database: &Database,
+    retention: Duration,
+    lock_timeout: Duration,
+    limit: i64,
+) -> Result<Reaped, DatabaseError> {
+    let row = database.query_opt(REAP, &[&retention.as_secs_f64(), &lock_timeout.as_secs_f64(), &limit]).await?;
+    Ok(row.map_or_else(Reaped::default, |row| Reaped { removed: row.get("removed"), parked: row.get("parked") }))
+}

@@ -1,0 +1,9 @@
+//! The roles that work by themselves, beside the API: three that poll, one that plays the clients, and the
+//! keeper of the private Postgres.
+
+pub mod completer;
+pub mod enqueuer;
+pub mod periodic;
+pub mod postgres;
+pub mod reaper;
+pub mod simulator;

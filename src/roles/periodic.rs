@@ -1,0 +1,80 @@
+//! The one loop under every role that polls.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Role;
+use crate::database::DatabaseError;
+use crate::telemetry::chain;
+
+/// What one batch says about the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The batch was full: look again at once.
+    More,
+    /// It was not: there is time.
+    Idle,
+}
+
+/// A role that looks for work at intervals.
+pub trait Periodic: Send + Sync {
+    /// For logs.
+    const ROLE: Role;
+
+    /// Pause between looks when there is nothing to do.
+    fn interval(&self) -> Duration;
+
+    /// Something that ends the pause early, if there is such a thing.
+    fn wake(&self) -> Option<&Notify> {
+        None
+    }
+
+    /// Works one batch.
+    fn run_once(&self) -> impl Future<Output = Result<Progress, DatabaseError>> + Send;
+}
+
+/// Pause after a failed batch, so that a database that has come back is noticed soon.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// Works batches until `stop`, which is heeded between batches and never within one.
+pub async fn poll(role: impl Periodic, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let pause = match role.run_once().await {
+            Ok(Progress::More) => continue,
+            Ok(Progress::Idle) => role.interval(),
+            Err(error) => {
+                report(&role, &error);
+                AFTER_ERROR.min(role.interval())
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = woken(role.wake()) => {}
+            () = tokio::time::sleep(jittered(pause)) => {}
+        }
+    }
+}
+
+fn report<R: Periodic>(_: &R, error: &DatabaseError) {
+    let (role, error, transient) = (R::ROLE.name(), chain(error), error.is_transient());
+    if transient {
+        tracing::warn!(role, error, "a batch failed; trying again");
+    } else {
+        tracing::error!(role, error, "a batch failed; trying again");
+    }
+}
+
+async fn woken(wake: Option<&Notify>) {
+    match wake {
+        Some(wake) => wake.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Up to a fifth less or more, so that processes which started together do not poll together for ever.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
+}

@@ -1,0 +1,39 @@
+//! Removes old keys.
+
+use std::time::Duration;
+
+use super::periodic::{Periodic, Progress};
+use crate::config::{self, Role};
+use crate::database::{Database, DatabaseError};
+use crate::idempotency::reap::reap;
+
+/// Forgets what was finished long ago, and sets aside what should have been.
+#[derive(Debug)]
+pub struct Reaper {
+    /// Where the keys are.
+    pub database: Database,
+    /// `[reaper]`.
+    pub config: config::Reaper,
+    /// `idempotency.lock_timeout`.
+    pub lock_timeout: Duration,
+}
+
+impl Periodic for Reaper {
+    const ROLE: Role = Role::Reaper;
+
+    fn interval(&self) -> Duration {
+        self.config.poll_interval
+    }
+
+    async fn run_once(&self) -> Result<Progress, DatabaseError> {
+        let config::Reaper { retention, batch, .. } = self.config;
+        let reaped = reap(&self.database, retention, self.lock_timeout, batch).await?;
+        if reaped.removed > 0 {
+            tracing::info!(removed = reaped.removed, "removed old keys");
+        }
+        if reaped.parked > 0 {
+            tracing::error!(parked = reaped.parked, "parked old keys that never finished; see `keys parked`");
+        }
+        Ok(if reaped.removed + reaped.parked == batch { Progress::More } else { Progress::Idle })
+    }
+}

@@ -1,0 +1,148 @@
+//! Plays the clients: random rides at random moments, part of which go wrong in the ways that clients do.
+//!
+//! It knows nothing but the API's address. What it finds wrong (an answer that changed, a status that the
+//! contract does not have) is an error in the log.
+
+mod client;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config;
+use crate::users::DEMO_USERS;
+use client::{Answer, ApiClient, Ride};
+
+/// Clients at once; when the API is slow, new ones stay away rather than pile up.
+const MOST_CLIENTS: usize = 256;
+/// How often it says what became of its rides.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How often a client repeats a request before it gives up.
+const TRIES: u32 = 5;
+/// Pause before the first repetition; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// A client that hangs up does so within this time.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What became of rides since the last report: how they ended, and how many ended so.
+type Tally = Arc<Mutex<BTreeMap<String, u64>>>;
+
+/// Sends traffic to `api_base` until `stop`; clients under way then hang up, as clients do.
+pub async fn run(config: config::Simulator, api_base: String, stop: CancellationToken) {
+    let client = ApiClient::new(&api_base);
+    let tally = Tally::default();
+    let mut clients = JoinSet::new();
+    let mut report = tokio::time::interval(REPORT_EVERY);
+    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    report.reset();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = report.tick() => tell(&tally),
+            Some(_) = clients.join_next() => {}
+            () = tokio::time::sleep(until_next(config.rate)), if clients.len() < MOST_CLIENTS => {
+                clients.spawn(play(client.clone(), Plan::random(&config), Arc::clone(&tally)));
+            }
+        }
+    }
+}
+
+/// Time to the next arrival of a Poisson process: clients do not know of each other.
+fn until_next(rate: f64) -> Duration {
+    let uniform: f64 = rand::rng().random_range(f64::EPSILON..1.0);
+    Duration::from_secs_f64((-uniform.ln() / rate).min(3600.0))
+}
+
+fn tell(tally: &Tally) {
+    let ended = std::mem::take(&mut *tally.lock().expect("no panic while locked"));
+    if !ended.is_empty() {
+        let rides: u64 = ended.values().sum();
+        let outcomes = ended.iter().map(|(how, count)| format!("{count} {how}")).collect::<Vec<_>>().join(", ");
+        tracing::info!(rides, outcomes, "simulated");
+    }
+}
+
+/// One client's script.
+#[derive(Debug, Clone)]
+struct Plan {
+    ride: Ride,
+    duplicate: bool,
+    hang_up: bool,
+    replay: bool,
+}
+
+impl Plan {
+    fn random(config: &config::Simulator) -> Self {
+        let mut rng = rand::rng();
+        let [(good, _), (declined, _)] = DEMO_USERS;
+        let mut coordinate = |bound: f64| (rng.random_range(-bound..bound) * 1e4).round() / 1e4;
+        let (origin, target) = ((coordinate(90.0), coordinate(180.0)), (coordinate(90.0), coordinate(180.0)));
+        Self {
+            ride: Ride {
+                key: Uuid::new_v4().to_string(),
+                email: if rng.random_bool(config.declined) { declined } else { good },
+                origin,
+                target,
+                raise_error: rng.random_bool(config.raise_error),
+            },
+            duplicate: rng.random_bool(config.duplicate),
+            hang_up: rng.random_bool(config.hang_up),
+            replay: rng.random_bool(config.replay),
+        }
+    }
+}
+
+async fn play(client: ApiClient, plan: Plan, tally: Tally) {
+    let ended = follow(&client, &plan).await;
+    *tally.lock().expect("no panic while locked").entry(ended).or_default() += 1;
+}
+
+/// Plays the script and says how it ended.
+async fn follow(client: &ApiClient, plan: &Plan) -> String {
+    if plan.hang_up {
+        // Dropping the request closes its connection, whatever the API was doing.
+        let patience = rand::rng().random_range(Duration::ZERO..PATIENCE);
+        let _ = tokio::time::timeout(patience, client.post(&plan.ride)).await;
+        return "hung up".to_owned();
+    }
+    let (answer, twin) = if plan.duplicate {
+        let (answer, twin) = tokio::join!(insist(client, &plan.ride), insist(client, &plan.ride));
+        (answer, Some(twin))
+    } else {
+        (insist(client, &plan.ride).await, None)
+    };
+    let Some(answer) = answer else { return "gave up".to_owned() };
+    let replayed = if plan.replay && answer.is_final() { insist(client, &plan.ride).await } else { None };
+    for other in [twin.flatten(), replayed].into_iter().flatten() {
+        if answer.is_final() && other.is_final() && answer != other {
+            let (first, second) = (answer.status, other.status);
+            tracing::error!(first, second, "one request got two answers");
+            return "contradicted".to_owned();
+        }
+    }
+    format!("× {}", answer.status)
+}
+
+/// Repeats the request until it has a final answer or patience ends. A client that asked for a failure got what
+/// it wanted and walks away.
+async fn insist(client: &ApiClient, ride: &Ride) -> Option<Answer> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 0..TRIES {
+        match client.post(ride).await {
+            Ok(answer) if answer.is_final() || (ride.raise_error && answer.status == 500) => return Some(answer),
+            Ok(answer) if !matches!(answer.status, 409 | 500 | 503) => {
+                tracing::error!(status = answer.status, "the API gave an answer that its contract does not have");
+                return Some(answer);
+            }
+            Ok(_) | Err(_) => tokio::time::sleep(super::periodic::jittered(pause)).await,
+        }
+        pause *= 2;
+    }
+    None
+}

@@ -1,0 +1,286 @@
+//! The calls this service makes to Stripe.
+//!
+//! Every answer is judged by what it proves (see [`ChargeOutcome`]); where it proves nothing, `Unknown` is the
+//! safe reading, because a retry with the same idempotency key is answered with the truth. For the same reason
+//! a decline counts only if Stripe itself says `card_error`: a 402 from something in between must not become
+//! a final answer to a customer.
+
+mod exchange;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use form_urlencoded::Serializer;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use hyper::http::request;
+use hyper::{Method, Request, StatusCode, Uri};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use self::exchange::{Reply, Transport};
+use super::{CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, LookupError, NotSent, Unknown};
+
+/// Stripe shapes its answers by this version; without it, by whatever the account was created with.
+const API_VERSION: &str = "2024-06-20";
+/// The most that Stripe lists at once.
+const PAGE: usize = 100;
+/// Pages a lookup reads before it gives up. Five thousand charges of one customer in the few days that a key
+/// lives are not a customer's doing.
+const MAX_PAGES: usize = 50;
+/// How much earlier than asked a lookup begins. Stripe's clock is not ours, and a charge missed because of that
+/// would be made twice; looking back too far costs a page at most.
+const CLOCK_MARGIN: Duration = Duration::from_secs(600);
+
+/// Why no client could be made of the configuration. The API key appears in none of them.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// `stripe.api_base` is not an absolute `http` or `https` URL, or has more than a path after the host.
+    #[error("stripe.api_base must be like https://api.stripe.com, without user, query or fragment")]
+    Base,
+    /// `stripe.api_key` is empty or has characters that no header may have.
+    #[error("stripe.api_key is empty or has characters that cannot be sent in a header")]
+    Key,
+    /// The TLS library rejected its own defaults.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A client for Stripe's API. Clones share one pool of connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    transport: Transport,
+    base: String,
+    /// Marked sensitive, so that `Debug` of this client and of its requests hides it.
+    authorization: HeaderValue,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the Stripe at `api_base`, with a deadline of `timeout` for each call. Nothing is connected before
+    /// the first one.
+    pub fn new(api_base: &str, api_key: &SecretString, timeout: Duration) -> Result<Self, ClientError> {
+        let key = api_key.expose_secret();
+        if key.is_empty() {
+            return Err(ClientError::Key);
+        }
+        let mut authorization = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| ClientError::Key)?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            transport: Transport::new()?,
+            base: parse_base(api_base)?,
+            authorization,
+            timeout,
+        })
+    }
+
+    /// Charges a card, and says within the configured timeout what is known about it.
+    pub async fn charge(&self, charge: &ChargeRequest) -> ChargeOutcome {
+        let key = charge.idempotency_key.to_string();
+        let form = Serializer::new(String::new())
+            .append_pair("amount", &charge.amount.to_string())
+            .append_pair("currency", &charge.currency)
+            .append_pair("customer", &charge.customer)
+            .append_pair("description", &charge.description)
+            .append_pair(&format!("metadata[{KEY_METADATA}]"), &key)
+            .finish();
+        match self.post("/v1/charges", &key, form).await.and_then(|reply| decode::<Charge>(&reply)) {
+            Ok(charge) if charge.status == SUCCEEDED => ChargeOutcome::Charged { charge_id: charge.id },
+            Ok(Charge { status, .. }) => ChargeOutcome::Unknown(Unknown::NotSucceeded { status }),
+            Err(CallError::Refused(reply)) if reply.is_decline() => {
+                ChargeOutcome::Declined { message: reply.message }
+            }
+            Err(CallError::Refused(reply)) => ChargeOutcome::Refused(reply),
+            Err(CallError::NotSent(why)) => ChargeOutcome::NotSent(why),
+            Err(CallError::Unknown(why)) => ChargeOutcome::Unknown(why),
+        }
+    }
+
+    /// Looks among the customer's charges since `created_since` for one that succeeded and carries
+    /// `idempotency_key`: the way to learn what became of a charge once Stripe may have forgotten its key.
+    ///
+    /// `None` is proof that there is none, provided that `created_since` is not after the first attempt. The
+    /// whole lookup, however many pages it takes, keeps to the configured timeout.
+    pub async fn find_charge(
+        &self,
+        customer: &str,
+        idempotency_key: Uuid,
+        created_since: SystemTime,
+    ) -> Result<Option<String>, LookupError> {
+        let deadline = Instant::now() + self.timeout;
+        let key = idempotency_key.to_string();
+        let since = created_since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(CLOCK_MARGIN);
+        let mut last_seen: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let path = list_path(customer, since, last_seen.as_deref());
+            let page: ChargePage = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
+
+            for charge in &page.data {
+                if charge.metadata.get(KEY_METADATA).is_some_and(|found| *found == key) {
+                    match charge.status.as_str() {
+                        SUCCEEDED => return Ok(Some(charge.id.clone())),
+                        // A declined attempt; another one with the same key may have succeeded.
+                        "failed" => {}
+                        _ => return Err(LookupError::Undecidable("one has neither succeeded nor failed")),
+                    }
+                }
+            }
+            if !page.has_more {
+                return Ok(None);
+            }
+            let last = page.data.into_iter().next_back();
+            last_seen = Some(last.ok_or(LookupError::Undecidable("a page is empty, yet not the last"))?.id);
+        }
+        Err(LookupError::Undecidable("there are too many"))
+    }
+
+    /// Creates a customer who pays with the card behind `source_token`, and returns its id, `cus_…`.
+    pub async fn create_customer(
+        &self,
+        email: &str,
+        source_token: &str,
+        idempotency_key: Uuid,
+    ) -> Result<String, CallError> {
+        let form =
+            Serializer::new(String::new()).append_pair("email", email).append_pair("source", source_token).finish();
+        let reply = self.post("/v1/customers", &idempotency_key.to_string(), form).await?;
+        decode::<Customer>(&reply).map(|customer| customer.id)
+    }
+
+    async fn post(&self, path: &str, idempotency_key: &str, form: String) -> Result<Reply, CallError> {
+        let request = self
+            .request(Method::POST, path)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header("idempotency-key", idempotency_key);
+        let deadline = Instant::now() + self.timeout;
+        self.send(request, Full::from(form), deadline).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str, deadline: Instant) -> Result<T, CallError> {
+        decode(&self.send(self.request(Method::GET, path), Full::default(), deadline).await?)
+    }
+
+    fn request(&self, method: Method, path: &str) -> request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(AUTHORIZATION, self.authorization.clone())
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("rocket-rides-atomic/", env!("CARGO_PKG_VERSION")))
+            .header("stripe-version", API_VERSION)
+    }
+
+    /// Sends the request, and sorts the answer's status by what it proves.
+    async fn send(
+        &self,
+        request: request::Builder,
+        body: Full<Bytes>,
+        deadline: Instant,
+    ) -> Result<Reply, CallError> {
+        let request = request.body(body).map_err(|error| NotSent::Connect(error.into()))?;
+        let reply = self.transport.exchange(request, deadline, self.timeout).await?;
+        if reply.status == StatusCode::OK {
+            Ok(reply)
+        } else if reply.status.is_client_error() {
+            Err(CallError::Refused(ErrorReply::read(&reply)))
+        } else {
+            Err(Unknown::Failed(ErrorReply::read(&reply)).into())
+        }
+    }
+}
+
+impl ErrorReply {
+    /// Never fails: a proxy's HTML page is an error reply too, one that says nothing.
+    fn read(reply: &Reply) -> Self {
+        let Envelope { error } = serde_json::from_slice(&reply.body).unwrap_or_default();
+        Self {
+            status: reply.status,
+            kind: error.kind.unwrap_or_default(),
+            code: error.code.unwrap_or_default(),
+            message: error.message.unwrap_or_default(),
+            request_id: reply.request_id.clone(),
+        }
+    }
+
+    fn is_decline(&self) -> bool {
+        self.status == StatusCode::PAYMENT_REQUIRED && self.kind == "card_error"
+    }
+}
+
+/// The status of a charge that has taken the money.
+const SUCCEEDED: &str = "succeeded";
+
+#[derive(Deserialize)]
+struct Charge {
+    #[serde(deserialize_with = "filled")]
+    id: String,
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    metadata: HashMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct ChargePage {
+    data: Vec<Charge>,
+    has_more: bool,
+}
+
+#[derive(Deserialize)]
+struct Customer {
+    #[serde(deserialize_with = "filled")]
+    id: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Envelope {
+    error: EnvelopeError,
+}
+
+#[derive(Default, Deserialize)]
+struct EnvelopeError {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    code: Option<String>,
+    message: Option<String>,
+}
+
+/// Where a page of the customer's charges is, newest first.
+fn list_path(customer: &str, since: Duration, starting_after: Option<&str>) -> String {
+    let mut query = Serializer::new(String::new());
+    query.append_pair("customer", customer);
+    query.append_pair("limit", &PAGE.to_string());
+    query.append_pair("created[gte]", &since.as_secs().to_string());
+    if let Some(id) = starting_after {
+        query.append_pair("starting_after", id);
+    }
+    format!("/v1/charges?{}", query.finish())
+}
+
+fn decode<T: DeserializeOwned>(reply: &Reply) -> Result<T, CallError> {
+    serde_json::from_slice(&reply.body).map_err(|source| Unknown::Garbled { status: reply.status, source }.into())
+}
+
+/// A string that is not empty: an id that names nothing must not pass for one.
+fn filled<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Err(serde::de::Error::custom("an id is empty")) } else { Ok(text) }
+}
+
+/// Checks the base once, so that a typing error stops the process at boot and not the first ride.
+fn parse_base(base: &str) -> Result<String, ClientError> {
+    let uri: Uri = base.parse().map_err(|_| ClientError::Base)?;
+    let http = matches!(uri.scheme_str(), Some("http" | "https"));
+    let user = uri.authority().is_none_or(|authority| authority.as_str().contains('@'));
+    // The parser drops a fragment silently, hence the look at the text.
+    if !http || user || uri.query().is_some() || base.contains('#') {
+        return Err(ClientError::Base);
+    }
+    Ok(base.trim_end_matches('/').to_owned())
+}

@@ -1,0 +1,162 @@
+//! Stripe, as far as this service needs it: a client whose answers say what is *known* about the money, and a
+//! sandbox that stands in for the real thing.
+//!
+//! Whether a card was charged is never a matter of `Ok` and `Err`. A refused connection proves that nothing
+//! happened; a timeout proves nothing at all; a decline is final. Whoever calls must act differently on each,
+//! so [`Client::charge`] answers with a [`ChargeOutcome`], and its variants are those certainties.
+//!
+//! There is no retry in here on purpose. The caller owns the idempotency key, and only the caller can make a
+//! retry outlive this process. Nor is there a trait over client and sandbox: the sandbox speaks HTTP, so tests
+//! and demonstrations run the very client that production runs.
+
+mod client;
+pub mod sandbox;
+#[cfg(test)]
+mod testing;
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use uuid::Uuid;
+
+pub use client::{Client, ClientError};
+
+/// The metadata field of a charge that carries its idempotency key, by which [`Client::find_charge`] finds it
+/// after Stripe has forgotten the key itself.
+const KEY_METADATA: &str = "idempotency_key";
+
+/// One charge to be made, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChargeRequest {
+    /// In the currency's minor unit: cents for `usd`.
+    pub amount: u32,
+    /// Three-letter ISO code in lower case.
+    pub currency: String,
+    /// The Stripe customer whose default card pays, `cus_…`.
+    pub customer: String,
+    /// What the customer reads about it.
+    pub description: String,
+    /// The same for every attempt at this charge, and random: a derived key would repeat when a database is
+    /// created anew.
+    pub idempotency_key: Uuid,
+}
+
+/// What is known about the money after an attempt to charge a card.
+#[derive(Debug)]
+pub enum ChargeOutcome {
+    /// The card was charged, by this attempt or by an earlier one with the same idempotency key.
+    Charged {
+        /// Stripe's name for the charge, `ch_…`.
+        charge_id: String,
+    },
+    /// The card was declined. Final: Stripe has stored this answer under the idempotency key.
+    Declined {
+        /// The reason in words meant for the cardholder.
+        message: String,
+    },
+    /// Stripe has not seen the request. Safe to retry, with any key.
+    NotSent(NotSent),
+    /// The card may or may not have been charged. Retry with the same key only.
+    Unknown(Unknown),
+    /// Stripe turned the request down without charging. A retry makes sense once the cause is mended.
+    Refused(ErrorReply),
+}
+
+/// Proof that not a byte of a request reached Stripe.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSent {
+    /// Name resolution, TCP or the TLS handshake failed, or no request could be formed at all.
+    #[error("cannot connect to Stripe")]
+    Connect(#[source] BoxError),
+    /// The deadline passed while the connection was still being established.
+    #[error("no connection to Stripe within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+}
+
+/// Why it is open whether Stripe acted on a request.
+#[derive(Debug, thiserror::Error)]
+pub enum Unknown {
+    /// The deadline passed after the request may have been sent.
+    #[error("no answer from Stripe within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+    /// The connection broke before an answer began.
+    #[error("the connection to Stripe broke before an answer came")]
+    NoAnswer(#[source] BoxError),
+    /// The connection broke within the answer.
+    #[error("Stripe's answer (status {status}) broke off")]
+    Truncated {
+        /// The status that had arrived already.
+        status: StatusCode,
+        /// What ended the body.
+        source: BoxError,
+    },
+    /// The answer is longer than anything that was asked for.
+    #[error("Stripe's answer (status {status}) is longer than {limit} bytes")]
+    TooLong {
+        /// The status that had arrived already.
+        status: StatusCode,
+        /// The bound that it broke, in bytes.
+        limit: usize,
+    },
+    /// A success that is not JSON, or lacks what such an answer always has.
+    #[error("Stripe's answer (status {status}) makes no sense")]
+    Garbled {
+        /// The status of the answer.
+        status: StatusCode,
+        /// Where decoding stopped.
+        source: serde_json::Error,
+    },
+    /// A charge that exists, but has not succeeded.
+    #[error("Stripe answered with a charge that is {status:?}, not succeeded")]
+    NotSucceeded {
+        /// The charge's `status`, empty if it had none.
+        status: String,
+    },
+    /// Stripe failed (5xx), or something in between answered for it (a redirect, an odd 2xx).
+    #[error("Stripe did not say what became of the request")]
+    Failed(#[source] ErrorReply),
+}
+
+/// An answer that is not a success, in Stripe's error shape as far as it had that.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("status {status}, {kind}/{code}: {message} (request {request_id})")]
+pub struct ErrorReply {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// Stripe's `error.type`, such as `card_error`; empty if the answer was not Stripe's.
+    pub kind: String,
+    /// Stripe's `error.code`, such as `card_declined`; often empty.
+    pub code: String,
+    /// Stripe's `error.message`.
+    pub message: String,
+    /// The `Request-Id` header, by which Stripe's support finds the request.
+    pub request_id: String,
+}
+
+/// Why a call other than a charge brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Stripe has not seen the request.
+    #[error(transparent)]
+    NotSent(#[from] NotSent),
+    /// Stripe may have acted on the request.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// Stripe turned the request down.
+    #[error("Stripe refused the request")]
+    Refused(#[source] ErrorReply),
+}
+
+/// Why it could not be said whether a charge exists.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// A page could not be fetched; a later lookup may succeed.
+    #[error("cannot list the customer's charges")]
+    Transient(#[source] CallError),
+    /// The charges were listed, yet they do not decide it: a person must look.
+    #[error("the customer's charges do not decide it: {0}")]
+    Undecidable(&'static str),
+}
+
+/// An error of the layers below whose type is nobody's business here; it is only logged.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;

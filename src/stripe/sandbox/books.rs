@@ -1,0 +1,156 @@
+//! The ledger in memory: everything in the file, indexed so that each question costs what its answer is long.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::record::{Charge, Customer};
+
+/// What a request brought into being, which is all there is to its stored response.
+#[derive(Debug, Clone)]
+pub(super) enum Object {
+    /// By `POST /v1/customers`.
+    Customer(Arc<Customer>),
+    /// By `POST /v1/charges`, declined ones included.
+    Charge(Arc<Charge>),
+}
+
+impl Object {
+    pub(super) fn created_ms(&self) -> u64 {
+        match self {
+            Self::Customer(customer) => customer.created_ms,
+            Self::Charge(charge) => charge.created_ms,
+        }
+    }
+
+    pub(super) fn idempotency_key(&self) -> Option<&str> {
+        match self {
+            Self::Customer(customer) => customer.idempotency_key.as_deref(),
+            Self::Charge(charge) => charge.idempotency_key.as_deref(),
+        }
+    }
+}
+
+/// Which charges to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Page {
+    /// Only those of this customer.
+    pub(super) customer: Option<String>,
+    /// Only those made in this second of Unix time or later.
+    pub(super) created_since: u64,
+    /// Only those older than this one.
+    pub(super) starting_after: Option<String>,
+    /// At most so many.
+    pub(super) limit: usize,
+}
+
+/// The objects, without any notion of keys or files.
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    customers: HashMap<String, Arc<Customer>>,
+    /// Oldest first. The indexes below hold positions in it, and grow with it in the same order.
+    charges: Vec<Arc<Charge>>,
+    by_id: HashMap<String, usize>,
+    by_customer: HashMap<String, Vec<usize>>,
+}
+
+impl Books {
+    pub(super) fn add(&mut self, object: &Object) {
+        match object {
+            Object::Customer(customer) => {
+                self.customers.insert(customer.id.clone(), Arc::clone(customer));
+            }
+            Object::Charge(charge) => {
+                let position = self.charges.len();
+                self.charges.push(Arc::clone(charge));
+                self.by_id.insert(charge.id.clone(), position);
+                self.by_customer.entry(charge.terms.customer.clone()).or_default().push(position);
+            }
+        }
+    }
+
+    pub(super) fn customer(&self, id: &str) -> Option<&Arc<Customer>> {
+        self.customers.get(id)
+    }
+
+    pub(super) fn charge(&self, id: &str) -> Option<&Arc<Charge>> {
+        self.by_id.get(id).map(|&position| &self.charges[position])
+    }
+
+    pub(super) fn charges(&self) -> &[Arc<Charge>] {
+        &self.charges
+    }
+
+    /// The charges asked for, newest first, and whether there are more; `None` if `starting_after` is unknown.
+    pub(super) fn page(&self, page: &Page) -> Option<(Vec<Arc<Charge>>, bool)> {
+        let end = match &page.starting_after {
+            None => self.charges.len(),
+            Some(id) => *self.by_id.get(id)?,
+        };
+        let positions: Box<dyn Iterator<Item = usize>> = match &page.customer {
+            None => Box::new((0..end).rev()),
+            Some(customer) => {
+                let theirs = self.by_customer.get(customer).map_or(&[][..], Vec::as_slice);
+                let end = theirs.partition_point(|&position| position < end);
+                Box::new(theirs[..end].iter().rev().copied())
+            }
+        };
+        let mut newest_first = positions
+            .map(|position| &self.charges[position])
+            .take_while(|charge| charge.created_ms / 1000 >= page.created_since);
+        let listed = newest_first.by_ref().take(page.limit).cloned().collect();
+        Some((listed, newest_first.next().is_some()))
+    }
+}
+
+/// What is known of an idempotency key.
+#[derive(Debug)]
+pub(super) enum Key {
+    /// A request holds it and has not ended yet.
+    InUse,
+    /// A request with it ended and brought about this.
+    Stored(Object),
+}
+
+/// The idempotency keys, which age.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    known: HashMap<Arc<str>, Key>,
+    /// The stored ones, oldest first, with their objects' `created_ms`.
+    ages: VecDeque<(u64, Arc<str>)>,
+}
+
+impl Keys {
+    /// Forgets the keys stored at or before `until_ms`, and looks one up.
+    pub(super) fn look_up(&mut self, key: &str, until_ms: u64) -> Option<&Key> {
+        while let Some((stored_ms, old)) = self.ages.front()
+            && *stored_ms <= until_ms
+        {
+            self.known.remove(old);
+            self.ages.pop_front();
+        }
+        self.known.get(key)
+    }
+
+    pub(super) fn hold(&mut self, key: &str) {
+        self.known.insert(Arc::from(key), Key::InUse);
+    }
+
+    /// Gives up a held key as if it had never been used. A stored one stays.
+    pub(super) fn release(&mut self, key: &str) {
+        if let Some(Key::InUse) = self.known.get(key) {
+            self.known.remove(key);
+        }
+    }
+
+    pub(super) fn store(&mut self, key: &str, object: Object) {
+        let key: Arc<str> = Arc::from(key);
+        self.ages.push_back((object.created_ms(), Arc::clone(&key)));
+        self.known.insert(key, Key::Stored(object));
+    }
+
+    /// Forgets every stored key, however young; those in use stay in use.
+    pub(super) fn forget_stored(&mut self) {
+        self.known.retain(|_, key| matches!(key, Key::InUse));
+        self.ages.clear();
+    }
+}

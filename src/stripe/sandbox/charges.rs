@@ -1,0 +1,145 @@
+//! `POST /v1/charges`: where the money would move, and where everything that can go wrong does.
+//!
+//! A request passes three stages, and each fault belongs to one of them: before Stripe has looked at the
+//! request, in the execution, and on the way back. Only the execution touches the ledger, and it runs as a task
+//! of its own: like the real Stripe it finishes a charge whose client has hung up.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Response;
+use hyper::body::{Bytes, Frame};
+use serde_json::Value;
+
+use super::books::Object;
+use super::faults::{Draw, Fault};
+use super::ledger::Claimed;
+use super::params;
+use super::record::{ChargeStatus, ChargeTerms, Source};
+use super::reply::{ApiError, Reply};
+use super::{Sandbox, not_recorded, respond};
+use crate::http::{Body, HangUp};
+
+pub(super) async fn create(
+    sandbox: &Arc<Sandbox>,
+    key: Option<String>,
+    form: &[u8],
+) -> Result<Response<Body>, HangUp> {
+    let draw = sandbox.faults.draw();
+    let early = match draw.fault {
+        Fault::Reset => return Err(HangUp),
+        Fault::ServerError => Some(ApiError::ServerError),
+        Fault::RateLimited => Some(ApiError::RateLimited),
+        Fault::Conflict => Some(ApiError::KeyInUse),
+        Fault::BadRequest => Some(ApiError::invalid("amount")),
+        Fault::Unauthorized => Some(ApiError::Revoked),
+        Fault::Forbidden => Some(ApiError::Forbidden),
+        Fault::None
+        | Fault::Declined
+        | Fault::Hold
+        | Fault::ChargedThenServerError
+        | Fault::ReplyLost
+        | Fault::Truncated
+        | Fault::SlowReply
+        | Fault::NoId => None,
+    };
+    if let Some(error) = early {
+        return Ok(respond(error.into()));
+    }
+    let terms = match params::charge_terms(form) {
+        Ok(terms) => terms,
+        Err(error) => return Ok(respond(error.into())),
+    };
+
+    let execution = sandbox.executions.spawn(execute(Arc::clone(sandbox), key, terms, draw));
+    let reply = match execution.await {
+        Ok(reply) => reply.unwrap_or_else(Reply::from),
+        Err(error) => {
+            tracing::error!(%error, "the execution of a charge panicked");
+            ApiError::ServerError.into()
+        }
+    };
+
+    match draw.fault {
+        Fault::ChargedThenServerError => Ok(respond(ApiError::ServerError.into())),
+        Fault::ReplyLost => Err(HangUp),
+        Fault::Truncated => Ok(truncated(reply)),
+        Fault::SlowReply => {
+            sandbox.unless_stopped(tokio::time::sleep(draw.slow_reply_delay)).await;
+            Ok(respond(reply))
+        }
+        Fault::NoId => Ok(respond(without_id(reply))),
+        Fault::None
+        | Fault::Declined
+        | Fault::Hold
+        | Fault::Reset
+        | Fault::ServerError
+        | Fault::RateLimited
+        | Fault::Conflict
+        | Fault::BadRequest
+        | Fault::Unauthorized
+        | Fault::Forbidden => Ok(respond(reply)),
+    }
+}
+
+async fn execute(
+    sandbox: Arc<Sandbox>,
+    key: Option<String>,
+    terms: ChargeTerms,
+    draw: Draw,
+) -> Result<Reply, ApiError> {
+    // Validation comes before the key: its errors are not stored.
+    let customer = sandbox.ledger.customer(&terms.customer);
+    let customer = customer.ok_or_else(|| ApiError::no_such_parameter("customer", &terms.customer, "customer"))?;
+    let claim = match sandbox.ledger.claim(key) {
+        Claimed::New(claim) => claim,
+        Claimed::InUse => return Err(ApiError::KeyInUse),
+        Claimed::Stored(object) => {
+            return match &object {
+                Object::Charge(charge) if charge.terms == terms => Ok(Reply::replay(&object)),
+                Object::Charge(_) | Object::Customer(_) => Err(ApiError::KeyReused),
+            };
+        }
+    };
+    if !draw.latency.is_zero() {
+        sandbox.unless_stopped(tokio::time::sleep(draw.latency)).await;
+    }
+    if draw.fault == Fault::Hold {
+        sandbox.unless_stopped(sandbox.faults.hold()).await;
+    }
+    let status = match (customer.terms.source, draw.fault) {
+        (Source::ChargeCustomerFail, _) | (_, Fault::Declined) => ChargeStatus::Failed,
+        (Source::Visa, _) => ChargeStatus::Succeeded,
+    };
+    let charge = claim.charge(terms, status).map_err(not_recorded)?;
+    Ok(Reply::created_charge(&charge))
+}
+
+/// A success that does not say what was created.
+fn without_id(reply: Reply) -> Reply {
+    let body = match serde_json::from_slice(&reply.body) {
+        Ok(Value::Object(mut charge)) => {
+            charge.remove("id");
+            Value::Object(charge).to_string().into()
+        }
+        _ => reply.body,
+    };
+    Reply { body, ..reply }
+}
+
+/// A reply that promises a whole body and breaks the connection after half of it.
+fn truncated(reply: Reply) -> Response<Body> {
+    let whole = reply.body.len();
+    let half = reply.body.slice(..whole / 2);
+    let mut response = respond(reply);
+    response.headers_mut().insert(hyper::header::CONTENT_LENGTH, whole.into());
+    let frames =
+        stream::once(async { Ok::<Frame<Bytes>, io::Error>(Frame::data(half)) }).chain(stream::once(async {
+            // hyper sends what it has when a body makes it wait, but not when a body fails.
+            tokio::task::yield_now().await;
+            Err(io::Error::other("truncated on purpose"))
+        }));
+    response.map(|_| StreamBody::new(frames).boxed_unsync())
+}

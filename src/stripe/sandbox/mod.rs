@@ -1,0 +1,105 @@
+//! A stateful stand-in for Stripe, so that nobody needs an account to see money move, or not move.
+//!
+//! It keeps what matters of the real one: charges that stay charged, idempotency keys with Stripe's rules, lists
+//! by customer. It is a ledger first ([`Ledger`]): tests and `verify` compare what it recorded with what the
+//! service believes. And it misbehaves on request ([`Faults`]), in each way that leaves a client guessing.
+//!
+//! Idempotency as in Stripe's v1: keys of up to 255 characters; the first answer is stored, declines included,
+//! as soon as execution has begun, and replayed with `Idempotent-Replayed: true`; nothing is stored if
+//! validation failed or another request holds the key (409); the same key with other parameters is an error;
+//! keys are forgotten after a day, and a forgotten key is a new request.
+//!
+//! Tests may steer it over HTTP, without an API key: `GET` and `PUT /_sandbox/faults` (a JSON object as in the
+//! configuration; `PUT` replaces all of it), `POST /_sandbox/faults/next` (a JSON array of fault names for the
+//! next charge requests, one each), `GET /_sandbox/faults/held` (how many charges are held now),
+//! `PUT /_sandbox/faults/release` (lets them go on) and `PUT /_sandbox/forget` (forgets all idempotency keys now).
+//!
+//! Absent on purpose: everything about cards but whether they decline, refunds, webhooks, a limit on requests.
+
+mod books;
+mod charges;
+mod faults;
+mod journal;
+mod ledger;
+mod params;
+mod record;
+mod reply;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Response;
+use hyper::header::{ALLOW, HeaderValue};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::reply::{ApiError, Reply};
+use crate::http::{self, Body, Limits};
+
+pub use self::faults::{Fault, FaultControl, Faults};
+pub use self::journal::LedgerError;
+pub use self::ledger::Ledger;
+pub use self::record::{Charge, ChargeStatus, ChargeTerms, Metadata};
+
+/// More connections than the service ever opens to it, and long enough idle that the client closes first.
+const LIMITS: Limits = Limits { connections: 4096, head_timeout: Duration::from_secs(60) };
+
+/// Serves the sandbox until `stop`, then drains: requests in flight are answered, without the delays they were
+/// to suffer, and charges whose clients have hung up are completed.
+pub async fn serve(
+    listener: Arc<TcpListener>,
+    ledger: Arc<Ledger>,
+    faults: Arc<FaultControl>,
+    stop: CancellationToken,
+) {
+    let executions = TaskTracker::new();
+    let sandbox = Arc::new(Sandbox { ledger, faults, executions: executions.clone(), stop: stop.clone() });
+    http::serve(listener, LIMITS, stop, move |request, _peer| routes::handle(Arc::clone(&sandbox), request)).await;
+    executions.close();
+    executions.wait().await;
+}
+
+/// What every request handler needs.
+struct Sandbox {
+    ledger: Arc<Ledger>,
+    faults: Arc<FaultControl>,
+    /// Charges being executed, which outlive their requests.
+    executions: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Sandbox {
+    /// Waits for `delay`, but not while the sandbox wants to stop.
+    async fn unless_stopped(&self, delay: impl Future<Output = ()>) {
+        tokio::select! {
+            () = delay => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+/// The answer when the ledger could not be written: the log learns why, the client only that it failed.
+fn not_recorded(error: LedgerError) -> ApiError {
+    tracing::error!(error = &error as &dyn std::error::Error, "the Stripe sandbox cannot write its ledger");
+    ApiError::ServerError
+}
+
+/// The HTTP response of an answer.
+fn respond(reply: Reply) -> Response<Body> {
+    let mut response = http::json(reply.status, reply.body);
+    let headers = response.headers_mut();
+    if let Ok(request_id) = HeaderValue::try_from(ledger::new_id("req_", 14)) {
+        headers.insert("request-id", request_id);
+    }
+    if reply.replayed {
+        headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    if let Some(allowed) = reply.allowed {
+        headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    }
+    response
+}

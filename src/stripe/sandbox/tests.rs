@@ -1,0 +1,229 @@
+use std::time::Duration;
+
+use super::*;
+use crate::stripe::testing::{Rig, Scratch, charge_of, send};
+use crate::stripe::{ChargeOutcome, ChargeRequest};
+
+fn status(response: &str) -> &str {
+    response.split(' ').nth(1).unwrap_or_default()
+}
+
+fn body(response: &str) -> &str {
+    response.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default()
+}
+
+fn replayed(response: &str) -> bool {
+    response.contains("\r\nidempotent-replayed: true\r\n")
+}
+
+async fn charge_id(rig: &Rig, charge: &ChargeRequest) -> String {
+    match rig.client.charge(charge).await {
+        ChargeOutcome::Charged { charge_id } => charge_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_first_answer_is_replayed_byte_for_byte_and_marked() {
+    let rig = Rig::start().await;
+    let form = format!("amount=100&currency=usd&customer={}&metadata[a]=b", rig.customer().await);
+    for (key, expected) in [("good", "200"), ("bad", "402")] {
+        if key == "bad" {
+            rig.faults.script([Fault::Declined]);
+        }
+        let header = format!("Idempotency-Key: {key}\r\n");
+        let first = rig.send("POST /v1/charges", &header, &form).await;
+        let again = rig.send("POST /v1/charges", &header, &form).await;
+        assert_eq!((status(&first), status(&again)), (expected, expected));
+        assert_eq!(body(&first), body(&again));
+        assert_eq!((replayed(&first), replayed(&again)), (false, true));
+
+        let other = rig.send("POST /v1/charges", &header, &form.replace("100", "101")).await;
+        assert_eq!(status(&other), "400");
+        assert!(body(&other).contains(r#""type":"idempotency_error""#), "{other}");
+        let elsewhere = rig.send("POST /v1/customers", &header, "source=tok_visa").await;
+        assert!(body(&elsewhere).contains(r#""type":"idempotency_error""#), "{elsewhere}");
+    }
+    assert_eq!(rig.ledger.charges().len(), 2);
+}
+
+#[tokio::test]
+async fn nothing_is_stored_if_validation_fails() {
+    let rig = Rig::start().await;
+    let customer = rig.customer().await;
+    let key = "Idempotency-Key: a\r\n";
+    for form in [
+        String::new(),
+        format!("amount=0&currency=usd&customer={customer}"),
+        format!("amount=-1&currency=usd&customer={customer}"),
+        format!("amount=100000000&currency=usd&customer={customer}"),
+        format!("amount=100&currency=dollars&customer={customer}"),
+        format!("amount=100&currency=usd&customer={customer}&tip=1"),
+        "amount=100&currency=usd".to_owned(),
+        "amount=100&currency=usd&customer=cus_nobody".to_owned(),
+    ] {
+        assert_eq!(status(&rig.send("POST /v1/charges", key, &form).await), "400", "{form}");
+    }
+    let form = format!("amount=100&currency=USD&customer={customer}");
+    let valid = rig.send("POST /v1/charges", key, &form).await;
+    assert_eq!((status(&valid), replayed(&valid)), ("200", false));
+    let too_long = format!("Idempotency-Key: {}\r\n", "k".repeat(256));
+    assert_eq!(status(&rig.send("POST /v1/charges", &too_long, &form).await), "400");
+    let longest = format!("Idempotency-Key: {}\r\n", "k".repeat(255));
+    assert_eq!(status(&rig.send("POST /v1/charges", &longest, &form).await), "200");
+}
+
+#[tokio::test]
+async fn a_key_in_use_is_a_conflict_until_the_first_request_ends() {
+    let rig = Rig::start().await;
+    let charge = charge_of(&rig.customer().await);
+    rig.faults.script([Fault::Hold]);
+    let (first, ()) = tokio::join!(rig.client.charge(&charge), async {
+        rig.faults.wait_until_held(1).await;
+        match rig.client.charge(&charge).await {
+            ChargeOutcome::Refused(reply) => assert_eq!(reply.code, "idempotency_key_in_use"),
+            other => panic!("{other:?}"),
+        }
+        rig.faults.release();
+    });
+    let ChargeOutcome::Charged { charge_id: first } = first else { panic!("{first:?}") };
+    assert_eq!(charge_id(&rig, &charge).await, first);
+    assert_eq!(rig.ledger.charges().len(), 1);
+}
+
+#[tokio::test]
+async fn a_forgotten_key_is_a_new_request() {
+    let scratch = Scratch::new();
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+    let charge = charge_of(&rig.customer().await);
+    let first = charge_id(&rig, &charge).await;
+    assert_eq!(status(&rig.send("PUT /_sandbox/forget", "", "").await), "200");
+    rig.stop().await;
+
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+    let second = charge_id(&rig, &charge).await;
+    assert_ne!(first, second, "forgotten for good");
+    assert_eq!(charge_id(&rig, &charge).await, second);
+    rig.stop().await;
+
+    let rig = Rig::start_on(&scratch.ledger(), Duration::ZERO).await;
+    assert_ne!(charge_id(&rig, &charge).await, second, "too old");
+    assert_eq!(rig.ledger.charges().len(), 3);
+}
+
+#[tokio::test]
+async fn a_restart_forgets_nothing() {
+    let scratch = Scratch::new();
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+    let customer = rig.customer().await;
+    let (good, bad) = (charge_of(&customer), charge_of(&customer));
+    let good_id = charge_id(&rig, &good).await;
+    rig.faults.script([Fault::Declined]);
+    assert!(matches!(rig.client.charge(&bad).await, ChargeOutcome::Declined { .. }));
+    let before = rig.ledger.charges();
+    rig.stop().await;
+
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+    assert_eq!(rig.ledger.charges(), before);
+    assert_eq!(charge_id(&rig, &good).await, good_id);
+    assert!(matches!(rig.client.charge(&bad).await, ChargeOutcome::Declined { .. }));
+    assert_eq!(status(&rig.send(&format!("GET /v1/customers/{customer}"), "", "").await), "200");
+    assert_ne!(charge_id(&rig, &charge_of(&customer)).await, good_id);
+    assert_eq!(rig.ledger.charges().len(), 3);
+}
+
+#[tokio::test]
+async fn charges_are_listed_newest_first_and_by_page() {
+    let rig = Rig::start().await;
+    let (payer, other) = (rig.customer().await, rig.customer().await);
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(charge_id(&rig, &charge_of(&payer)).await);
+        charge_id(&rig, &charge_of(&other)).await;
+    }
+    let list = async |query: String| {
+        let response = rig.send(&format!("GET /v1/charges?{query}"), "", "").await;
+        let page: serde_json::Value = serde_json::from_str(body(&response)).expect("JSON");
+        let data = page["data"].as_array().cloned().unwrap_or_default();
+        let ids: Vec<_> = data.iter().map(|charge| charge["id"].as_str().unwrap_or_default().to_owned()).collect();
+        (ids, page["has_more"].as_bool())
+    };
+    let (newest, middle, oldest) = (ids[2].clone(), ids[1].clone(), ids[0].clone());
+    let first = list(format!("customer={payer}&limit=2")).await;
+    assert_eq!(first, (vec![newest.clone(), middle.clone()], Some(true)));
+    let second = list(format!("customer={payer}&limit=2&starting_after={middle}")).await;
+    assert_eq!(second, (vec![oldest], Some(false)));
+    assert_eq!(list("limit=100".to_owned()).await.0.len(), 6);
+    assert_eq!(list("created[gte]=99999999999".to_owned()).await, (vec![], Some(false)));
+    assert_eq!(list("customer=cus_nobody".to_owned()).await, (vec![], Some(false)));
+    for query in ["limit=0", "limit=101", "starting_after=ch_none", "created[gte]=x", "page=2"] {
+        assert_eq!(status(&rig.send(&format!("GET /v1/charges?{query}"), "", "").await), "400", "{query}");
+    }
+    let one = rig.send(&format!("GET /v1/charges/{newest}"), "", "").await;
+    assert!(body(&one).contains(&newest), "{one}");
+}
+
+#[tokio::test]
+async fn errors_have_stripes_shape() {
+    let rig = Rig::start().await;
+    for (line, expected) in [
+        ("GET /v1/charges/ch_none", "404"),
+        ("GET /v1/customers/cus_none", "404"),
+        ("GET /v1/refunds", "404"),
+        ("GET /", "404"),
+        ("DELETE /v1/charges", "405"),
+        ("GET /v1/customers", "405"),
+        ("DELETE /v1/customers/cus_none", "405"),
+        ("POST /_sandbox/faults", "405"),
+        ("GET /_sandbox/nothing", "404"),
+    ] {
+        let response = rig.send(line, "", "").await;
+        assert_eq!(status(&response), expected, "{line}");
+        assert_eq!(response.contains("\r\nallow: "), expected == "405", "{line}");
+        assert!(body(&response).contains(r#""type":"invalid_request_error""#), "{line}: {response}");
+    }
+    for headers in ["", "Authorization: Bearer \r\n", "Authorization: Digest x\r\n"] {
+        assert_eq!(status(&send(rig.address, "GET /v1/charges", headers, "").await), "401", "{headers}");
+    }
+}
+
+#[tokio::test]
+async fn faults_are_steered_over_http() {
+    let rig = Rig::start().await;
+    let charge = charge_of(&rig.customer().await);
+    let put = rig.send("PUT /_sandbox/faults", "", r#"{"seed": 1, "rate_limited": 1, "latency": "1ms"}"#).await;
+    assert_eq!(status(&put), "200");
+    let faults: Faults =
+        serde_json::from_str(body(&rig.send("GET /_sandbox/faults", "", "").await)).expect("faults");
+    assert_eq!(faults.rate_limited, 1.0);
+    assert_eq!(faults.latency, Duration::from_millis(1));
+    assert!(matches!(rig.client.charge(&charge).await, ChargeOutcome::Refused(_)));
+
+    let next = rig.send("POST /_sandbox/faults/next", "", r#"["reply_lost", "none"]"#).await;
+    assert_eq!(status(&next), "200");
+    assert!(matches!(rig.client.charge(&charge).await, ChargeOutcome::Unknown(_)));
+    charge_id(&rig, &charge).await;
+    assert!(matches!(rig.client.charge(&charge).await, ChargeOutcome::Refused(_)), "the script has ended");
+
+    for (line, bad) in [
+        ("PUT /_sandbox/faults", r#"{"reset": 2}"#),
+        ("PUT /_sandbox/faults", r#"{"unheard_of": 1}"#),
+        ("POST /_sandbox/faults/next", r#"["unheard_of"]"#),
+    ] {
+        assert_eq!(status(&rig.send(line, "", bad).await), "400", "{bad}");
+    }
+    assert_eq!(rig.faults.faults().rate_limited, 1.0, "still in force");
+}
+
+#[tokio::test]
+async fn stopping_answers_the_charges_in_flight() {
+    let rig = Rig::start().await;
+    let charge = charge_of(&rig.customer().await);
+    rig.faults.script([Fault::Hold]);
+    let (outcome, ()) = tokio::join!(rig.client.charge(&charge), async {
+        rig.faults.wait_until_held(1).await;
+        rig.begin_to_stop();
+    });
+    assert!(matches!(outcome, ChargeOutcome::Charged { .. }), "{outcome:?}");
+    rig.stop().await;
+}

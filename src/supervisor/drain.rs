@@ -1,0 +1,75 @@
+//! The order in which everything ends. One deadline covers all of it.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{RoleTask, RunError, Supervisor};
+use crate::config::Role;
+
+/// Who ends together, and in which order: first who makes work, then who takes it, then who works by themselves,
+/// and last what all of them need. The pool goes with its last user, before Postgres.
+const ORDER: [&[Role]; 5] = [
+    &[Role::Simulator],
+    &[Role::Api],
+    &[Role::Completer, Role::Enqueuer, Role::Reaper],
+    &[Role::StripeSandbox],
+    &[Role::Postgres],
+];
+
+pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
+    let began = Instant::now();
+    let deadline = began + supervisor.shutdown.deadline;
+    supervisor.leaving.cancel();
+    if !supervisor.shutdown.notice.is_zero() {
+        tracing::info!(notice = ?supervisor.shutdown.notice, "not ready any more; the listener closes after the notice");
+        tokio::time::sleep_until((began + supervisor.shutdown.notice).min(deadline)).await;
+    }
+    let mut late = Vec::new();
+    for stage in ORDER {
+        let (stage, rest) = supervisor.tasks.drain(..).partition(|task: &RoleTask| stage.contains(&task.role));
+        supervisor.tasks = rest;
+        late.extend(end(stage, deadline).await);
+        if stage_holds_pool_last(&supervisor.tasks) {
+            supervisor.database.pool.take();
+        }
+    }
+    if late.is_empty() {
+        tracing::info!(ms = began.elapsed().as_millis() as u64, "everything has ended");
+        Ok(())
+    } else {
+        Err(RunError::DeadlinePassed { deadline: supervisor.shutdown.deadline, late })
+    }
+}
+
+/// Whether nobody is left who uses the pool.
+fn stage_holds_pool_last(tasks: &[RoleTask]) -> bool {
+    tasks.iter().all(|task| matches!(task.role, Role::Postgres | Role::StripeSandbox))
+}
+
+/// Tells these roles to stop and waits for them. Returns those that were late, which are then cut off.
+async fn end(tasks: Vec<RoleTask>, deadline: Instant) -> Vec<Role> {
+    for task in &tasks {
+        task.stop.cancel();
+    }
+    let mut late = Vec::new();
+    for RoleTask { role, mut task, .. } in tasks {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A role that has work under way says so early, not only when time is up.
+        if tokio::time::timeout(SLOW.min(left), &mut task).await.is_ok() {
+            tracing::debug!(role = role.name(), "ended");
+            continue;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        tracing::info!(role = role.name(), left_ms = left.as_millis() as u64, "still at work; waiting for it");
+        if timeout_at(deadline, &mut task).await.is_err() {
+            tracing::error!(role = role.name(), "did not end in time; cut off");
+            task.abort();
+            late.push(role);
+        }
+    }
+    late
+}
+
+/// A role that takes longer than this to end is named in the log.
+const SLOW: Duration = Duration::from_millis(500);

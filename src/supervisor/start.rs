@@ -1,0 +1,273 @@
+//! From a config to running roles: ports, database, schema, Stripe, then everybody, in that order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Addresses, Supervisor, never_fails};
+use crate::api::{self, Api};
+use crate::config::{Config, Role};
+use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
+use crate::database::schema::{self, SchemaError};
+use crate::database::{Database, DatabaseError, tls};
+use crate::rides::Rides;
+use crate::roles::completer::Completer;
+use crate::roles::enqueuer::Enqueuer;
+use crate::roles::periodic::poll;
+use crate::roles::reaper::Reaper;
+use crate::roles::{postgres, simulator};
+use crate::stripe::sandbox::{self, FaultControl, Ledger};
+use crate::stripe::{self, ClientError};
+use crate::telemetry::chain;
+use crate::users::{self, SeedError};
+
+/// Where Stripe is when nothing else is said.
+const STRIPE: &str = "https://api.stripe.com";
+/// Seeding asks Stripe, which may be in another process that is only just starting.
+const SEED_TRIES: u32 = 5;
+const SEED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the process did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port cannot be had.
+    #[error("{key}: cannot listen on {address}")]
+    Listen {
+        /// The config key.
+        key: &'static str,
+        /// What it says.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The private Postgres did not start.
+    #[error("cannot start the private Postgres")]
+    Embedded(#[from] EmbeddedError),
+    /// `database.url` makes no sense.
+    #[error("database.url")]
+    Url(#[from] tls::UrlError),
+    /// The database does not answer.
+    #[error("the database is unavailable")]
+    Database(#[from] DatabaseError),
+    /// The database is not one for us.
+    #[error("cannot use this database")]
+    Schema(#[source] SchemaError),
+    /// The sandbox cannot open its books.
+    #[error("stripe_sandbox.ledger")]
+    Ledger(#[from] sandbox::LedgerError),
+    /// The settings for Stripe make no sense.
+    #[error("cannot talk to Stripe")]
+    Stripe(#[from] ClientError),
+    /// The demonstration's users could not be made.
+    #[error("demo.enabled: cannot seed the users")]
+    Seed(#[from] SeedError),
+}
+
+/// The database as the roles reach it.
+#[derive(Debug)]
+pub(super) struct DatabaseAccess {
+    pub(super) config: tokio_postgres::Config,
+    /// Taken when the last role that uses it has ended.
+    pub(super) pool: Option<Database>,
+}
+
+/// Opens the database that the config names: the private one, started first if need be, or yours.
+pub(crate) async fn open_database(
+    config: &Config,
+) -> Result<(Option<EmbeddedPostgres>, tokio_postgres::Config, Database), StartError> {
+    let (embedded, postgres, tls) = match &config.database.url {
+        Some(url) => {
+            let (postgres, tls) = tls::parse(url.expose_secret())?;
+            (None, postgres, tls)
+        }
+        None => {
+            let embedded = EmbeddedPostgres::start(&config.database.data_dir).await?;
+            let postgres = embedded.config();
+            (Some(embedded), postgres, tls::none())
+        }
+    };
+    let pool = &config.database;
+    let database = Database::connect(postgres.clone(), tls, pool.pool_size, pool.pool_timeout).await?;
+    Ok((embedded, postgres, database))
+}
+
+pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
+    // Ports first: they fail fast, and nothing has been started that would have to be ended.
+    let api_listener = listen(&config, Role::Api, "api.listen", config.api.listen).await?;
+    let sandbox_listener =
+        listen(&config, Role::StripeSandbox, "stripe_sandbox.listen", config.stripe_sandbox.listen).await?;
+    let addresses = Addresses {
+        api: api_listener.as_ref().map(|(_, address)| *address),
+        stripe_sandbox: sandbox_listener.as_ref().map(|(_, address)| *address),
+    };
+
+    let (embedded, postgres, database) = open_database(&config).await?;
+    if let Some(embedded) = &embedded {
+        tracing::info!(look_inside = embedded.psql_command(), "private Postgres is up");
+    }
+    let mut supervisor = Supervisor::new(&config, addresses, postgres, database.clone());
+    if let Some(embedded) = embedded {
+        supervisor.spawn_postgres(embedded, &config);
+    }
+    schema::ensure(&database).await.map_err(|error| match error {
+        SchemaError::Database(error) if error.is_transient() => StartError::Database(error),
+        error => StartError::Schema(error),
+    })?;
+    if let Some((listener, _)) = sandbox_listener {
+        supervisor.spawn_sandbox(listener, &config)?;
+    }
+    let stripe = stripe_client(&config, addresses)?;
+    if config.demo.enabled {
+        seed(&database, &stripe).await?;
+    }
+    supervisor.spawn_workers(&config, &database, stripe, api_listener.map(|(listener, _)| listener));
+    supervisor.spawn_simulator(&config);
+    supervisor.announce(&config);
+    Ok(supervisor)
+}
+
+async fn listen(
+    config: &Config,
+    role: Role,
+    key: &'static str,
+    address: SocketAddr,
+) -> Result<Option<(Arc<TcpListener>, SocketAddr)>, StartError> {
+    if !config.runs(role) {
+        return Ok(None);
+    }
+    let listen_error = |source| StartError::Listen { key, address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+    let bound = listener.local_addr().map_err(listen_error)?;
+    Ok(Some((Arc::new(listener), bound)))
+}
+
+fn stripe_client(config: &Config, addresses: Addresses) -> Result<stripe::Client, ClientError> {
+    let api_base = match (&config.stripe.api_base, addresses.stripe_sandbox) {
+        (Some(api_base), _) => api_base.clone(),
+        (None, Some(sandbox)) => format!("http://{sandbox}"),
+        (None, None) => STRIPE.to_owned(),
+    };
+    stripe::Client::new(&api_base, &config.stripe.api_key, config.stripe.timeout)
+}
+
+async fn seed(database: &Database, stripe: &stripe::Client) -> Result<(), SeedError> {
+    let mut tries = 1;
+    loop {
+        match users::seed(database, stripe).await {
+            Err(error) if tries < SEED_TRIES => {
+                tracing::warn!(error = chain(&error), "cannot seed the users yet; trying again");
+                tries += 1;
+                tokio::time::sleep(SEED_PAUSE).await;
+            }
+            seeded => return seeded,
+        }
+    }
+}
+
+impl Supervisor {
+    fn new(config: &Config, addresses: Addresses, postgres: tokio_postgres::Config, database: Database) -> Self {
+        let (giving_up, gave_up) = mpsc::unbounded_channel();
+        Self {
+            tasks: Vec::new(),
+            gave_up,
+            giving_up,
+            leaving: CancellationToken::new(),
+            abandoned: CancellationToken::new(),
+            addresses,
+            database: DatabaseAccess { config: postgres, pool: Some(database) },
+            shutdown: config.shutdown.clone(),
+        }
+    }
+
+    fn spawn_postgres(&mut self, embedded: EmbeddedPostgres, config: &Config) {
+        let running = Arc::new(Mutex::new(Some(embedded)));
+        let data_dir = config.database.data_dir.clone();
+        self.spawn(Role::Postgres, move |stop| {
+            let run = postgres::run(Arc::clone(&running), data_dir.clone(), stop);
+            async move { Ok(run.await?) }
+        });
+    }
+
+    fn spawn_sandbox(&mut self, listener: Arc<TcpListener>, config: &Config) -> Result<(), StartError> {
+        let sandbox = &config.stripe_sandbox;
+        let ledger = Arc::new(Ledger::open(&sandbox.ledger, sandbox.key_retention)?);
+        let faults = Arc::new(FaultControl::new(sandbox.faults.clone()));
+        self.spawn(Role::StripeSandbox, move |stop| {
+            never_fails(sandbox::serve(Arc::clone(&listener), Arc::clone(&ledger), Arc::clone(&faults), stop))
+        });
+        Ok(())
+    }
+
+    fn spawn_workers(
+        &mut self,
+        config: &Config,
+        database: &Database,
+        stripe: stripe::Client,
+        api_listener: Option<Arc<TcpListener>>,
+    ) {
+        let staged = Arc::new(Notify::new());
+        let rides = Rides::new(database.clone(), stripe, config.stripe.key_retention, Arc::clone(&staged));
+        let lock_timeout = config.idempotency.lock_timeout;
+        if let Some(listener) = api_listener {
+            let api = Arc::new(Api {
+                database: database.clone(),
+                rides: rides.clone(),
+                config: config.api.clone(),
+                lock_timeout,
+                grace: config.completer.grace,
+                demo: config.demo.enabled,
+                leaving: self.leaving.clone(),
+                under_way: TaskTracker::new(),
+            });
+            self.spawn(Role::Api, move |stop| never_fails(api::run(Arc::clone(&api), Arc::clone(&listener), stop)));
+        }
+        if config.runs(Role::Completer) {
+            let (database, config) = (database.clone(), config.completer.clone());
+            self.spawn(Role::Completer, move |stop| {
+                let (database, rides, config) = (database.clone(), rides.clone(), config.clone());
+                never_fails(poll(Completer { database, rides, config, lock_timeout }, stop))
+            });
+        }
+        if config.runs(Role::Enqueuer) {
+            let (database, config) = (database.clone(), config.enqueuer.clone());
+            self.spawn(Role::Enqueuer, move |stop| {
+                let (database, config, staged) = (database.clone(), config.clone(), Arc::clone(&staged));
+                never_fails(poll(Enqueuer { database, config, staged }, stop))
+            });
+        }
+        if config.runs(Role::Reaper) {
+            let (database, config) = (database.clone(), config.reaper.clone());
+            self.spawn(Role::Reaper, move |stop| {
+                let (database, config) = (database.clone(), config.clone());
+                never_fails(poll(Reaper { database, config, lock_timeout }, stop))
+            });
+        }
+    }
+
+    fn spawn_simulator(&mut self, config: &Config) {
+        let own_api = self.addresses.api.map(|address| format!("http://{address}"));
+        let target = config.simulator.api_base.clone().or(own_api);
+        if let Some(target) = target.filter(|_| config.runs(Role::Simulator)) {
+            let config = config.simulator.clone();
+            self.spawn(Role::Simulator, move |stop| {
+                never_fails(simulator::run(config.clone(), target.clone(), stop))
+            });
+        }
+    }
+
+    /// The roster, and what to do next.
+    fn announce(&self, config: &Config) {
+        let (on, off): (Vec<_>, Vec<_>) = Role::ALL.into_iter().partition(|role| config.runs(*role));
+        tracing::info!(on = super::names(&on), off = super::names(&off), "roles");
+        if let Some(api) = self.addresses.api {
+            tracing::info!(api = %format!("http://{api}"), "ready: POST /rides, GET /readyz");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Who may book rides, and the two users that a demonstration starts with.
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::database::{Database, DatabaseError};
+use crate::stripe;
+
+/// Somebody who books rides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The row.
+    pub id: i64,
+    /// Whom Stripe charges.
+    pub stripe_customer_id: String,
+}
+
+impl User {
+    fn from_row(row: &Row) -> Self {
+        Self { id: row.get("id"), stripe_customer_id: row.get("stripe_customer_id") }
+    }
+}
+
+/// The user with this e-mail address, compared byte for byte.
+pub async fn find_by_email(database: &Database, email: &str) -> Result<Option<User>, DatabaseError> {
+    const SQL: &str = "SELECT id, stripe_customer_id FROM users WHERE email = $1";
+    Ok(database.query_opt(SQL, &[&email]).await?.as_ref().map(User::from_row))
+}
+
+/// The user with this id.
+pub async fn find(database: &Database, id: i64) -> Result<Option<User>, DatabaseError> {
+    const SQL: &str = "SELECT id, stripe_customer_id FROM users WHERE id = $1";
+    Ok(database.query_opt(SQL, &[&id]).await?.as_ref().map(User::from_row))
+}
+
+/// The demonstration's users: e-mail address, and the test card that their Stripe customer pays with.
+pub const DEMO_USERS: [(&str, &str); 2] = [
+    ("user@example.com", "tok_visa"),
+    // A card that can be saved, and is declined whenever it is charged.
+    ("user-bad-source@example.com", "tok_chargeCustomerFail"),
+];
+
+/// Why a demonstration's user could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// Stripe did not make the customer.
+    #[error("Stripe made no customer for a demonstration's user")]
+    Stripe(#[source] stripe::CallError),
+    /// The database did not keep the user.
+    #[error("cannot store a demonstration's user")]
+    Database(#[from] DatabaseError),
+}
+
+/// Makes the demonstration's users, each with a Stripe customer of its own, unless they exist.
+///
+/// The idempotency keys come from this database's own UUID, so that two processes that seed at once get the same
+/// customers.
+pub async fn seed(database: &Database, stripe: &stripe::Client) -> Result<(), SeedError> {
+    const INSERT: &str =
+        "INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING id";
+    for (email, source) in DEMO_USERS {
+        if find_by_email(database, email).await?.is_some() {
+            continue;
+        }
+        let key = Uuid::new_v5(&installation(database).await?, email.as_bytes());
+        let customer = stripe.create_customer(email, source, key).await.map_err(SeedError::Stripe)?;
+        database.query(INSERT, &[&email, &customer]).await?;
+    }
+    Ok(())
+}
+
+async fn installation(database: &Database) -> Result<Uuid, DatabaseError> {
+    let row = database.query_opt("SELECT installation FROM rocket_rides_schema WHERE singleton", &[]).await?;
+    Ok(row.map_or_else(Uuid::new_v4, |row| row.get("installation")))
+}

@@ -1,0 +1,141 @@
+//! The engine by itself: what the database guarantees, statement by statement.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
+use rocket_rides_atomic::idempotency::settle::{finish, park, release};
+use rocket_rides_atomic::idempotency::{Job, Lease, Request, Response};
+use serde_json::json;
+
+use crate::support::client::new_key;
+use crate::support::world::{World, pool};
+
+const LOCK: Duration = Duration::from_secs(60);
+
+fn request(key: &str) -> Request {
+    Request {
+        user_id: 1,
+        key: key.parse().unwrap(),
+        method: "POST".into(),
+        path: "/rides".into(),
+        params: json!({"a": 1}),
+        origin_ip: IpAddr::from([127, 0, 0, 1]),
+    }
+}
+
+async fn lease(database: &Database, request: &Request, lock_timeout: Duration) -> Lease {
+    match acquire(database, request, lock_timeout, LOCK).await.unwrap() {
+        Acquired::Lease(lease) => lease,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn written(world: &World) -> String {
+    world.execute("SELECT pg_stat_clear_snapshot()").await;
+    world.get("SELECT json_agg(k ORDER BY id)::text || (SELECT count(*) FROM staged_jobs) FROM idempotency_keys k").await
+}
+
+#[tokio::test]
+async fn a_stale_lease_writes_nothing() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let request = request(&new_key());
+    let stale = lease(&database, &request, LOCK).await;
+    let fresh = lease(&database, &request, Duration::ZERO).await;
+    assert_ne!(stale.token, fresh.token);
+    let before = written(&world).await;
+    let response = Response { code: 201, body: "{}".into() };
+    let job = Job { name: "job", args: json!({}) };
+    assert!(!finish(&database, &stale, "started", &response, Some(&job)).await.unwrap());
+    release(&database, &stale, "stale").await.unwrap();
+    park(&database, &stale, "stale").await.unwrap();
+    assert_eq!(written(&world).await, before);
+    assert!(finish(&database, &fresh, "started", &response, Some(&job)).await.unwrap());
+    assert!(!finish(&database, &fresh, "started", &response, Some(&job)).await.unwrap(), "twice");
+    assert_eq!(world.count("staged_jobs").await, 1);
+}
+
+#[tokio::test]
+async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let lease = lease(&database, &request(&new_key()), LOCK).await;
+    let response = Response { code: 201, body: "{}".into() };
+    assert!(!finish(&database, &lease, "charge_created", &response, None).await.unwrap());
+    assert!(finish(&database, &lease, "started", &response, None).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_replay_writes_nothing() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let request = request(&new_key());
+    let held = lease(&database, &request, LOCK).await;
+    let response = Response { code: 201, body: r#"{"b": 1,  "a":2}"#.into() };
+    finish(&database, &held, "started", &response, None).await.unwrap();
+    let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
+    let before: String = world.get(row).await;
+    for _ in 0..3 {
+        let Acquired::Finished { response: again, .. } = acquire(&database, &request, LOCK, LOCK).await.unwrap() else {
+            panic!("finished")
+        };
+        assert_eq!(again, response, "byte for byte");
+    }
+    assert_eq!(world.get::<String>(row).await, before);
+}
+
+#[tokio::test]
+async fn what_a_key_says_to_each_request() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let request = request(&new_key());
+    let other = Request { params: json!({"a": 2}), ..request.clone() };
+    let held = lease(&database, &request, LOCK).await;
+    let say = async |request: &Request| acquire(&database, request, LOCK, LOCK).await.unwrap();
+    assert!(matches!(say(&request).await, Acquired::InProgress { key_id: Some(id) } if id == held.key_id));
+    assert!(matches!(say(&other).await, Acquired::Mismatch { .. }));
+    park(&database, &held, "for a test").await.unwrap();
+    assert!(matches!(say(&request).await, Acquired::Parked { .. }));
+    assert!(matches!(say(&other).await, Acquired::Mismatch { .. }));
+}
+
+#[tokio::test]
+async fn of_many_at_once_one_gets_the_lease() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    for lock_timeout in [LOCK, Duration::ZERO] {
+        let request = request(&new_key());
+        if lock_timeout.is_zero() {
+            let held = lease(&database, &request, LOCK).await;
+            release(&database, &held, "again").await.unwrap();
+        }
+        let mut racers = tokio::task::JoinSet::new();
+        for _ in 0..32 {
+            let (database, request) = (database.clone(), request.clone());
+            racers.spawn(async move { acquire(&database, &request, LOCK, LOCK).await.unwrap() });
+        }
+        let leases = racers.join_all().await.into_iter().filter(|won| matches!(won, Acquired::Lease(_))).count();
+        assert_eq!(leases, 1);
+    }
+}
+
+#[tokio::test]
+async fn constraints_back_the_invariants() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    lease(&database, &request(&new_key()), LOCK).await;
+    for (change, constraint) in [
+        ("recovery_point = 'finished'", "finished_is_answered"),
+        ("response_code = 201", "answered_as_a_whole"),
+        ("lease_token = NULL", "leased_as_a_whole"),
+        ("recovery_point = 'ride_created'", "charge_was_intended"),
+        ("parked_at = now()", "parked_"),
+        ("recovery_point = 'nonsense'", "recovery_point"),
+    ] {
+        let error = world.database.execute(&format!("UPDATE idempotency_keys SET {change}"), &[]).await.unwrap_err();
+        let violated = error.as_db_error().unwrap().constraint().unwrap_or_default();
+        assert!(violated.contains(constraint), "{change}: {violated}");
+    }
+}

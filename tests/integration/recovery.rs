@@ -1,0 +1,176 @@
+//! Going on from wherever a request stopped, whatever became of the charge.
+
+use std::time::Duration;
+
+use crate::support::client::{Post, new_key};
+use crate::support::eventually;
+use crate::support::world::World;
+
+/// Leaves a request as a process does that dies at this recovery point: under a lease that nobody works on, and
+/// from `ride_created` on with a charge that nobody has heard of.
+async fn stopped_at(world: &World, key: &str, recovery_point: &str) {
+    const ORPHANED: &str = "lease_token = gen_random_uuid(), locked_at = now() - interval '1 hour'";
+    if recovery_point == "started" {
+        assert_eq!(world.post(Post::default().key(key).raising()).await.status, 500);
+        world.execute("DELETE FROM rides").await;
+        world.execute("DELETE FROM audit_records").await;
+        let rewind = "recovery_point = 'started', foreign_call_intended_at = NULL";
+        world.execute(&format!("UPDATE idempotency_keys SET {rewind}, {ORPHANED}")).await;
+        return;
+    }
+    world.script(&["hold"]).await;
+    let (api, post) = (world.api.clone(), Post::default().key(key));
+    let client = tokio::spawn(async move { api.try_post(post).await });
+    world.until_held().await;
+    world.execute(&format!("UPDATE idempotency_keys SET {ORPHANED}")).await;
+    world.release_held().await;
+    // The attempt that lost its lease finds its fence shut.
+    let answer = client.await.unwrap().unwrap();
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 0);
+    if recovery_point == "charge_created" {
+        let charge = world.charges().await[0]["id"].as_str().unwrap().to_owned();
+        world.execute(&format!("UPDATE rides SET stripe_charge_id = '{charge}'")).await;
+        world.execute("UPDATE idempotency_keys SET recovery_point = 'charge_created'").await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_resumes_from_every_recovery_point() {
+    for point in ["started", "ride_created", "charge_created"] {
+        let world = World::start().await;
+        let key = new_key();
+        stopped_at(&world, &key, point).await;
+        let answer = world.post(Post::default().key(&key)).await;
+        assert_eq!((answer.status, answer.is_replay()), (201, false), "{point}: {answer:?}");
+        assert_eq!(world.count("idempotency_keys WHERE attempts = 2 AND lease_token IS NULL").await, 1);
+        world.assert_one_of_each().await;
+    }
+}
+
+#[tokio::test]
+async fn the_completer_resumes_from_every_recovery_point() {
+    for point in ["started", "ride_created", "charge_created"] {
+        let world = World::start().await;
+        stopped_at(&world, &new_key(), point).await;
+        world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
+        let _completer = world
+            .neighbour(|config| {
+                config.roles.api = false;
+                config.roles.completer = true;
+            })
+            .await;
+        world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+        world.assert_one_of_each().await;
+    }
+}
+
+/// Faults after which the money's fate is decided by the retry.
+#[tokio::test]
+async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
+    let world = World::with(|config| config.stripe.timeout = Duration::from_millis(300)).await;
+    for (fault, charged) in [
+        ("reset", false),
+        ("server_error", false),
+        ("rate_limited", false),
+        ("conflict", false),
+        ("bad_request", false),
+        ("unauthorized", false),
+        ("forbidden", false),
+        ("charged_then_server_error", true),
+        ("reply_lost", true),
+        ("truncated", true),
+        ("slow_reply", true),
+        ("no_id", true),
+    ] {
+        let key = new_key();
+        let before = world.charges().await.len();
+        world.script(&[fault]).await;
+        let failed = world.post(Post::default().key(&key)).await;
+        assert_eq!((failed.status, failed.header("retry-after")), (503, Some("5")), "{fault}: {failed:?}");
+        let released = "idempotency_keys WHERE response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
+        assert_eq!(world.count(released).await, 1, "{fault}");
+        if charged {
+            assert_eq!(world.charges().await.len(), before + 1, "{fault}");
+        }
+        // `conflict` is also what a charge in flight says; wait until the sandbox has given its key back.
+        eventually(fault, async || {
+            let answer = world.post(Post::default().key(&key)).await;
+            assert!(answer.status == 201 || answer.status == 503, "{fault}: {answer:?}");
+            (answer.status == 201).then_some(())
+        })
+        .await;
+        assert_eq!(world.charges().await.len(), before + 1, "{fault}: one charge");
+    }
+}
+
+#[tokio::test]
+async fn a_stripe_that_cannot_be_reached_is_retryable() {
+    let world = World::start().await;
+    let key = new_key();
+    let unreachable = world.neighbour(|config| config.stripe.api_base = Some("http://127.0.0.1:9".into())).await;
+    let failed = unreachable.post(Post::default().key(&key)).await;
+    assert_eq!(failed.status, 503, "{failed:?}");
+    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
+    world.assert_one_of_each().await;
+}
+
+#[tokio::test]
+async fn a_decline_by_the_bank_is_final() {
+    let world = World::start().await;
+    world.script(&["declined"]).await;
+    let key = new_key();
+    assert_eq!(world.post(Post::default().key(&key)).await.status, 402);
+    assert!(world.post(Post::default().key(&key)).await.is_replay());
+    assert_eq!(world.charges().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_charge_that_stripe_forgot_is_looked_up_and_adopted() {
+    let world = World::with(|config| config.stripe.key_retention = Duration::ZERO).await;
+    let key = new_key();
+    world.script(&["reply_lost"]).await;
+    assert_eq!(world.post(Post::default().key(&key)).await.status, 503);
+    world.forget().await;
+    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
+    world.assert_one_of_each().await;
+}
+
+#[tokio::test]
+async fn a_charge_that_was_never_made_is_looked_up_and_made() {
+    let world = World::with(|config| config.stripe.key_retention = Duration::ZERO).await;
+    let key = new_key();
+    world.script(&["reset"]).await;
+    assert_eq!(world.post(Post::default().key(&key)).await.status, 503);
+    world.forget().await;
+    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
+    world.assert_one_of_each().await;
+}
+
+#[tokio::test]
+async fn the_first_intent_is_kept() {
+    let world = World::start().await;
+    let key = new_key();
+    world.post(Post::default().key(&key).raising()).await;
+    world.execute("UPDATE idempotency_keys SET foreign_call_intended_at = now() - interval '2 days'").await;
+    world.script(&["reset"]).await;
+    world.post(Post::default().key(&key)).await;
+    assert_eq!(
+        world.count("idempotency_keys WHERE foreign_call_intended_at < now() - interval '47 hours'").await,
+        1
+    );
+}
+
+#[tokio::test]
+async fn every_request_has_a_stripe_key_of_its_own() {
+    let world = World::start().await;
+    for _ in 0..3 {
+        assert_eq!(world.post(Post::default()).await.status, 201);
+    }
+    let keys = world.query("SELECT foreign_call_key::text FROM idempotency_keys", &[]).await;
+    let keys: Vec<String> = keys.iter().map(|row| row.get(0)).collect();
+    for charge in world.charges().await {
+        let used = charge["metadata"]["idempotency_key"].as_str().unwrap();
+        assert!(keys.iter().any(|key| key == used));
+    }
+}

@@ -1,0 +1,65 @@
+//! Databases that are ours, somebody else's, or of another time.
+
+use rocket_rides_atomic::supervisor::{StartError, Supervisor};
+
+use crate::support::world::{TempDir, World, config};
+use crate::support::{cluster, client::Post};
+
+async fn start_on(database: &tokio_postgres::Config) -> Result<Supervisor, StartError> {
+    let dir = TempDir::new();
+    Supervisor::start(config(database, dir.path())).await
+}
+
+#[tokio::test]
+async fn a_foreign_database_is_refused_and_left_as_it_is() {
+    let database = cluster::database().await;
+    let client = cluster::connect(&database).await;
+    client.batch_execute("CREATE TABLE orders (id INT)").await.unwrap();
+    let error = start_on(&database).await.expect_err("not ours");
+    let StartError::Schema(error) = error else { panic!("{error:?}") };
+    assert!(error.to_string().contains("\"orders\""), "{error}");
+    let tables = client.query_one("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", &[]).await.unwrap();
+    assert_eq!(tables.get::<_, i64>(0), 1);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let mut world = World::start().await;
+    world.stop().await.unwrap();
+    world.execute("UPDATE rocket_rides_schema SET version = 999").await;
+    let error = start_on(&world.database_config).await.expect_err("newer");
+    assert!(matches!(&error, StartError::Schema(error) if error.to_string().contains("999")), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_named() {
+    let mut database = cluster::database().await;
+    database.dbname("no_such_database");
+    let error = start_on(&database).await.expect_err("no database");
+    let StartError::Database(error) = error else { panic!("{error:?}") };
+    assert!(rocket_rides_atomic::telemetry::chain(&error).contains("no_such_database"), "{error:?}");
+}
+
+#[tokio::test]
+async fn processes_that_start_at_once_agree() {
+    let database = cluster::database().await;
+    let (one, two, three) = tokio::join!(start_on(&database), start_on(&database), start_on(&database));
+    // Each has a sandbox of its own, so the users' customers are known to one of them only; the schema and the
+    // users are there once.
+    for started in [one, two, three] {
+        started.unwrap();
+    }
+    let users = cluster::connect(&database).await.query_one("SELECT count(*) FROM users", &[]).await.unwrap();
+    assert_eq!(users.get::<_, i64>(0), 2);
+}
+
+#[tokio::test]
+async fn a_restart_finds_everything_there() {
+    let world = World::start().await;
+    let key = crate::support::client::new_key();
+    let first = world.post(Post::default().key(&key)).await;
+    let world = world.restarted(|_| {}).await;
+    let again = world.post(Post::default().key(&key)).await;
+    assert_eq!((again.status, again.body, true), (201, first.body, again.headers.contains_key("idempotent-replayed")));
+    assert_eq!(world.post(Post::default()).await.status, 201);
+}

@@ -1,0 +1,41 @@
+//! The simulator: real traffic, and everything in the end as it should be.
+
+use std::time::Duration;
+
+use crate::support::world::World;
+
+#[tokio::test]
+async fn its_rides_end_well_whatever_it_does() {
+    let mut world = World::with(|config| {
+        config.roles.simulator = true;
+        config.roles.completer = true;
+        config.roles.enqueuer = true;
+        config.completer.grace = Duration::from_millis(500);
+        config.completer.retry_after = Duration::from_millis(100);
+        config.stripe.timeout = Duration::from_millis(500);
+        config.simulator.rate = 100.0;
+        config.simulator.raise_error = 0.2;
+        config.simulator.declined = 0.2;
+        config.simulator.duplicate = 0.2;
+        config.simulator.hang_up = 0.2;
+        config.simulator.replay = 0.2;
+        config.stripe_sandbox.faults.reply_lost = 0.1;
+        config.stripe_sandbox.faults.server_error = 0.1;
+        config.stripe_sandbox.faults.truncated = 0.1;
+        config.completer.max_attempts = 100;
+    })
+    .await;
+    for code in [201, 402] {
+        world.until_count(&format!("(SELECT FROM idempotency_keys WHERE response_code = {code} LIMIT 20) k"), 20).await;
+    }
+    world.until_count("(SELECT FROM idempotency_keys WHERE response_code = 201 AND completer_attempts > 0 LIMIT 5) k", 5).await;
+    world.stop().await.unwrap();
+
+    let world = world.restarted_after_stop(|config| config.roles.simulator = false).await;
+    world.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
+    world.until_count("staged_jobs", 0).await;
+    let paid = world.count("idempotency_keys WHERE response_code = 201").await;
+    assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, paid);
+    assert_eq!(world.count("jobs").await, paid);
+    assert_eq!(i64::try_from(world.charges().await.len()).unwrap(), paid);
+}

@@ -1,0 +1,78 @@
+//! One private Postgres for the whole test run, made by the code under test; each test gets a database in it.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rocket_rides_atomic::database::embedded::{EmbeddedError, EmbeddedPostgres};
+use tokio_postgres::{Client, Config, NoTls};
+use uuid::Uuid;
+
+static CLUSTER: LazyLock<Config> = LazyLock::new(|| {
+    let (started, config) = mpsc::channel();
+    // The server ends with this process, and its keeper must not end with the first test's runtime.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let postgres = start().await;
+            started.send(postgres.config()).expect("somebody waits");
+            std::future::pending::<()>().await;
+        });
+    });
+    config.recv().expect("Postgres starts")
+});
+
+/// Kept between runs, because a warm start is fast; a second run at the same time takes the next directory.
+async fn start() -> EmbeddedPostgres {
+    for n in 0.. {
+        let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{n}"));
+        match EmbeddedPostgres::start(&data_dir).await {
+            Ok(postgres) => {
+                drop_left_overs(&postgres.config()).await;
+                return postgres;
+            }
+            Err(EmbeddedError::InUse { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    unreachable!("some directory is free")
+}
+
+async fn drop_left_overs(config: &Config) {
+    let client = connect(config).await;
+    for row in client.query("SELECT datname FROM pg_database WHERE datname LIKE 'test_%'", &[]).await.expect("list") {
+        let name: String = row.get(0);
+        client.batch_execute(&format!("DROP DATABASE {name}")).await.expect("drop");
+    }
+}
+
+/// An empty database of one's own.
+pub async fn database() -> Config {
+    let config = tokio::task::spawn_blocking(|| CLUSTER.clone()).await.expect("no panic");
+    let name = format!("test_{}", Uuid::new_v4().simple());
+    connect(&config).await.batch_execute(&format!("CREATE DATABASE {name} STRATEGY FILE_COPY")).await.expect("create");
+    let mut own = config;
+    own.dbname(&name);
+    own
+}
+
+/// As a connection string.
+pub fn url(config: &Config) -> String {
+    use tokio_postgres::config::Host;
+    let host = match &config.get_hosts()[0] {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.display().to_string(),
+    };
+    let (user, dbname) = (config.get_user().expect("a user"), config.get_dbname().expect("a database"));
+    format!("host='{host}' port={} user={user} dbname={dbname}", config.get_ports()[0])
+}
+
+/// A connection beside the pool's.
+pub async fn connect(config: &Config) -> Client {
+    let mut config = config.clone();
+    config.connect_timeout(Duration::from_secs(5));
+    let (client, connection) = config.connect(NoTls).await.expect("connect");
+    tokio::spawn(connection);
+    client
+}

@@ -1,0 +1,28 @@
+//! What every test stands on: a database of its own, a whole supervisor on free ports, and a client.
+
+pub mod client;
+pub mod cluster;
+pub mod process;
+pub mod world;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// A condition that does not come true within this time never will.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` gives something, looking again and again.
+pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let began = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "still waiting after {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,255 @@
+//! A whole supervisor in this process, with everything that it talks to.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use hyper::Method;
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::supervisor::{RunError, Supervisor};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::client::{Answer, Http, Post};
+use super::{cluster, eventually};
+
+/// Logs of all tests, when `RUST_LOG` asks for them.
+static LOGS: LazyLock<()> = LazyLock::new(|| {
+    if let Ok(filter) = std::env::var("RUST_LOG") {
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    }
+});
+
+pub struct World {
+    pub api: Http,
+    pub sandbox: Http,
+    pub api_address: SocketAddr,
+    pub sandbox_address: SocketAddr,
+    pub database: Client,
+    pub database_config: tokio_postgres::Config,
+    pub config: Config,
+    stop: CancellationToken,
+    ran: Option<JoinHandle<Result<(), RunError>>>,
+    dir: TempDir,
+}
+
+/// A directory that goes with its test.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new() -> Self {
+        let dir = std::env::temp_dir().join(format!("rocket-rides-{}", Uuid::new_v4().simple()));
+        std::fs::create_dir_all(&dir).expect("create");
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// API and sandbox on free ports over the given database; other roles off, delays short.
+pub fn config(database: &tokio_postgres::Config, dir: &Path) -> Config {
+    let mut config = Config::default();
+    config.roles.completer = false;
+    config.roles.enqueuer = false;
+    config.roles.reaper = false;
+    config.roles.stripe_sandbox = true;
+    config.database.url = Some(SecretString::from(cluster::url(database)));
+    config.database.pool_size = 8;
+    config.api.listen = "127.0.0.1:0".parse().expect("an address");
+    config.stripe.api_key = SecretString::from("sk_test_world");
+    config.stripe.timeout = Duration::from_secs(5);
+    config.stripe_sandbox.listen = "127.0.0.1:0".parse().expect("an address");
+    config.stripe_sandbox.ledger = dir.join("ledger.jsonl");
+    config.idempotency.lock_timeout = Duration::from_secs(30);
+    config.completer.poll_interval = Duration::from_millis(20);
+    config.enqueuer.poll_interval = Duration::from_millis(20);
+    config.reaper.poll_interval = Duration::from_millis(20);
+    config.demo.enabled = true;
+    config
+}
+
+/// A pool beside the supervisor's.
+pub async fn pool(database: &tokio_postgres::Config) -> Database {
+    Database::connect(database.clone(), tls::none(), 8, Duration::from_secs(5)).await.expect("connect")
+}
+
+/// Finished keys of this age, as many rides leave them.
+pub async fn insert_keys(world: &World, count: i64, age: &str) {
+    let sql = format!(
+        "INSERT INTO idempotency_keys (created_at, last_run_at, idempotency_key, user_id, request_method,
+             request_path, request_params, origin_ip, recovery_point, next_attempt_at, response_code, response_body)
+         SELECT now() - interval '{age}', now() - interval '{age}', gen_random_uuid(), 1, 'POST', '/rides', '{{}}',
+                '127.0.0.1', 'finished', now() - interval '{age}', 201, '{{}}'
+         FROM generate_series(1, {count})"
+    );
+    assert_eq!(world.execute(&sql).await, count.unsigned_abs());
+}
+
+impl World {
+    /// API and sandbox.
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// As [`World::start`], with changes to the config.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        LazyLock::force(&LOGS);
+        let dir = TempDir::new();
+        let database = cluster::database().await;
+        let mut config = config(&database, dir.path());
+        change(&mut config);
+        Self::boot(config, database, dir).await
+    }
+
+    async fn boot(config: Config, database_config: tokio_postgres::Config, dir: TempDir) -> Self {
+        let supervisor = Supervisor::start(config.clone()).await.expect("start");
+        let addresses = supervisor.addresses();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
+        let (api, sandbox) = (addresses.api.unwrap_or(nowhere), addresses.stripe_sandbox.unwrap_or(nowhere));
+        let stop = CancellationToken::new();
+        let ran = tokio::spawn(supervisor.run(stop.clone().cancelled_owned()));
+        Self {
+            api: Http::new(api),
+            sandbox: Http::new(sandbox),
+            api_address: api,
+            sandbox_address: sandbox,
+            database: cluster::connect(&database_config).await,
+            database_config,
+            config,
+            stop,
+            ran: Some(ran),
+            dir,
+        }
+    }
+
+    /// A second process's worth of roles over the same database and sandbox.
+    pub async fn neighbour(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = self.config.clone();
+        config.roles.stripe_sandbox = false;
+        config.stripe.api_base = Some(format!("http://{}", self.sandbox_address));
+        change(&mut config);
+        Self::boot(config, self.database_config.clone(), TempDir::new()).await
+    }
+
+    /// Stops and starts again with the same database and the same ledger.
+    pub async fn restarted(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        self.stop().await.expect("a clean stop");
+        self.restarted_after_stop(change).await
+    }
+
+    /// Starts again with the same database and the same ledger.
+    pub async fn restarted_after_stop(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = self.config.clone();
+        change(&mut config);
+        let dir = std::mem::replace(&mut self.dir, TempDir::new());
+        Self::boot(config, self.database_config.clone(), dir).await
+    }
+
+    pub async fn post(&self, post: Post) -> Answer {
+        self.api.post(post).await
+    }
+
+    /// Asks for the drain and waits for its end.
+    pub async fn stop(&mut self) -> Result<(), RunError> {
+        self.begin_stop();
+        self.ran.take().expect("stopped once").await.expect("no panic")
+    }
+
+    pub fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ran.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    pub async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        self.database.query(sql, params).await.expect(sql)
+    }
+
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.query(&format!("SELECT count(*) FROM {sql}"), &[]).await[0].get(0)
+    }
+
+    /// One value that is there.
+    pub async fn get<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> T {
+        self.query(sql, &[]).await[0].get(0)
+    }
+
+    pub async fn execute(&self, sql: &str) -> u64 {
+        self.database.execute(sql, &[]).await.expect(sql)
+    }
+
+    /// Waits until so many rows are there.
+    pub async fn until_count(&self, sql: &str, count: i64) {
+        eventually(&format!("{count} of {sql}"), async || (self.count(sql).await == count).then_some(())).await;
+    }
+
+    /// The sandbox's faults for the next charges, in order.
+    pub async fn script(&self, faults: &[&str]) {
+        let answer = self.sandbox.call(Method::POST, "/_sandbox/faults/next", &json!(faults).to_string()).await;
+        assert_eq!(answer.status / 100, 2, "{answer:?}");
+    }
+
+    /// Waits until a charge is held in the sandbox: it has been sent, and nobody knows what will become of it.
+    pub async fn until_held(&self) {
+        eventually("a held charge", async || {
+            let held = self.sandbox.call(Method::GET, "/_sandbox/faults/held", "").await.json();
+            (held.as_u64() == Some(1)).then_some(())
+        })
+        .await;
+    }
+
+    /// Lets held charges go on.
+    pub async fn release_held(&self) {
+        let answer = self.sandbox.call(Method::PUT, "/_sandbox/faults/release", "").await;
+        assert_eq!(answer.status / 100, 2, "{answer:?}");
+    }
+
+    /// Makes the sandbox forget its idempotency keys, as Stripe does after a day.
+    pub async fn forget(&self) {
+        let answer = self.sandbox.call(Method::PUT, "/_sandbox/forget", "").await;
+        assert_eq!(answer.status / 100, 2, "{answer:?}");
+    }
+
+    /// All charges that succeeded, from the sandbox's own ledger.
+    pub async fn charges(&self) -> Vec<Value> {
+        let mut charges = Vec::new();
+        loop {
+            let after = charges.last().map_or_else(String::new, |charge: &Value| {
+                format!("&starting_after={}", charge["id"].as_str().expect("an id"))
+            });
+            let page = self.sandbox.call(Method::GET, &format!("/v1/charges?limit=100{after}"), "").await.json();
+            charges.extend(page["data"].as_array().expect("charges").iter().cloned());
+            if page["has_more"] != true {
+                charges.retain(|charge| charge["status"] == "succeeded");
+                return charges;
+            }
+        }
+    }
+
+    /// One ride, one charge, one receipt: what exactly once looks like from outside.
+    pub async fn assert_one_of_each(&self) {
+        assert_eq!(self.count("rides WHERE stripe_charge_id IS NOT NULL").await, 1, "rides");
+        assert_eq!(self.count("rides").await, 1, "rides without a charge");
+        assert_eq!(self.charges().await.len(), 1, "charges");
+        assert_eq!(self.count("staged_jobs").await + self.count("jobs").await, 1, "receipts");
+        assert_eq!(self.count("audit_records").await, 1, "audit records");
+        let charge: String = self.get("SELECT stripe_charge_id FROM rides").await;
+        assert_eq!(self.charges().await[0]["id"], charge.as_str());
+    }}
