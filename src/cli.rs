@@ -152,7 +152,10 @@ async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
         Keys::Retry { ids } => {
             let retried = parked::retry(&database, &ids).await?;
             for id in ids {
-                print(&format!("{id}  {}", if retried.contains(&id) { "will be tried again" } else { "is not parked" }));
+                print(&format!(
+                    "{id}  {}",
+                    if retried.contains(&id) { "will be tried again" } else { "is not parked" }
+                ));
             }
         }
     }

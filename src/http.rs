@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
@@ -47,15 +47,43 @@ const HEAD_LINES: usize = 64;
 /// Pause after a failed `accept`, so that a process out of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `handler` on `listener` until `stop`, then drains: no new connection or request is taken, requests in
-/// flight are answered, and the call returns when the last connection has closed.
-///
-/// The listener is shared because a restarted role must find its port still bound.
-pub async fn serve<H, F>(listener: Arc<TcpListener>, limits: Limits, stop: CancellationToken, handler: H)
+/// A bound port. It stays bound while a role that serves it is restarted, and closes when the role drains, so that
+/// clients are refused at once and do not wait in the backlog of a process that is leaving.
+#[derive(Debug)]
+pub struct Listener {
+    address: SocketAddr,
+    socket: Mutex<Option<Arc<TcpListener>>>,
+}
+
+impl Listener {
+    /// Binds; port 0 takes a free one.
+    pub async fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        let socket = TcpListener::bind(address).await?;
+        Ok(Self { address: socket.local_addr()?, socket: Mutex::new(Some(Arc::new(socket))) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn socket(&self) -> Option<Arc<TcpListener>> {
+        self.socket.lock().expect("no panic while locked").clone()
+    }
+
+    fn close(&self) {
+        self.socket.lock().expect("no panic while locked").take();
+    }
+}
+
+/// Serves `handler` on `listener` until `stop`, then drains: the port closes, requests in flight are answered, and
+/// the call returns when the last connection has closed.
+pub async fn serve<H, F>(listener: &Listener, limits: Limits, stop: CancellationToken, handler: H)
 where
     H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<Body>, HangUp>> + Send + 'static,
 {
+    let Some(socket) = listener.socket() else { return };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let connections = TaskTracker::new();
     loop {
@@ -65,7 +93,7 @@ where
         };
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
+            accepted = socket.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -100,6 +128,8 @@ where
             }
         });
     }
+    listener.close();
+    drop(socket);
     connections.close();
     connections.wait().await;
 }

@@ -11,7 +11,8 @@ use crate::config::{Log, LogFormat};
 /// Installs the process's subscriber. Logs go to standard error: standard output is for what a command was
 /// asked to print.
 pub fn init(config: &Log) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(&config.filter)?;
+    // tokio-postgres logs the parameters of statements, e-mail addresses among them.
+    let filter = EnvFilter::try_new(&config.filter)?.add_directive("tokio_postgres::query=off".parse()?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let pretty = match config.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

@@ -123,7 +123,9 @@ impl ApiError {
             Self::Path(path) => format!("There is nothing at {path}. Book a ride with POST /rides."),
             Self::Method { allow } => format!("This path takes {allow} only."),
             Self::HeaderTwice(name) => format!("The header {} was sent more than once.", title(name)),
-            Self::HeaderNotText(name) => format!("The header {} may only hold visible ASCII characters.", title(name)),
+            Self::HeaderNotText(name) => {
+                format!("The header {} may only hold visible ASCII characters.", title(name))
+            }
             Self::Unauthenticated(Unauthenticated::Missing) => {
                 "Say who you are: the header Authorization must hold your e-mail address.".to_owned()
             }
@@ -149,7 +151,8 @@ impl ApiError {
                     .to_owned()
             }
             Self::Parked | Self::Ride(RideError::LookUp(LookupError::Undecidable(_)) | RideError::Corrupt(_)) => {
-                "This request waits for one of us to look at it. Nothing is lost, and nothing is done twice.".to_owned()
+                "This request waits for one of us to look at it. Nothing is lost, and nothing is done twice."
+                    .to_owned()
             }
             Self::Ride(RideError::Raised) => {
                 "This request failed because you asked for it. Repeat it with the same Idempotency-Key and without \
@@ -159,7 +162,9 @@ impl ApiError {
             Self::Leaving => "This server is shutting down.".to_owned(),
             Self::Database(error) | Self::Ride(RideError::Database(error)) if !error.is_transient() => internal(),
             Self::Internal => internal(),
-            Self::Database(_) | Self::DatabaseSlow => "The database is not available. Repeat the request.".to_owned(),
+            Self::Database(_) | Self::DatabaseSlow => {
+                "The database is not available. Repeat the request.".to_owned()
+            }
             Self::Ride(_) => {
                 "The ride could not be finished yet. Repeat the request with the same Idempotency-Key; the card is \
                  charged once at most."

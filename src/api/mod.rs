@@ -15,13 +15,12 @@ use std::time::{Duration, Instant};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::database::{Database, schema};
-use crate::http::{self, Body, HangUp, Limits};
+use crate::http::{self, Body, HangUp, Limits, Listener};
 use crate::rides::Rides;
 use error::ApiError;
 
@@ -71,14 +70,14 @@ struct Trail {
 }
 
 /// Answers requests until `stop`, then finishes those under way.
-pub async fn run(api: Arc<Api>, listener: Arc<TcpListener>, stop: CancellationToken) {
+pub async fn run(api: Arc<Api>, listener: Arc<Listener>, stop: CancellationToken) {
     let limits = Limits { connections: api.config.connections, head_timeout: api.config.head_timeout };
     let under_way = api.under_way.clone();
     let handler = move |request, peer| {
         let api = Arc::clone(&api);
         async move { Ok::<_, HangUp>(handle(api, request, peer).await.into_response()) }
     };
-    http::serve(listener, limits, stop, handler).await;
+    http::serve(&listener, limits, stop, handler).await;
     under_way.close();
     under_way.wait().await;
     // A role that is restarted takes requests again.

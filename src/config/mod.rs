@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn roles_follow_the_flags() {
-        let flags = Flags { only: vec![Role::Reaper, Role::Completer], without: vec![Role::Completer], set: vec![] };
+        let flags =
+            Flags { only: vec![Role::Reaper, Role::Completer], without: vec![Role::Completer], set: vec![] };
         let config = load(BASE, &[], &flags).expect("valid");
         assert_eq!(config.enabled_roles(), [Role::Reaper]);
     }

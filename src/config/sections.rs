@@ -377,7 +377,15 @@ pub struct Simulator {
 
 impl Default for Simulator {
     fn default() -> Self {
-        Self { api_base: None, rate: 5.0, raise_error: 0.1, declined: 0.1, duplicate: 0.1, hang_up: 0.1, replay: 0.1 }
+        Self {
+            api_base: None,
+            rate: 5.0,
+            raise_error: 0.1,
+            declined: 0.1,
+            duplicate: 0.1,
+            hang_up: 0.1,
+            replay: 0.1,
+        }
     }
 }
 

@@ -105,7 +105,8 @@ impl Config {
                 self.api.listen
             )
         })?;
-        for (key, base) in [("stripe.api_base", &self.stripe.api_base), ("simulator.api_base", &self.simulator.api_base)]
+        for (key, base) in
+            [("stripe.api_base", &self.stripe.api_base), ("simulator.api_base", &self.simulator.api_base)]
         {
             let Some(base) = base else { continue };
             let usable = base.parse::<Uri>().is_ok_and(|uri| {

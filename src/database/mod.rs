@@ -28,8 +28,11 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
-/// still empty that reading all of it is best, and then keep that plan, prepared, while the table grows.
-const SESSION: &str = "SET enable_seqscan = off; SET application_name = 'rocket-rides-atomic'";
+/// still empty that reading all of it, or all of an index for a merge or hash join, is best, and then keep that
+/// plan, prepared, while the table grows. Nested loops over index look-ups are right at every size.
+const SESSION: &str = "
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+    SET plan_cache_mode = force_generic_plan; SET application_name = 'rocket-rides-atomic'";
 
 /// Why a statement did not give an answer.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +56,7 @@ impl DatabaseError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Busy | Self::Connect(_) | Self::Lost(_) => true,
-            Self::Refused(error) => error.code().is_some_and(|code| is_transient(code)),
+            Self::Refused(error) => error.code().is_some_and(is_transient),
         }
     }
 }
@@ -61,7 +64,9 @@ impl DatabaseError {
 /// tokio-postgres says only "db error" by itself. The message names constraints and types, never a parameter's
 /// value; the detail might, and stays out.
 fn refusal(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()))
+    error
+        .as_db_error()
+        .map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()))
 }
 
 /// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica).
@@ -177,7 +182,7 @@ impl Connection {
 }
 
 fn is_io(error: &tokio_postgres::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
 }
 
 /// Opens connections for the pool: bb8-postgres connects, we add the session's settings and a place for

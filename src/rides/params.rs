@@ -120,9 +120,10 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused() {
-        for text in
-            ["", " ", "NaN", "inf", "Infinity", "5.", "1e", "1e+", ".", "+", "0b11", "0x1A", "1_0", "1,5", "1\0", "--1"]
-        {
+        for text in [
+            "", " ", "NaN", "inf", "Infinity", "5.", "1e", "1e+", ".", "+", "0b11", "0x1A", "1_0", "1,5", "1\0",
+            "--1",
+        ] {
             assert!(parse_coordinate(text, 180.0).is_err(), "{text:?}");
         }
         assert_eq!(parse_coordinate("90.0000001", 90.0), Err("must be from -90 to 90".to_owned()));

@@ -66,7 +66,11 @@ async fn complete(database: Database, rides: Rides, claimed: Claimed) {
         Ok(Some(booking)) => booking,
         Ok(None) => return,
         Err(error) => {
-            tracing::warn!(key_id, error = chain(&error), "a claimed request could not be read; trying again later");
+            tracing::warn!(
+                key_id,
+                error = chain(&error),
+                "a claimed request could not be read; trying again later"
+            );
             return;
         }
     };
@@ -75,7 +79,14 @@ async fn complete(database: Database, rides: Rides, claimed: Claimed) {
     match driven.result {
         Ok(response) => tracing::info!(key_id, attempt, from, status = response.code, "completed a request"),
         Err(error) => {
-            tracing::warn!(key_id, attempt, from, reached, error = chain(&error), "could not complete a request yet");
+            tracing::warn!(
+                key_id,
+                attempt,
+                from,
+                reached,
+                error = chain(&error),
+                "could not complete a request yet"
+            );
         }
     }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::sandbox::{self, FaultControl, Faults, Ledger};
 use super::{ChargeRequest, Client};
+use crate::http::Listener;
 
 /// Long enough that it never passes in a test that does not wait for it.
 pub(super) const PATIENT: Duration = Duration::from_secs(30);
@@ -59,8 +60,8 @@ impl Rig {
     }
 
     pub(super) async fn start_on(ledger: &Path, key_retention: Duration) -> Self {
-        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
-        let address = listener.local_addr().expect("a bound socket");
+        let listener = Arc::new(free_port().await);
+        let address = listener.address();
         let ledger = Arc::new(Ledger::open(ledger, key_retention).expect("a ledger"));
         let faults = Arc::new(FaultControl::new(Faults::default()));
         let stop = CancellationToken::new();
@@ -107,6 +108,10 @@ pub(super) async fn send(address: SocketAddr, line: &str, headers: &str, body: &
     let mut response = String::new();
     stream.read_to_string(&mut response).await.expect("a whole response");
     response
+}
+
+pub(super) async fn free_port() -> Listener {
+    Listener::bind(([127, 0, 0, 1], 0).into()).await.expect("a free port")
 }
 
 pub(super) fn client(base: &str, timeout: Duration) -> Client {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,6 +15,7 @@ use crate::config::{Config, Role};
 use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
 use crate::database::schema::{self, SchemaError};
 use crate::database::{Database, DatabaseError, tls};
+use crate::http::Listener;
 use crate::rides::Rides;
 use crate::roles::completer::Completer;
 use crate::roles::enqueuer::Enqueuer;
@@ -104,8 +104,8 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     let sandbox_listener =
         listen(&config, Role::StripeSandbox, "stripe_sandbox.listen", config.stripe_sandbox.listen).await?;
     let addresses = Addresses {
-        api: api_listener.as_ref().map(|(_, address)| *address),
-        stripe_sandbox: sandbox_listener.as_ref().map(|(_, address)| *address),
+        api: api_listener.as_ref().map(|listener| listener.address()),
+        stripe_sandbox: sandbox_listener.as_ref().map(|listener| listener.address()),
     };
 
     let (embedded, postgres, database) = open_database(&config).await?;
@@ -120,14 +120,14 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
         SchemaError::Database(error) if error.is_transient() => StartError::Database(error),
         error => StartError::Schema(error),
     })?;
-    if let Some((listener, _)) = sandbox_listener {
+    if let Some(listener) = sandbox_listener {
         supervisor.spawn_sandbox(listener, &config)?;
     }
     let stripe = stripe_client(&config, addresses)?;
     if config.demo.enabled {
         seed(&database, &stripe).await?;
     }
-    supervisor.spawn_workers(&config, &database, stripe, api_listener.map(|(listener, _)| listener));
+    supervisor.spawn_workers(&config, &database, stripe, api_listener);
     supervisor.spawn_simulator(&config);
     supervisor.announce(&config);
     Ok(supervisor)
@@ -138,14 +138,12 @@ async fn listen(
     role: Role,
     key: &'static str,
     address: SocketAddr,
-) -> Result<Option<(Arc<TcpListener>, SocketAddr)>, StartError> {
+) -> Result<Option<Arc<Listener>>, StartError> {
     if !config.runs(role) {
         return Ok(None);
     }
-    let listen_error = |source| StartError::Listen { key, address, source };
-    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-    let bound = listener.local_addr().map_err(listen_error)?;
-    Ok(Some((Arc::new(listener), bound)))
+    let listener = Listener::bind(address).await;
+    Ok(Some(Arc::new(listener.map_err(|source| StartError::Listen { key, address, source })?)))
 }
 
 fn stripe_client(config: &Config, addresses: Addresses) -> Result<stripe::Client, ClientError> {
@@ -195,7 +193,7 @@ impl Supervisor {
         });
     }
 
-    fn spawn_sandbox(&mut self, listener: Arc<TcpListener>, config: &Config) -> Result<(), StartError> {
+    fn spawn_sandbox(&mut self, listener: Arc<Listener>, config: &Config) -> Result<(), StartError> {
         let sandbox = &config.stripe_sandbox;
         let ledger = Arc::new(Ledger::open(&sandbox.ledger, sandbox.key_retention)?);
         let faults = Arc::new(FaultControl::new(sandbox.faults.clone()));
@@ -210,7 +208,7 @@ impl Supervisor {
         config: &Config,
         database: &Database,
         stripe: stripe::Client,
-        api_listener: Option<Arc<TcpListener>>,
+        api_listener: Option<Arc<Listener>>,
     ) {
         let staged = Arc::new(Notify::new());
         let rides = Rides::new(database.clone(), stripe, config.stripe.key_retention, Arc::clone(&staged));

@@ -46,7 +46,9 @@ async fn clients_within_their_grace_are_left_alone() {
     // The one past its grace is finished; by then the other has been seen and left.
     let key = new_key();
     world.post(Post::default().key(&key).raising()).await;
-    world.execute(&format!("UPDATE idempotency_keys SET next_attempt_at = now() WHERE idempotency_key = '{key}'")).await;
+    world
+        .execute(&format!("UPDATE idempotency_keys SET next_attempt_at = now() WHERE idempotency_key = '{key}'"))
+        .await;
     world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
     assert_eq!(world.count("idempotency_keys WHERE response_code IS NULL AND completer_attempts = 0").await, 1);
 }
@@ -104,8 +106,9 @@ async fn pauses_between_attempts_grow() {
     for (attempt, low, high) in [(1, 40, 76), (2, 85, 151), (3, 175, 301)] {
         let tried = format!("idempotency_keys WHERE completer_attempts = {attempt} AND lease_token IS NULL");
         world.until_count(&tried, 1).await;
-        let pause: f64 =
-            world.get("SELECT extract(epoch FROM next_attempt_at - last_run_at)::float8 FROM idempotency_keys").await;
+        let pause: f64 = world
+            .get("SELECT extract(epoch FROM next_attempt_at - last_run_at)::float8 FROM idempotency_keys")
+            .await;
         assert!((f64::from(low)..f64::from(high)).contains(&pause), "attempt {attempt}: {pause} s");
         world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
     }

@@ -73,8 +73,7 @@ async fn raise_error_is_true_or_false_and_only_in_a_demonstration() {
         assert!(answer.error().contains("raise_error"));
     }
     assert_eq!(world.post(Post::form(format!("{RIDE}&raise_error=false"))).await.status, 201);
-    let mut query = Post::default();
-    query.path = "/rides?raise_error=true";
+    let query = Post { path: "/rides?raise_error=true", ..Post::default() };
     assert_eq!(world.post(query).await.status, 201);
 
     let serious = world.neighbour(|config| config.demo.enabled = false).await;
@@ -84,9 +83,13 @@ async fn raise_error_is_true_or_false_and_only_in_a_demonstration() {
 #[tokio::test]
 async fn keys_have_20_to_100_characters() {
     let world = World::start().await;
-    for (key, status) in
-        [("k".repeat(19), 400), ("k".repeat(20), 201), ("k".repeat(100), 201), ("k".repeat(101), 400), (String::new(), 400)]
-    {
+    for (key, status) in [
+        ("k".repeat(19), 400),
+        ("k".repeat(20), 201),
+        ("k".repeat(100), 201),
+        ("k".repeat(101), 400),
+        (String::new(), 400),
+    ] {
         let answer = world.post(Post::default().key(&key)).await;
         assert_eq!(answer.status, status, "{} characters", key.len());
         assert!(status == 201 || answer.error().contains("Idempotency-Key"), "{answer:?}");
@@ -207,8 +210,7 @@ async fn bodies_are_forms_json_or_multipart() {
         assert_eq!(answer.status, status, "{kind}: {body}: {answer:?}");
     }
     assert_eq!(world.post(Post::default().without("content-type")).await.status, 201);
-    let mut query = Post::form("");
-    query.path = "/rides?origin_lat=1&origin_lon=1&target_lat=1&target_lon=1";
+    let query = Post { path: "/rides?origin_lat=1&origin_lon=1&target_lat=1&target_lon=1", ..Post::form("") };
     assert_eq!(world.post(query).await.status, 422);
     assert_eq!(world.post(Post::form(format!("{RIDE}&x={}", "x".repeat(20_000)))).await.status, 413);
 }

@@ -34,7 +34,9 @@ async fn lease(database: &Database, request: &Request, lock_timeout: Duration) -
 
 async fn written(world: &World) -> String {
     world.execute("SELECT pg_stat_clear_snapshot()").await;
-    world.get("SELECT json_agg(k ORDER BY id)::text || (SELECT count(*) FROM staged_jobs) FROM idempotency_keys k").await
+    world
+        .get("SELECT json_agg(k ORDER BY id)::text || (SELECT count(*) FROM staged_jobs) FROM idempotency_keys k")
+        .await
 }
 
 #[tokio::test]
@@ -78,7 +80,8 @@ async fn a_replay_writes_nothing() {
     let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
     let before: String = world.get(row).await;
     for _ in 0..3 {
-        let Acquired::Finished { response: again, .. } = acquire(&database, &request, LOCK, LOCK).await.unwrap() else {
+        let Acquired::Finished { response: again, .. } = acquire(&database, &request, LOCK, LOCK).await.unwrap()
+        else {
             panic!("finished")
         };
         assert_eq!(again, response, "byte for byte");
@@ -132,9 +135,10 @@ async fn constraints_back_the_invariants() {
         ("lease_token = NULL", "leased_as_a_whole"),
         ("recovery_point = 'ride_created'", "charge_was_intended"),
         ("parked_at = now()", "parked_"),
-        ("recovery_point = 'nonsense'", "recovery_point"),
+        ("recovery_point = 'nonsense', foreign_call_intended_at = now()", "recovery_point"),
     ] {
-        let error = world.database.execute(&format!("UPDATE idempotency_keys SET {change}"), &[]).await.unwrap_err();
+        let error =
+            world.database.execute(&format!("UPDATE idempotency_keys SET {change}"), &[]).await.unwrap_err();
         let violated = error.as_db_error().unwrap().constraint().unwrap_or_default();
         assert!(violated.contains(constraint), "{change}: {violated}");
     }

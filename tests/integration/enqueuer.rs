@@ -31,7 +31,11 @@ async fn a_finished_ride_wakes_the_enqueuer() {
 #[tokio::test]
 async fn jobs_arrive_in_the_order_of_staging() {
     let world = World::with(enqueuing).await;
-    world.execute("INSERT INTO staged_jobs (job_name, job_args) SELECT 'n', to_jsonb(n) FROM generate_series(1, 2500) n").await;
+    world
+        .execute(
+            "INSERT INTO staged_jobs (job_name, job_args) SELECT 'n', to_jsonb(n) FROM generate_series(1, 2500) n",
+        )
+        .await;
     world.until_count("jobs", 2500).await;
     let misplaced = "(SELECT lag(staged_id) OVER (ORDER BY id) > staged_id AS back FROM jobs) j WHERE back";
     assert_eq!(world.count(misplaced).await, 0);

@@ -10,7 +10,8 @@ use crate::support::process::{Process, arguments};
 use crate::support::world::TempDir;
 
 async fn until_gone(pid: i32) {
-    eventually("Postgres to be gone", async || (kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)).then_some(())).await;
+    eventually("Postgres to be gone", async || (kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)).then_some(()))
+        .await;
 }
 
 #[tokio::test]
@@ -44,7 +45,8 @@ async fn when_it_dies_it_is_started_again() {
     let key = new_key();
     eventually("a ride after the crash", async || {
         let answer = api.post(Post::default().key(&key)).await;
-        assert!(answer.status == 201 || answer.status == 503, "{answer:?}");
+        // 409: the lease of a try that lost its database, which nobody could give back.
+        assert!(matches!(answer.status, 201 | 409 | 503), "{answer:?}");
         (answer.status == 201).then_some(())
     })
     .await;

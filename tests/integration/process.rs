@@ -16,7 +16,7 @@ async fn killed_while_the_card_is_charged_it_still_books_one_ride() {
     let world = World::with(|config| config.roles.api = false).await;
     let dir = TempDir::new();
     let sandbox = format!("stripe.api_base=http://{}", world.sandbox_address);
-    let more = [sandbox.as_str(), "roles.stripe_sandbox=false", "idempotency.lock_timeout=9s", "completer.grace=1h"];
+    let more = [sandbox.as_str(), "roles.stripe_sandbox=false", "completer.grace=30s"];
     let arguments = arguments(Some(&world.database_config), dir.path(), &more);
     let mut process = Process::spawn(&arguments);
     let api = process.api().await;
@@ -32,7 +32,9 @@ async fn killed_while_the_card_is_charged_it_still_books_one_ride() {
     eventually("the charge", async || (world.charges().await.len() == 1).then_some(())).await;
 
     // What the dead process held is free once its lease has run out; nobody has to wait for that here.
-    world.execute("UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()").await;
+    world
+        .execute("UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()")
+        .await;
     let process = Process::spawn(&arguments);
     process.api().await;
     world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
@@ -110,17 +112,16 @@ async fn variables_are_a_layer_between_file_and_flags() {
     let database = cluster::database().await;
     let dir = TempDir::new();
     let (api, url) = (free_port(), cluster::url(&database));
-    let arguments: Vec<_> =
-        arguments(None, dir.path(), &[]).into_iter().filter(|argument| !argument.starts_with("api.listen")).collect();
+    let arguments: Vec<_> = arguments(None, dir.path(), &[])
+        .into_iter()
+        .filter(|argument| !argument.starts_with("api.listen"))
+        .collect();
     // The flag before the removed one has lost its value.
     let dangling = arguments.windows(2).position(|pair| pair[0] == "--set" && pair[1] == "--set").unwrap();
     let arguments = [&arguments[..dangling], &arguments[dangling + 1..]].concat();
     let port = api.port().to_string();
-    let environment = [
-        ("API_PORT", port.as_str()),
-        ("DATABASE_URL", url.as_str()),
-        ("ROCKET_RIDES__ROLES__REAPER", "false"),
-    ];
+    let environment =
+        [("API_PORT", port.as_str()), ("DATABASE_URL", url.as_str()), ("ROCKET_RIDES__ROLES__REAPER", "false")];
     let process = Process::spawn_with(&arguments, &environment);
     assert_eq!(process.field("api").await, format!("http://{api}"));
     assert!(process.field("off").await.contains("reaper"));

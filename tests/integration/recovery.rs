@@ -88,7 +88,8 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
         world.script(&[fault]).await;
         let failed = world.post(Post::default().key(&key)).await;
         assert_eq!((failed.status, failed.header("retry-after")), (503, Some("5")), "{fault}: {failed:?}");
-        let released = "idempotency_keys WHERE response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
+        let released =
+            "idempotency_keys WHERE response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
         assert_eq!(world.count(released).await, 1, "{fault}");
         if charged {
             assert_eq!(world.charges().await.len(), before + 1, "{fault}");

@@ -3,7 +3,7 @@
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 
 use crate::support::world::{TempDir, World, config};
-use crate::support::{cluster, client::Post};
+use crate::support::{client::Post, cluster};
 
 async fn start_on(database: &tokio_postgres::Config) -> Result<Supervisor, StartError> {
     let dir = TempDir::new();
@@ -60,6 +60,9 @@ async fn a_restart_finds_everything_there() {
     let first = world.post(Post::default().key(&key)).await;
     let world = world.restarted(|_| {}).await;
     let again = world.post(Post::default().key(&key)).await;
-    assert_eq!((again.status, again.body, true), (201, first.body, again.headers.contains_key("idempotent-replayed")));
+    assert_eq!(
+        (again.status, again.body, true),
+        (201, first.body, again.headers.contains_key("idempotent-replayed"))
+    );
     assert_eq!(world.post(Post::default()).await.status, 201);
 }

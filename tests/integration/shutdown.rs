@@ -34,7 +34,8 @@ async fn a_charge_under_way_is_finished_first() {
     world.until_held().await;
     world.begin_stop();
     let stranger = Http::new(world.api_address);
-    eventually("the listener to close", async || stranger.try_post(Post::default()).await.is_err().then_some(())).await;
+    eventually("the listener to close", async || stranger.try_post(Post::default()).await.is_err().then_some(()))
+        .await;
     assert!(!world.has_ended());
     world.release_held().await;
     let answer = client.await.unwrap();

@@ -26,9 +26,16 @@ async fn its_rides_end_well_whatever_it_does() {
     })
     .await;
     for code in [201, 402] {
-        world.until_count(&format!("(SELECT FROM idempotency_keys WHERE response_code = {code} LIMIT 20) k"), 20).await;
+        world
+            .until_count(&format!("(SELECT FROM idempotency_keys WHERE response_code = {code} LIMIT 20) k"), 20)
+            .await;
     }
-    world.until_count("(SELECT FROM idempotency_keys WHERE response_code = 201 AND completer_attempts > 0 LIMIT 5) k", 5).await;
+    world
+        .until_count(
+            "(SELECT FROM idempotency_keys WHERE response_code = 201 AND completer_attempts > 0 LIMIT 5) k",
+            5,
+        )
+        .await;
     world.stop().await.unwrap();
 
     let world = world.restarted_after_stop(|config| config.roles.simulator = false).await;

@@ -72,12 +72,7 @@ impl Client {
         }
         let mut authorization = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| ClientError::Key)?;
         authorization.set_sensitive(true);
-        Ok(Self {
-            transport: Transport::new()?,
-            base: parse_base(api_base)?,
-            authorization,
-            timeout,
-        })
+        Ok(Self { transport: Transport::new()?, base: parse_base(api_base)?, authorization, timeout })
     }
 
     /// Charges a card, and says within the configured timeout what is known about it.

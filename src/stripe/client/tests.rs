@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::http::{Limits, json, serve};
 use crate::stripe::sandbox::{ChargeStatus, Fault, Faults};
-use crate::stripe::testing::{HASTY, PATIENT, Rig, charge_of, client};
+use crate::stripe::testing::{HASTY, PATIENT, Rig, charge_of, client, free_port};
 
 /// The outcome's variant and, if it has one, its cause, without the details.
 fn kind(outcome: &ChargeOutcome) -> String {
@@ -150,17 +150,20 @@ async fn not_sent_is_claimed_only_when_it_is_certain() {
 
 /// Charges at a server that answers everything with `status` and `body`, and counts the requests it gets.
 async fn charge_at(status: u16, body: &'static str) -> (ChargeOutcome, usize) {
-    let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
-    let address = listener.local_addr().expect("a bound socket");
+    let listener = free_port().await;
+    let address = listener.address();
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&requests);
     let limits = Limits { connections: 8, head_timeout: PATIENT };
-    let server = tokio::spawn(serve(listener, limits, CancellationToken::new(), move |_, _| {
-        counted.fetch_add(1, Ordering::Relaxed);
-        let mut response = json(StatusCode::from_u16(status).expect("a status"), body);
-        response.headers_mut().insert("location", HeaderValue::from_static("/elsewhere"));
-        std::future::ready(Ok(response))
-    }));
+    let server = tokio::spawn(async move {
+        serve(&listener, limits, CancellationToken::new(), move |_, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let mut response = json(StatusCode::from_u16(status).expect("a status"), body);
+            response.headers_mut().insert("location", HeaderValue::from_static("/elsewhere"));
+            std::future::ready(Ok(response))
+        })
+        .await;
+    });
     let outcome = client(&format!("http://{address}/proxied/"), PATIENT).charge(&charge_of("cus_anybody")).await;
     server.abort();
     (outcome, requests.load(Ordering::Relaxed))

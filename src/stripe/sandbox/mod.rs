@@ -33,12 +33,11 @@ use std::time::Duration;
 
 use hyper::Response;
 use hyper::header::{ALLOW, HeaderValue};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::reply::{ApiError, Reply};
-use crate::http::{self, Body, Limits};
+use crate::http::{self, Body, Limits, Listener};
 
 pub use self::faults::{Fault, FaultControl, Faults};
 pub use self::journal::LedgerError;
@@ -51,14 +50,14 @@ const LIMITS: Limits = Limits { connections: 4096, head_timeout: Duration::from_
 /// Serves the sandbox until `stop`, then drains: requests in flight are answered, without the delays they were
 /// to suffer, and charges whose clients have hung up are completed.
 pub async fn serve(
-    listener: Arc<TcpListener>,
+    listener: Arc<Listener>,
     ledger: Arc<Ledger>,
     faults: Arc<FaultControl>,
     stop: CancellationToken,
 ) {
     let executions = TaskTracker::new();
     let sandbox = Arc::new(Sandbox { ledger, faults, executions: executions.clone(), stop: stop.clone() });
-    http::serve(listener, LIMITS, stop, move |request, _peer| routes::handle(Arc::clone(&sandbox), request)).await;
+    http::serve(&listener, LIMITS, stop, move |request, _peer| routes::handle(Arc::clone(&sandbox), request)).await;
     executions.close();
     executions.wait().await;
 }

@@ -41,7 +41,8 @@ async fn start() -> EmbeddedPostgres {
 
 async fn drop_left_overs(config: &Config) {
     let client = connect(config).await;
-    for row in client.query("SELECT datname FROM pg_database WHERE datname LIKE 'test_%'", &[]).await.expect("list") {
+    for row in client.query("SELECT datname FROM pg_database WHERE datname LIKE 'test_%'", &[]).await.expect("list")
+    {
         let name: String = row.get(0);
         client.batch_execute(&format!("DROP DATABASE {name}")).await.expect("drop");
     }
@@ -51,7 +52,11 @@ async fn drop_left_overs(config: &Config) {
 pub async fn database() -> Config {
     let config = tokio::task::spawn_blocking(|| CLUSTER.clone()).await.expect("no panic");
     let name = format!("test_{}", Uuid::new_v4().simple());
-    connect(&config).await.batch_execute(&format!("CREATE DATABASE {name} STRATEGY FILE_COPY")).await.expect("create");
+    connect(&config)
+        .await
+        .batch_execute(&format!("CREATE DATABASE {name} STRATEGY FILE_COPY"))
+        .await
+        .expect("create");
     let mut own = config;
     own.dbname(&name);
     own

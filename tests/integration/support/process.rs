@@ -43,7 +43,7 @@ impl Process {
             Box::new(BufReader::new(stderr)) as Box<dyn tokio::io::AsyncBufRead + Send + Unpin>,
             Box::new(BufReader::new(stdout)),
         ]
-        .map(|reader| reader.lines())
+        .map(AsyncBufReadExt::lines)
         {
             let log = Arc::clone(&log);
             tokio::spawn(async move {

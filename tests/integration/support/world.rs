@@ -252,4 +252,5 @@ impl World {
         assert_eq!(self.count("audit_records").await, 1, "audit records");
         let charge: String = self.get("SELECT stripe_charge_id FROM rides").await;
         assert_eq!(self.charges().await[0]["id"], charge.as_str());
-    }}
+    }
+}
