@@ -23,7 +23,8 @@ static CLUSTER: LazyLock<Config> = LazyLock::new(|| {
     config.recv().expect("Postgres starts")
 });
 
-/// Kept between runs, because a warm start is fast; a second run at the same time takes the next directory.
+/// Kept between runs, because a warm start is fast; a run that finds a directory in use, or made by another user,
+/// takes the next.
 async fn start() -> EmbeddedPostgres {
     for n in 0.. {
         let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{n}"));
@@ -32,7 +33,7 @@ async fn start() -> EmbeddedPostgres {
                 drop_left_overs(&postgres.config()).await;
                 return postgres;
             }
-            Err(EmbeddedError::InUse { .. }) => {}
+            Err(EmbeddedError::InUse { .. } | EmbeddedError::Owned { .. } | EmbeddedError::WrongOwner { .. }) => {}
             Err(error) => panic!("{error:?}"),
         }
     }
