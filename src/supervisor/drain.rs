@@ -62,6 +62,7 @@ async fn end(tasks: Vec<RoleTask>, deadline: Instant) -> Vec<Role> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         tracing::info!(role = role.name(), left_ms = left.as_millis() as u64, "still at work; waiting for it");
+        let deadline = deadline.max(Instant::now() + MOMENT);
         if timeout_at(deadline, &mut task).await.is_err() {
             tracing::error!(role = role.name(), "did not end in time; cut off");
             task.abort();
@@ -73,3 +74,6 @@ async fn end(tasks: Vec<RoleTask>, deadline: Instant) -> Vec<Role> {
 
 /// A role that takes longer than this to end is named in the log.
 const SLOW: Duration = Duration::from_millis(500);
+/// What a role gets even when those before it have used up the deadline: enough to end if it has nothing to do, so
+/// that it is not named for the lateness of others.
+const MOMENT: Duration = Duration::from_millis(200);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Role;
 use crate::telemetry::chain;
@@ -41,7 +42,8 @@ where
 {
     let mut failures = VecDeque::new();
     loop {
-        let ended = tokio::spawn(run(stop.clone())).await;
+        // Aborted with this task, when the drain cuts a late role off.
+        let ended = AbortOnDropHandle::new(tokio::spawn(run(stop.clone()))).await;
         let problem = match ended {
             Ok(_) if stop.is_cancelled() => return Ok(()),
             Ok(Ok(())) => "it ended by itself".to_owned(),

@@ -7,6 +7,7 @@
 #![expect(unreachable_pub, reason = "the support modules are the library of this crate, which has no outside")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed, helper or not")]
 
+#[path = "../support/mod.rs"]
 mod support;
 
 mod completer;
