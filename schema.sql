@@ -67,6 +67,27 @@ CREATE TABLE idempotency_keys (
                                           OR foreign_call_intended_at IS NOT NULL)
 );
 
+-- What no statement may do to a key, however wrong the program is. The conditions are evaluated without a call, and
+-- only where the named columns are set, so an update pays about a microsecond for them.
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'key %: %', OLD.id, TG_ARGV[0] USING ERRCODE = 'check_violation', CONSTRAINT = TG_NAME;
+END $$;
+CREATE TRIGGER recovery_point_never_moves_back
+    BEFORE UPDATE OF recovery_point ON idempotency_keys FOR EACH ROW
+    WHEN (array_position(ARRAY['started', 'ride_created', 'charge_created', 'finished'], NEW.recovery_point)
+        < array_position(ARRAY['started', 'ride_created', 'charge_created', 'finished'], OLD.recovery_point))
+    EXECUTE FUNCTION refuse('a recovery point never moves back');
+CREATE TRIGGER answer_never_changes
+    BEFORE UPDATE OF response_code, response_body ON idempotency_keys FOR EACH ROW
+    WHEN (OLD.response_code IS NOT NULL AND (NEW.response_code IS DISTINCT FROM OLD.response_code
+        OR NEW.response_body::text IS DISTINCT FROM OLD.response_body::text))
+    EXECUTE FUNCTION refuse('a finished response never changes');
+CREATE TRIGGER unfinished_is_never_removed
+    BEFORE DELETE ON idempotency_keys FOR EACH ROW
+    WHEN (OLD.response_code IS NULL AND OLD.recovery_point <> 'started')
+    EXECUTE FUNCTION refuse('an unfinished request that has a ride is never removed');
+
 -- The completer's poll: only unfinished requests are in it, so its cost does not grow with the table.
 CREATE INDEX idempotency_keys_unfinished ON idempotency_keys (next_attempt_at)
     WHERE response_code IS NULL AND parked_at IS NULL;

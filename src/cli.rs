@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Flags, Role};
-use crate::database::schema;
+use crate::database::embedded::EmbeddedPostgres;
+use crate::database::{Database, schema};
 use crate::idempotency::parked;
-use crate::supervisor::{RunError, Signals, StartError, Supervisor, open_database};
+use crate::invariants::{self, Traffic, VerifyError};
+use crate::supervisor::{RunError, Signals, StartError, Supervisor, open_database, stripe_client};
 use crate::telemetry::{self, chain};
 
 /// Books rocket rides and charges cards exactly once.
@@ -37,6 +39,12 @@ enum Command {
     Run,
     /// Print the config that all layers add up to, without secrets.
     Config,
+    /// Check every invariant over the database and Stripe's ledger; exit code 3 if one does not hold.
+    Verify {
+        /// Nothing is under way: also demand that every request has ended and every job is delivered.
+        #[arg(long)]
+        quiet: bool,
+    },
     /// Look after keys that wait for a person.
     Keys {
         #[command(subcommand)]
@@ -77,6 +85,12 @@ enum CliError {
     Database(#[from] crate::database::DatabaseError),
     #[error("cannot use this database")]
     Schema(#[from] schema::SchemaError),
+    #[error("cannot talk to Stripe")]
+    Stripe(#[from] crate::stripe::ClientError),
+    #[error("cannot verify")]
+    Verify(#[from] VerifyError),
+    #[error("{0} of the invariants do not hold")]
+    Violated(usize),
 }
 
 impl CliError {
@@ -86,6 +100,9 @@ impl CliError {
             Self::Config(_) | Self::LogFilter(_) => 78,
             Self::Start(StartError::Schema(_) | StartError::Url(_) | StartError::Stripe(_)) | Self::Schema(_) => 78,
             Self::Start(StartError::Embedded(_) | StartError::Database(_)) | Self::Database(_) => 69,
+            Self::Stripe(_) => 78,
+            Self::Verify(_) => 69,
+            Self::Violated(_) => 3,
             Self::Signals(_) | Self::Start(_) | Self::Run(_) => 1,
         })
     }
@@ -112,6 +129,7 @@ impl Cli {
                 print(&format!("{config:#?}"));
                 Ok(())
             }
+            Command::Verify { quiet } => verify(&config, if quiet { Traffic::Quiet } else { Traffic::Live }).await,
             Command::Keys { command } => keys(&config, command).await,
         }
     }
@@ -126,6 +144,20 @@ async fn run(config: Config) -> Result<(), CliError> {
         () = signals.first() => return Ok(()),
     };
     Ok(supervisor.run(signals.first()).await?)
+}
+
+async fn verify(config: &Config, traffic: Traffic) -> Result<(), CliError> {
+    let (embedded, _, database) = open_database(config).await?;
+    schema::ensure(&database).await?;
+    let report =
+        invariants::verify(&database, &stripe_client(config, Some(config.stripe_sandbox.listen))?, traffic).await;
+    end(embedded, database).await;
+    let report = report?;
+    print(report.to_string().trim_end());
+    match report.violated().len() {
+        0 => Ok(()),
+        violated => Err(CliError::Violated(violated)),
+    }
 }
 
 async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
@@ -159,11 +191,15 @@ async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
             }
         }
     }
+    end(embedded, database).await;
+    Ok(())
+}
+
+async fn end(embedded: Option<EmbeddedPostgres>, database: Database) {
     drop(database);
     if let Some(embedded) = embedded {
         embedded.stop(std::time::Duration::from_secs(5)).await;
     }
-    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "what a command was asked to print")]

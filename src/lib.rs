@@ -9,6 +9,7 @@
 //! - [`roles`]: completer, enqueuer, reaper, simulator, and the keeper of the private Postgres.
 //! - [`rides`]: a ride as a state machine on top of the engine.
 //! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
+//! - [`invariants`]: what must always hold, over the database and Stripe's ledger.
 //! - [`jobs`], [`users`], [`stripe`]: the outbox's other end; who books; who charges, with a sandbox of it.
 //! - [`database`]: the one pool, single statements only; the private Postgres; the schema.
 //! - [`http`], [`telemetry`]: the server under API and sandbox; logs.
@@ -19,6 +20,7 @@ pub mod config;
 pub mod database;
 pub mod http;
 pub mod idempotency;
+pub mod invariants;
 pub mod jobs;
 pub mod rides;
 pub mod roles;

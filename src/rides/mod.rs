@@ -209,6 +209,7 @@ impl Rides {
             customer: user.stripe_customer_id.clone(),
             // Stripe refuses a repetition whose parameters differ, so everything here is fixed once the ride is.
             description: format!("Rocket ride {ride_id}"),
+            ride_id,
             idempotency_key: lease.foreign_call_key,
         };
         Ok(self.stripe.charge(&request).await)

@@ -19,11 +19,14 @@ use std::time::Duration;
 use hyper::StatusCode;
 use uuid::Uuid;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, LedgerPage, ListedCharge};
 
 /// The metadata field of a charge that carries its idempotency key, by which [`Client::find_charge`] finds it
 /// after Stripe has forgotten the key itself.
 const KEY_METADATA: &str = "idempotency_key";
+
+/// The metadata field of a charge that names the ride, for whoever looks at it from Stripe's side.
+const RIDE_METADATA: &str = "ride_id";
 
 /// One charge to be made, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct ChargeRequest {
     pub customer: String,
     /// What the customer reads about it.
     pub description: String,
+    /// The ride that is paid for.
+    pub ride_id: i64,
     /// The same for every attempt at this charge, and random: a derived key would repeat when a database is
     /// created anew.
     pub idempotency_key: Uuid,

@@ -120,6 +120,7 @@ pub(super) fn client(base: &str, timeout: Duration) -> Client {
 
 pub(super) fn charge_of(customer: &str) -> ChargeRequest {
     ChargeRequest {
+        ride_id: 1,
         amount: 2000,
         currency: "usd".to_owned(),
         customer: customer.to_owned(),

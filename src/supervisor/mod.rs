@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub use keep_running::GaveUp;
 pub use signals::Signals;
 pub use start::StartError;
-pub(crate) use start::open_database;
+pub(crate) use start::{open_database, stripe_client};
 
 use crate::config::{Config, Role};
 use keep_running::keep_running;

@@ -123,7 +123,7 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     if let Some(listener) = sandbox_listener {
         supervisor.spawn_sandbox(listener, &config)?;
     }
-    let stripe = stripe_client(&config, addresses)?;
+    let stripe = stripe_client(&config, addresses.stripe_sandbox)?;
     if config.demo.enabled {
         seed(&database, &stripe).await?;
     }
@@ -146,8 +146,10 @@ async fn listen(
     Ok(Some(Arc::new(listener.map_err(|source| StartError::Listen { key, address, source })?)))
 }
 
-fn stripe_client(config: &Config, addresses: Addresses) -> Result<stripe::Client, ClientError> {
-    let api_base = match (&config.stripe.api_base, addresses.stripe_sandbox) {
+/// A client of the Stripe that the config means: the one it names, else the sandbox if that role is on, else Stripe.
+pub(crate) fn stripe_client(config: &Config, sandbox: Option<SocketAddr>) -> Result<stripe::Client, ClientError> {
+    let sandbox = sandbox.filter(|_| config.runs(Role::StripeSandbox));
+    let api_base = match (&config.stripe.api_base, sandbox) {
         (Some(api_base), _) => api_base.clone(),
         (None, Some(sandbox)) => format!("http://{sandbox}"),
         (None, None) => STRIPE.to_owned(),

@@ -48,7 +48,7 @@ async fn the_completer_records_the_clients_address() {
     world.execute("DELETE FROM rides").await;
     world.execute("DELETE FROM audit_records").await;
     world
-        .execute(
+        .tamper(
             "UPDATE idempotency_keys SET recovery_point = 'started', foreign_call_intended_at = NULL,
                  origin_ip = '203.0.113.7', next_attempt_at = now()",
         )

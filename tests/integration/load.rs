@@ -25,4 +25,5 @@ async fn ten_thousand_distinct_keys_from_32_connections_are_ten_thousand_rides()
     }
     world.until_count("jobs", 10_000).await;
     assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 10_000);
+    world.assert_sound().await;
 }

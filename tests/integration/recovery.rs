@@ -15,7 +15,7 @@ async fn stopped_at(world: &World, key: &str, recovery_point: &str) {
         world.execute("DELETE FROM rides").await;
         world.execute("DELETE FROM audit_records").await;
         let rewind = "recovery_point = 'started', foreign_call_intended_at = NULL";
-        world.execute(&format!("UPDATE idempotency_keys SET {rewind}, {ORPHANED}")).await;
+        world.tamper(&format!("UPDATE idempotency_keys SET {rewind}, {ORPHANED}")).await;
         return;
     }
     world.script(&["hold"]).await;

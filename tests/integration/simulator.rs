@@ -45,4 +45,5 @@ async fn its_rides_end_well_whatever_it_does() {
     assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, paid);
     assert_eq!(world.count("jobs").await, paid);
     assert_eq!(i64::try_from(world.charges().await.len()).unwrap(), paid);
+    world.assert_sound().await;
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use hyper::Method;
 use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::invariants::{self, Report, Traffic};
+use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::supervisor::{RunError, Supervisor};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -195,6 +197,27 @@ impl World {
         self.database.execute(sql, &[]).await.expect(sql)
     }
 
+    /// As [`World::execute`], past the triggers that hold the invariants: for what only a test may do.
+    pub async fn tamper(&self, sql: &str) {
+        let unguarded = format!("SET session_replication_role = replica; {sql}; RESET session_replication_role");
+        self.database.batch_execute(&unguarded).await.expect(sql);
+    }
+
+    /// All invariants, over the database and the sandbox's ledger.
+    pub async fn verify(&self, traffic: Traffic) -> Report {
+        let database = pool(&self.database_config).await;
+        let sandbox = format!("http://{}", self.sandbox_address);
+        let stripe =
+            stripe::Client::new(&sandbox, &"sk_test_verify".into(), Duration::from_secs(10)).expect("a client");
+        invariants::verify(&database, &stripe, traffic).await.expect("verify")
+    }
+
+    /// Nothing is under way, and every invariant holds.
+    pub async fn assert_sound(&self) {
+        let report = self.verify(Traffic::Quiet).await;
+        assert!(report.violated().is_empty(), "{report}");
+    }
+
     /// Waits until so many rows are there.
     pub async fn until_count(&self, sql: &str, count: i64) {
         eventually(&format!("{count} of {sql}"), async || (self.count(sql).await == count).then_some(())).await;
@@ -252,5 +275,7 @@ impl World {
         assert_eq!(self.count("audit_records").await, 1, "audit records");
         let charge: String = self.get("SELECT stripe_charge_id FROM rides").await;
         assert_eq!(self.charges().await[0]["id"], charge.as_str());
+        let report = self.verify(Traffic::Live).await;
+        assert!(report.violated().is_empty(), "{report}");
     }
 }

@@ -25,7 +25,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::exchange::{Reply, Transport};
-use super::{CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, LookupError, NotSent, Unknown};
+use super::{
+    CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, LookupError, NotSent, RIDE_METADATA, Unknown,
+};
 
 /// Stripe shapes its answers by this version; without it, by whatever the account was created with.
 const API_VERSION: &str = "2024-06-20";
@@ -84,6 +86,7 @@ impl Client {
             .append_pair("customer", &charge.customer)
             .append_pair("description", &charge.description)
             .append_pair(&format!("metadata[{KEY_METADATA}]"), &key)
+            .append_pair(&format!("metadata[{RIDE_METADATA}]"), &charge.ride_id.to_string())
             .finish();
         match self.post("/v1/charges", &key, form).await.and_then(|reply| decode::<Charge>(&reply)) {
             Ok(charge) if charge.status == SUCCEEDED => ChargeOutcome::Charged { charge_id: charge.id },
@@ -113,7 +116,7 @@ impl Client {
         let since = created_since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(CLOCK_MARGIN);
         let mut last_seen: Option<String> = None;
         for _ in 0..MAX_PAGES {
-            let path = list_path(customer, since, last_seen.as_deref());
+            let path = list_path(Some((customer, since)), last_seen.as_deref());
             let page: ChargePage = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
 
             for charge in &page.data {
@@ -133,6 +136,24 @@ impl Client {
             last_seen = Some(last.ok_or(LookupError::Undecidable("a page is empty, yet not the last"))?.id);
         }
         Err(LookupError::Undecidable("there are too many"))
+    }
+
+    /// A page of the account's charges, newest first: the ledger that this service's own books are checked against.
+    /// `after` is the last id of the page before.
+    pub async fn list_charges(&self, after: Option<&str>) -> Result<LedgerPage, CallError> {
+        let page: ChargePage = self.get(&list_path(None, after), Instant::now() + self.timeout).await?;
+        let last = page.data.last().map(|charge| charge.id.clone());
+        let listed = |charge: Charge| ListedCharge {
+            succeeded: charge.status == SUCCEEDED,
+            idempotency_key: charge.metadata.get(KEY_METADATA).and_then(|key| key.parse().ok()),
+            ride_id: charge.metadata.get(RIDE_METADATA).and_then(|id| id.parse().ok()),
+            customer: charge.customer.unwrap_or_default(),
+            id: charge.id,
+        };
+        Ok(LedgerPage {
+            charges: page.data.into_iter().map(listed).collect(),
+            next: last.filter(|_| page.has_more),
+        })
     }
 
     /// Creates a customer who pays with the card behind `source_token`, and returns its id, `cus_…`.
@@ -211,10 +232,36 @@ impl ErrorReply {
 /// The status of a charge that has taken the money.
 const SUCCEEDED: &str = "succeeded";
 
+/// A charge as Stripe's books have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedCharge {
+    /// `ch_…`.
+    pub id: String,
+    /// `cus_…`; empty if the charge has none.
+    pub customer: String,
+    /// Whether it took the money.
+    pub succeeded: bool,
+    /// The key that it was made with, if it was made by this service.
+    pub idempotency_key: Option<Uuid>,
+    /// The ride that it pays for, likewise.
+    pub ride_id: Option<i64>,
+}
+
+/// A part of Stripe's books.
+#[derive(Debug, Clone)]
+pub struct LedgerPage {
+    /// Newest first.
+    pub charges: Vec<ListedCharge>,
+    /// Where the next page starts, if there is one.
+    pub next: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct Charge {
     #[serde(deserialize_with = "filled")]
     id: String,
+    #[serde(default)]
+    customer: Option<String>,
     #[serde(default)]
     status: String,
     #[serde(default)]
@@ -246,12 +293,14 @@ struct EnvelopeError {
     message: Option<String>,
 }
 
-/// Where a page of the customer's charges is, newest first.
-fn list_path(customer: &str, since: Duration, starting_after: Option<&str>) -> String {
+/// Where a page of charges is, newest first: everybody's, or one customer's since some time.
+fn list_path(of: Option<(&str, Duration)>, starting_after: Option<&str>) -> String {
     let mut query = Serializer::new(String::new());
-    query.append_pair("customer", customer);
     query.append_pair("limit", &PAGE.to_string());
-    query.append_pair("created[gte]", &since.as_secs().to_string());
+    if let Some((customer, since)) = of {
+        query.append_pair("customer", customer);
+        query.append_pair("created[gte]", &since.as_secs().to_string());
+    }
     if let Some(id) = starting_after {
         query.append_pair("starting_after", id);
     }
