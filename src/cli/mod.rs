@@ -1,17 +1,19 @@
 //! What the command line asks for, and the exit code that answers.
 
+mod visit;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Flags, Role};
-use crate::database::embedded::EmbeddedPostgres;
-use crate::database::{Database, schema};
+use crate::database::{Database, DatabaseError};
 use crate::idempotency::parked;
 use crate::invariants::{self, Traffic, VerifyError};
-use crate::supervisor::{RunError, Signals, StartError, Supervisor, open_database, stripe_client};
+use crate::supervisor::{RunError, Signals, StartError, Supervisor};
 use crate::telemetry::{self, chain};
+use visit::Visit;
 
 /// Books rocket rides and charges cards exactly once.
 #[derive(Debug, Parser)]
@@ -82,11 +84,7 @@ enum CliError {
     #[error("ended with a failure")]
     Run(#[from] RunError),
     #[error("the database did not carry this out")]
-    Database(#[from] crate::database::DatabaseError),
-    #[error("cannot use this database")]
-    Schema(#[from] schema::SchemaError),
-    #[error("cannot talk to Stripe")]
-    Stripe(#[from] crate::stripe::ClientError),
+    Database(#[from] DatabaseError),
     #[error("cannot verify")]
     Verify(#[from] VerifyError),
     #[error("{0} of the invariants do not hold")]
@@ -98,9 +96,8 @@ impl CliError {
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Config(_) | Self::LogFilter(_) => 78,
-            Self::Start(StartError::Schema(_) | StartError::Url(_) | StartError::Stripe(_)) | Self::Schema(_) => 78,
+            Self::Start(StartError::Schema(_) | StartError::Url(_) | StartError::Stripe(_)) => 78,
             Self::Start(StartError::Embedded(_) | StartError::Database(_)) | Self::Database(_) => 69,
-            Self::Stripe(_) => 78,
             Self::Verify(_) => 69,
             Self::Violated(_) => 3,
             Self::Signals(_) | Self::Start(_) | Self::Run(_) => 1,
@@ -147,11 +144,10 @@ async fn run(config: Config) -> Result<(), CliError> {
 }
 
 async fn verify(config: &Config, traffic: Traffic) -> Result<(), CliError> {
-    let (embedded, _, database) = open_database(config).await?;
-    schema::ensure(&database).await?;
-    let report =
-        invariants::verify(&database, &stripe_client(config, Some(config.stripe_sandbox.listen))?, traffic).await;
-    end(embedded, database).await;
+    let mut visit = Visit::begin(config).await?;
+    let stripe = visit.stripe(config).await?;
+    let report = invariants::verify(&visit.database, &stripe, traffic).await;
+    visit.end().await;
     let report = report?;
     print(report.to_string().trim_end());
     match report.violated().len() {
@@ -161,45 +157,40 @@ async fn verify(config: &Config, traffic: Traffic) -> Result<(), CliError> {
 }
 
 async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
-    let (embedded, _, database) = open_database(config).await?;
-    schema::ensure(&database).await?;
-    match command {
-        Keys::Parked { limit } => {
-            let parked = parked::list(&database, limit).await?;
-            print(&format!("{} parked", parked.len()));
-            for key in parked {
-                print(&format!(
-                    "{}  key {}  user {}  at {} after {} attempts, parked {} s ago: {}{}",
-                    key.key_id,
-                    key.key,
-                    key.user_id,
-                    key.recovery_point,
-                    key.attempts,
-                    key.waiting.as_secs(),
-                    key.reason,
-                    key.last_error.map(|error| format!(" (last error: {error})")).unwrap_or_default(),
-                ));
-            }
-        }
-        Keys::Retry { ids } => {
-            let retried = parked::retry(&database, &ids).await?;
-            for id in ids {
-                print(&format!(
-                    "{id}  {}",
-                    if retried.contains(&id) { "will be tried again" } else { "is not parked" }
-                ));
-            }
-        }
+    let visit = Visit::begin(config).await?;
+    let done = match command {
+        Keys::Parked { limit } => list_parked(&visit.database, limit).await,
+        Keys::Retry { ids } => retry_parked(&visit.database, &ids).await,
+    };
+    visit.end().await;
+    Ok(done?)
+}
+
+async fn list_parked(database: &Database, limit: i64) -> Result<(), DatabaseError> {
+    let parked = parked::list(database, limit).await?;
+    print(&format!("{} parked", parked.len()));
+    for key in parked {
+        print(&format!(
+            "{}  key {}  user {}  at {} after {} attempts, parked {} s ago: {}{}",
+            key.key_id,
+            key.key,
+            key.user_id,
+            key.recovery_point,
+            key.attempts,
+            key.waiting.as_secs(),
+            key.reason,
+            key.last_error.map(|error| format!(" (last error: {error})")).unwrap_or_default(),
+        ));
     }
-    end(embedded, database).await;
     Ok(())
 }
 
-async fn end(embedded: Option<EmbeddedPostgres>, database: Database) {
-    drop(database);
-    if let Some(embedded) = embedded {
-        embedded.stop(std::time::Duration::from_secs(5)).await;
+async fn retry_parked(database: &Database, ids: &[i64]) -> Result<(), DatabaseError> {
+    let retried = parked::retry(database, ids).await?;
+    for id in ids {
+        print(&format!("{id}  {}", if retried.contains(id) { "will be tried again" } else { "is not parked" }));
     }
+    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "what a command was asked to print")]

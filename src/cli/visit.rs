@@ -1,0 +1,80 @@
+//! A command's way into a system that another process may or may not be running just now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Role};
+use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
+use crate::database::{Database, schema, tls};
+use crate::http::Listener;
+use crate::stripe;
+use crate::stripe::sandbox::{self, FaultControl, Faults, Ledger, LedgerError};
+use crate::supervisor::{StartError, open_database, stripe_client};
+
+/// How long the private Postgres may take to end, if it was started for this visit.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// The database, and whatever had to be started to reach it.
+pub(super) struct Visit {
+    pub(super) database: Database,
+    embedded: Option<EmbeddedPostgres>,
+    sandbox: Option<(CancellationToken, JoinHandle<()>)>,
+}
+
+impl Visit {
+    /// Opens the database that the config means. A private Postgres is joined if a process runs it, and started
+    /// for the time of the visit if none does.
+    pub(super) async fn begin(config: &Config) -> Result<Self, StartError> {
+        let (embedded, database) = match open_database(config).await {
+            Ok((embedded, _, database)) => (embedded, database),
+            Err(StartError::Embedded(EmbeddedError::Owned { url, .. })) => {
+                let (postgres, tls) = tls::parse(&url)?;
+                let pool = &config.database;
+                (None, Database::connect(postgres, tls, pool.pool_size, pool.pool_timeout).await?)
+            }
+            Err(error) => return Err(error),
+        };
+        schema::ensure(&database).await.map_err(StartError::Schema)?;
+        Ok(Self { database, embedded, sandbox: None })
+    }
+
+    /// A client of the Stripe that the config means. If that is the sandbox, the one that runs is asked; if none
+    /// runs, its ledger is served for the time of the visit.
+    pub(super) async fn stripe(&mut self, config: &Config) -> Result<stripe::Client, StartError> {
+        let settings = &config.stripe_sandbox;
+        if !config.runs(Role::StripeSandbox) || config.stripe.api_base.is_some() {
+            return Ok(stripe_client(config, None)?);
+        }
+        let ledger = match Ledger::open(&settings.ledger, settings.key_retention) {
+            Ok(ledger) => Arc::new(ledger),
+            Err(LedgerError::InUse(_)) => return Ok(stripe_client(config, Some(settings.listen))?),
+            Err(error) => return Err(error.into()),
+        };
+        let key = "stripe_sandbox.listen";
+        let address = ([127, 0, 0, 1], 0).into();
+        let listener =
+            Listener::bind(address).await.map_err(|source| StartError::Listen { key, address, source })?;
+        let client = stripe_client(config, Some(listener.address()))?;
+        let stop = CancellationToken::new();
+        let faults = Arc::new(FaultControl::new(Faults::default()));
+        let served = tokio::spawn(sandbox::serve(Arc::new(listener), ledger, faults, stop.clone()));
+        self.sandbox = Some((stop, served));
+        Ok(client)
+    }
+
+    /// Ends what was started for the visit.
+    pub(super) async fn end(self) {
+        if let Some((stop, served)) = self.sandbox {
+            stop.cancel();
+            // It only served; a panic in it has been printed.
+            let _ = served.await;
+        }
+        drop(self.database);
+        if let Some(embedded) = self.embedded {
+            embedded.stop(STOP_GRACE).await;
+        }
+    }
+}
