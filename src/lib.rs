@@ -3,21 +3,22 @@
 //! The map of the house, in reading order. Each module knows those below it and none above.
 //!
 //! - [`cli`]: what the command line asks for.
-//! - [`config`]: one config for one process.
 //! - [`supervisor`]: starts every role, watches it, and ends all in order.
 //! - [`api`]: HTTP, with the one mapping from errors to statuses.
 //! - [`roles`]: completer, enqueuer, reaper, simulator, and the keeper of the private Postgres.
-//! - [`rides`]: a ride as a state machine on top of the engine.
-//! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
+//! - [`telemetry`], [`config`]: logs; one config for one process.
 //! - [`invariants`]: what must always hold, over the database and Stripe's ledger.
+//! - [`rides`]: a ride as a state machine on top of the engine.
 //! - [`jobs`], [`users`], [`stripe`]: the outbox's other end; who books; who charges, with a sandbox of it.
+//! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
 //! - [`database`]: the one pool, single statements only; the private Postgres; the schema.
-//! - [`http`], [`telemetry`]: the server under API and sandbox; logs.
+//! - [`http`], [`errors`]: the server under API and sandbox; how errors are told.
 
 pub mod api;
 pub mod cli;
 pub mod config;
 pub mod database;
+pub mod errors;
 pub mod http;
 pub mod idempotency;
 pub mod invariants;

@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use rocket_rides_atomic::cli::Cli;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    Cli::parse().run().await
+fn main() -> std::io::Result<ExitCode> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Runtime::new()?;
+    let code = runtime.block_on(cli.run());
+    // Threads that are still blocked (a name look-up, say) must not outstay the shutdown's deadline.
+    runtime.shutdown_background();
+    Ok(code)
 }

@@ -1,6 +1,5 @@
 //! Logs: pretty for people, JSON for machines.
 
-use std::error::Error;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -13,7 +12,10 @@ use crate::config::{Log, LogFormat};
 pub fn init(config: &Log) -> Result<(), ParseError> {
     // tokio-postgres logs the parameters of statements, e-mail addresses among them.
     let filter = EnvFilter::try_new(&config.filter)?.add_directive("tokio_postgres::query=off".parse()?);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written (a closed pipe, a full disk) loses its lines. The library's own complaint about
+    // that would panic in the task that logged, with a card charged and its client waiting.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let pretty = match config.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),
         LogFormat::Pretty => true,
@@ -25,17 +27,4 @@ pub fn init(config: &Log) -> Result<(), ParseError> {
         builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     }
     Ok(())
-}
-
-/// An error and all its sources as one line. No source is repeated in an error's own text, so this says
-/// everything once.
-pub fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        source = error.source();
-    }
-    line
 }

@@ -4,6 +4,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::database::{Database, DatabaseError};
+use crate::errors::chain;
 use crate::stripe;
 
 /// Somebody who books rides.
@@ -51,25 +52,37 @@ pub enum SeedError {
     Database(#[from] DatabaseError),
 }
 
-/// Makes the demonstration's users, each with a Stripe customer of its own, unless they exist.
+/// Makes the demonstration's users, each with a Stripe customer of its own, as far as they are missing. A user whose
+/// customer this Stripe does not know, because its ledger was deleted or another account is used now, gets a new one.
 ///
-/// The idempotency keys come from this database's own UUID, so that two processes that seed at once get the same
+/// The idempotency keys follow from this database's own UUID, so that two processes that seed at once get the same
 /// customers.
 pub async fn seed(database: &Database, stripe: &stripe::Client) -> Result<(), SeedError> {
-    const INSERT: &str =
-        "INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING id";
+    const STORE: &str = "
+        INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2)
+        ON CONFLICT (email) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id";
     for (email, source) in DEMO_USERS {
-        if find_by_email(database, email).await?.is_some() {
-            continue;
+        let known = find_by_email(database, email).await?.map(|user| user.stripe_customer_id);
+        if let Some(customer) = &known {
+            match stripe.has_customer(customer).await {
+                Ok(false) => tracing::warn!(customer, "Stripe does not know this customer; making another"),
+                Ok(true) => continue,
+                Err(error) => {
+                    // Replays, failures and retries work without Stripe, so an outage must not keep the API down.
+                    tracing::warn!(error = chain(&error), "cannot ask Stripe for a demonstration's customer");
+                    continue;
+                }
+            }
         }
-        let key = Uuid::new_v5(&installation(database).await?, email.as_bytes());
+        let name = format!("{email} after {}", known.unwrap_or_default());
+        let key = Uuid::new_v5(&installation(database).await?, name.as_bytes());
         let customer = stripe.create_customer(email, source, key).await.map_err(SeedError::Stripe)?;
-        database.query(INSERT, &[&email, &customer]).await?;
+        database.query(STORE, &[&email, &customer]).await?;
     }
     Ok(())
 }
 
 async fn installation(database: &Database) -> Result<Uuid, DatabaseError> {
     let row = database.query_opt("SELECT installation FROM rocket_rides_schema WHERE singleton", &[]).await?;
-    Ok(row.map_or_else(Uuid::new_v4, |row| row.get("installation")))
+    Ok(row.expect("the schema was found to be ours").get("installation"))
 }

@@ -5,11 +5,11 @@ use hyper::header::HeaderName;
 use serde_json::json;
 
 use crate::database::DatabaseError;
+use crate::errors::chain;
 use crate::http::BodyError;
 use crate::idempotency::key::KeyError;
 use crate::rides::{ParamError, RideError};
 use crate::stripe::LookupError;
-use crate::telemetry::chain;
 
 /// Variants name the situation. The client's text and the log's differ: the client gets what it can act on.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +46,10 @@ pub(super) enum ApiError {
     Ride(#[from] RideError),
     #[error("the database did not answer")]
     Database(#[from] DatabaseError),
-    #[error("the database did not answer in time")]
-    DatabaseSlow,
+    #[error("the database does not answer, or not with our schema")]
+    NotReady,
+    #[error("too many rides are under way")]
+    Overloaded,
     #[error("the process is leaving")]
     Leaving,
     #[error("internal error")]
@@ -85,7 +87,7 @@ impl ApiError {
             Self::Body(BodyError::TooSlow(_)) => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType(_) | Self::Param(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Mismatch | Self::InProgress => StatusCode::CONFLICT,
-            Self::Parked | Self::DatabaseSlow | Self::Leaving => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Parked | Self::NotReady | Self::Overloaded | Self::Leaving => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Database(error) => database_status(error),
             Self::Ride(error) => match error {
@@ -162,9 +164,8 @@ impl ApiError {
             Self::Leaving => "This server is shutting down.".to_owned(),
             Self::Database(error) | Self::Ride(RideError::Database(error)) if !error.is_transient() => internal(),
             Self::Internal => internal(),
-            Self::Database(_) | Self::DatabaseSlow => {
-                "The database is not available. Repeat the request.".to_owned()
-            }
+            Self::Database(_) | Self::NotReady => "The database is not available. Repeat the request.".to_owned(),
+            Self::Overloaded => "Too many rides are being booked just now. Repeat the request.".to_owned(),
             Self::Ride(_) => {
                 "The ride could not be finished yet. Repeat the request with the same Idempotency-Key; the card is \
                  charged once at most."

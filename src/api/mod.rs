@@ -9,9 +9,11 @@ mod decode;
 mod error;
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
@@ -85,10 +87,19 @@ pub async fn run(api: Arc<Api>, listener: Arc<Listener>, stop: CancellationToken
 }
 
 async fn handle(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> Reply {
-    match (request.method(), request.uri().path()) {
-        (&Method::POST, "/rides") => post_ride(api, request, peer).await,
+    let (began, method, path) = (Instant::now(), request.method().clone(), request.uri().path().to_owned());
+    if (&method, path.as_str()) == (&Method::POST, "/rides") {
+        return post_ride(api, request, peer, began).await;
+    }
+    let reply = answer(&api, &method, &path).await;
+    Trail::default().log(method.as_str(), &path, &reply, began);
+    reply
+}
+
+async fn answer(api: &Api, method: &Method, path: &str) -> Reply {
+    match (method, path) {
         (&Method::GET | &Method::HEAD, "/healthz") => Reply::ok(r#"{"message":"alive"}"#),
-        (&Method::GET | &Method::HEAD, "/readyz") => match readiness(&api).await {
+        (&Method::GET | &Method::HEAD, "/readyz") => match readiness(api).await {
             Ok(()) => Reply::ok(r#"{"message":"ready"}"#),
             Err(error) => error.into(),
         },
@@ -99,60 +110,56 @@ async fn handle(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> 
 }
 
 /// Reads the request here, where the connection is, and works on it in a task of its own.
-async fn post_ride(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> Reply {
-    let began = Instant::now();
+async fn post_ride(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr, began: Instant) -> Reply {
     let (head, body) = request.into_parts();
     let fields = decode::read(&head, body, api.config.body_timeout).await;
     let under_way = api.under_way.clone();
     let work = under_way.spawn(async move {
         let mut trail = Trail::default();
-        let answer = book::book(&api, &head.headers, fields, peer.ip(), &mut trail).await;
+        // Clients that hang up free their connections, not their rides, so these have a bound of their own.
+        let answer = if api.under_way.len() > api.config.connections {
+            Err(ApiError::Overloaded)
+        } else {
+            let booked = book::book(&api, &head.headers, fields, peer.ip(), &mut trail);
+            AssertUnwindSafe(booked).catch_unwind().await.unwrap_or(Err(ApiError::Internal))
+        };
         let reply = answer.unwrap_or_else(|error| {
             trail.error = Some(error.for_log());
             error.into()
         });
-        trail.log(&reply, began);
+        trail.log("POST", "/rides", &reply, began);
         reply
     });
-    work.await.unwrap_or_else(|panic| {
-        tracing::error!(method = "POST", path = "/rides", error = %panic, "a request panicked");
-        ApiError::Internal.into()
-    })
+    // The runtime is going down when a task that catches its panics does not end.
+    work.await.unwrap_or_else(|_| ApiError::Internal.into())
 }
 
 async fn readiness(api: &Api) -> Result<(), ApiError> {
     if api.leaving.is_cancelled() {
         return Err(ApiError::Leaving);
     }
-    match tokio::time::timeout(READY_TIMEOUT, schema::version(&api.database)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(ApiError::Database(error)),
-        Err(_) => Err(ApiError::DatabaseSlow),
+    match tokio::time::timeout(READY_TIMEOUT, schema::is_usable(&api.database)).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false) | Err(_)) | Err(_) => Err(ApiError::NotReady),
     }
 }
 
 impl Trail {
-    fn log(&self, reply: &Reply, began: Instant) {
+    /// Probes and strays are many and say little, so they are for those who ask for details.
+    fn log(&self, method: &str, path: &str, reply: &Reply, began: Instant) {
         let Self { key_id, attempt, reached, replayed, error } = self;
         let (status, error) = (reply.status.as_u16(), error.as_deref());
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         macro_rules! line {
             ($level:ident) => {
-                tracing::$level!(
-                    method = "POST",
-                    path = "/rides",
-                    status,
-                    key_id,
-                    attempt,
-                    reached,
-                    replayed,
-                    ms,
-                    error,
-                    "request"
-                )
+                tracing::$level!(method, path, status, key_id, attempt, reached, replayed, ms, error, "request")
             };
         }
-        if status >= 500 { line!(warn) } else { line!(info) }
+        match (path, status) {
+            ("/rides", 500..) => line!(warn),
+            ("/rides", _) => line!(info),
+            _ => line!(debug),
+        }
     }
 }
 

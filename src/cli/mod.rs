@@ -2,6 +2,8 @@
 
 mod visit;
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,10 +11,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Flags, Role};
 use crate::database::{Database, DatabaseError};
+use crate::errors::chain;
 use crate::idempotency::parked;
 use crate::invariants::{self, Traffic, VerifyError};
 use crate::supervisor::{RunError, Signals, StartError, Supervisor};
-use crate::telemetry::{self, chain};
+use crate::telemetry;
 use visit::Visit;
 
 /// Books rocket rides and charges cards exactly once.
@@ -119,7 +122,10 @@ impl Cli {
 
     async fn execute(self) -> Result<(), CliError> {
         let flags = Flags { only: self.only, without: self.without, set: self.set };
-        let config = Config::load(Some(&self.config), std::env::vars(), &flags)?;
+        // A variable that is not text is none of ours.
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        let config = Config::load(Some(&self.config), std::env::vars_os().filter_map(text), &flags)?;
         match self.command.unwrap_or(Command::Run) {
             Command::Run => run(config).await,
             Command::Config => {
@@ -193,13 +199,12 @@ async fn retry_parked(database: &Database, ids: &[i64]) -> Result<(), DatabaseEr
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "what a command was asked to print")]
+/// What a command was asked to print. Whoever closed the pipe does not want the rest.
 fn print(line: &str) {
-    println!("{line}");
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// The logs may not be up yet, and a person reads this.
-#[expect(clippy::print_stderr, reason = "the last word of a process that failed")]
 fn complain(error: &CliError) {
-    eprintln!("rocket-rides-atomic: {}", chain(error));
+    let _ = writeln!(std::io::stderr(), "rocket-rides-atomic: {}", chain(error));
 }

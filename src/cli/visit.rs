@@ -37,7 +37,7 @@ impl Visit {
             }
             Err(error) => return Err(error),
         };
-        schema::ensure(&database).await.map_err(StartError::Schema)?;
+        schema::check(&database).await.map_err(StartError::Schema)?;
         Ok(Self { database, embedded, sandbox: None })
     }
 

@@ -4,6 +4,7 @@
 //! one line that names where the value came from and which key it is, because a role that runs with a mistyped
 //! threshold is worse than one that does not run.
 
+mod roles;
 mod sections;
 mod validate;
 
@@ -15,6 +16,7 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+pub use roles::{Role, Roles};
 pub use sections::*;
 
 /// Variables with this prefix set a key: `ROCKET_RIDES__API__LISTEN` is `api.listen`.
@@ -84,7 +86,10 @@ impl Config {
                 .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
             figment = figment.merge(TomlFile { path, text });
         }
-        for (variable, value) in environment {
+        let mut variables: Vec<_> = environment.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        // Where two variables set one key, the plain one wins, whatever order the environment has.
+        variables.sort_by_key(|(name, _)| (!name.starts_with(PREFIX), name == PORT_VARIABLE));
+        for (variable, value) in variables {
             figment = merge_variable(figment, &variable, &value)?;
         }
         for setting in &flags.set {
@@ -113,11 +118,20 @@ fn merge_variable(figment: Figment, variable: &str, value: &str) -> Result<Figme
     let plain = PLAIN_VARIABLES.iter().find(|(name, _)| *name == variable).map(|(_, key)| (*key).to_owned());
     let prefixed = || variable.strip_prefix(PREFIX).map(|rest| rest.to_lowercase().replace("__", "."));
     let (key, value) = match plain.or_else(prefixed) {
+        Some(key) if !is_dotted(&key) => {
+            let problem = "expected ROCKET_RIDES__SECTION__KEY, as in ROCKET_RIDES__API__LISTEN".to_owned();
+            return Err(ConfigError::Value { origin: variable.to_owned(), key, problem });
+        }
         Some(key) => (key, value.to_owned()),
         None if variable == PORT_VARIABLE => ("api.listen".to_owned(), with_port(&figment, value)?.to_string()),
         None => return Ok(figment),
     };
     Ok(figment.merge(Setting { origin: variable.to_owned(), key, value }))
+}
+
+/// Whether it is of the form `section.key`.
+fn is_dotted(key: &str) -> bool {
+    key.contains('.') && key.split('.').all(|part| !part.is_empty())
 }
 
 fn with_port(figment: &Figment, port: &str) -> Result<SocketAddr, ConfigError> {
@@ -157,7 +171,7 @@ impl Setting {
     fn from_flag(setting: &str) -> Result<Self, ConfigError> {
         let origin = "--set".to_owned();
         match setting.split_once('=') {
-            Some((key, value)) if key.contains('.') => {
+            Some((key, value)) if is_dotted(key.trim()) => {
                 Ok(Self { origin, key: key.trim().to_owned(), value: value.trim().to_owned() })
             }
             _ => Err(ConfigError::Value {
@@ -260,7 +274,7 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         for (text, key) in [
-            ("[idempotency]\nlock_timeout = '50s'\n", "idempotency.lock_timeout"),
+            ("[idempotency]\nlock_timeout = '20s'\n", "idempotency.lock_timeout"),
             ("[api]\nlisten = '0.0.0.0:5000'\n", "api.listen"),
             ("[reaper]\nretention = '1s'\n", "reaper.retention"),
             ("[reaper]\nbatch = 0\n", "reaper.batch"),

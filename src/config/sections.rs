@@ -7,6 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use super::Roles;
 use crate::stripe::sandbox::Faults;
 
 /// Everything that one process needs to know.
@@ -27,110 +28,6 @@ pub struct Config {
     pub demo: Demo,
     pub log: Log,
     pub shutdown: Shutdown,
-}
-
-/// A part of the process that can be on or off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Role {
-    /// The private database server, on when `database.embedded` is and no `database.url` is given.
-    Postgres,
-    /// The stand-in for Stripe.
-    StripeSandbox,
-    /// Answers HTTP.
-    Api,
-    /// Finishes what clients abandoned.
-    Completer,
-    /// Moves staged jobs into the queue.
-    Enqueuer,
-    /// Removes old keys.
-    Reaper,
-    /// Sends random traffic.
-    Simulator,
-}
-
-impl Role {
-    /// Every role, in the order in which they start.
-    pub const ALL: [Self; 7] = [
-        Self::Postgres,
-        Self::StripeSandbox,
-        Self::Api,
-        Self::Completer,
-        Self::Enqueuer,
-        Self::Reaper,
-        Self::Simulator,
-    ];
-
-    /// Its name in config, flags and logs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::StripeSandbox => "stripe_sandbox",
-            Self::Api => "api",
-            Self::Completer => "completer",
-            Self::Enqueuer => "enqueuer",
-            Self::Reaper => "reaper",
-            Self::Simulator => "simulator",
-        }
-    }
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// `[roles]`: which roles this process runs. Several processes may run any mix against one database.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the fields are the names in `Role`")]
-pub struct Roles {
-    pub api: bool,
-    pub completer: bool,
-    pub enqueuer: bool,
-    pub reaper: bool,
-    pub simulator: bool,
-    pub stripe_sandbox: bool,
-}
-
-impl Default for Roles {
-    /// What production needs; the simulator and the sandbox belong to a demonstration.
-    fn default() -> Self {
-        Self { api: true, completer: true, enqueuer: true, reaper: true, simulator: false, stripe_sandbox: false }
-    }
-}
-
-impl Config {
-    /// Whether this process runs `role`.
-    pub fn runs(&self, role: Role) -> bool {
-        match role {
-            Role::Postgres => self.database.embedded && self.database.url.is_none(),
-            Role::StripeSandbox => self.roles.stripe_sandbox,
-            Role::Api => self.roles.api,
-            Role::Completer => self.roles.completer,
-            Role::Enqueuer => self.roles.enqueuer,
-            Role::Reaper => self.roles.reaper,
-            Role::Simulator => self.roles.simulator,
-        }
-    }
-
-    /// The roles that this process runs, in the order in which they start.
-    pub fn enabled_roles(&self) -> Vec<Role> {
-        Role::ALL.into_iter().filter(|role| self.runs(*role)).collect()
-    }
-
-    pub(super) fn set_role(&mut self, role: Role, on: bool) {
-        *match role {
-            Role::Postgres => &mut self.database.embedded,
-            Role::StripeSandbox => &mut self.roles.stripe_sandbox,
-            Role::Api => &mut self.roles.api,
-            Role::Completer => &mut self.roles.completer,
-            Role::Enqueuer => &mut self.roles.enqueuer,
-            Role::Reaper => &mut self.roles.reaper,
-            Role::Simulator => &mut self.roles.simulator,
-        } = on;
-    }
 }
 
 /// `[database]`: one pool over one Postgres, ours or yours.
@@ -209,8 +106,8 @@ pub enum Auth {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Idempotency {
-    /// How long a lease on a key lasts. Longer than everything that its holder can still be waiting for, or a
-    /// second worker would start while the first is asking Stripe (harmless, but wasted).
+    /// How long a lease on a key lasts. A second worker may start when it has run out, so it is longer than an
+    /// attempt takes unless the database is slow beyond reason; then the fence makes the overlap harmless.
     #[serde(with = "humantime_serde")]
     pub lock_timeout: Duration,
 }
@@ -232,8 +129,9 @@ pub struct Completer {
     /// jitter.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
-    /// A key that the completer has tried this often is parked for a person. Twenty attempts with doubling
-    /// pauses of 60 s and more are most of a day: longer than outages, shorter than Stripe's memory.
+    /// A key that the completer has tried this often is parked for a person. With doubling pauses of 60 s to 1 h,
+    /// 32 attempts take a little over a day. Stripe repeats even a failure for as long as it remembers its key, so
+    /// the attempts must outlast that: the look-up after `stripe.key_retention` then decides.
     pub max_attempts: i32,
     /// Requests completed at once, and claimed at once: claiming more would let leases run out while waiting.
     pub concurrency: i64,
@@ -247,7 +145,7 @@ impl Default for Completer {
         Self {
             grace: Duration::from_secs(5 * 60),
             retry_after: Duration::from_secs(60),
-            max_attempts: 20,
+            max_attempts: 32,
             concurrency: 16,
             poll_interval: Duration::from_secs(5),
         }
@@ -309,7 +207,8 @@ pub struct Stripe {
     pub api_base: Option<String>,
     /// The secret key; `STRIPE_API_KEY` is the place to set it.
     pub api_key: SecretString,
-    /// Deadline for one whole call: connect, send, answer.
+    /// Deadline for one whole call: connect, send, answer. An attempt makes two at most, and both must fit into
+    /// the lease and into the shutdown's deadline.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// How long after the charge was first intended Stripe surely still knows our idempotency key. Stripe
@@ -323,7 +222,7 @@ impl Default for Stripe {
         Self {
             api_base: None,
             api_key: SecretString::default(),
-            timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
             key_retention: Duration::from_secs(23 * 3600),
         }
     }

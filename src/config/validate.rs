@@ -7,9 +7,12 @@ use secrecy::ExposeSecret;
 
 use super::{Auth, Config, ConfigError, Role};
 
-/// What a lease must outlast besides the two calls to Stripe that one attempt may make (a look-up and a charge):
-/// waiting for connections and the phases themselves.
+/// What a lease should outlast besides the two calls to Stripe that one attempt may make (a look-up and a charge):
+/// the phases, and a short wait for connections. Where that is too little, the fence holds.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
+
+/// Nothing here is meant to last longer, and sums of such times still fit.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// How long Stripe promises to remember an idempotency key.
 const STRIPE_MEMORY: Duration = Duration::from_secs(24 * 3600);
@@ -32,6 +35,12 @@ impl Config {
         require(!charges || !self.stripe.api_key.expose_secret().is_empty(), "stripe.api_key", || {
             "missing: set STRIPE_API_KEY (the sandbox takes any)".to_owned()
         })?;
+        let somewhere = self.stripe.api_base.is_some() || self.runs(Role::StripeSandbox);
+        require(!charges || !self.demo.enabled || somewhere, "stripe.api_base", || {
+            "missing: with demo.enabled and without the role stripe_sandbox, say where to charge (the sandbox of \
+             another process, or https://api.stripe.com with a test key)"
+                .to_owned()
+        })?;
         let target = self.runs(Role::Api) || self.simulator.api_base.is_some();
         require(!self.runs(Role::Simulator) || target, "roles.simulator", || {
             "has nothing to send to: turn roles.api on or set simulator.api_base".to_owned()
@@ -39,9 +48,18 @@ impl Config {
     }
 
     fn check_times(&self) -> Result<(), ConfigError> {
+        for (key, value) in self.durations() {
+            require(value <= LONGEST, key, || "must not be longer than ten years".to_owned())?;
+        }
         let attempt = self.stripe.timeout * 2 + LEASE_MARGIN;
         require(self.idempotency.lock_timeout >= attempt, "idempotency.lock_timeout", || {
             format!("must be at least {attempt:?}: twice stripe.timeout ({:?}) plus 5 s", self.stripe.timeout)
+        })?;
+        let drain = self.stripe.timeout * 2 + self.shutdown.notice;
+        require(self.shutdown.deadline >= drain, "shutdown.deadline", || {
+            format!(
+                "must be at least {drain:?}: twice stripe.timeout plus shutdown.notice, to finish a charge under way"
+            )
         })?;
         let memory = STRIPE_MEMORY.saturating_sub(self.idempotency.lock_timeout);
         require(self.stripe.key_retention <= memory, "stripe.key_retention", || {
@@ -66,9 +84,35 @@ impl Config {
         Ok(())
     }
 
+    fn durations(&self) -> [(&'static str, Duration); 16] {
+        [
+            ("stripe.timeout", self.stripe.timeout),
+            ("stripe.key_retention", self.stripe.key_retention),
+            ("stripe_sandbox.key_retention", self.stripe_sandbox.key_retention),
+            ("stripe_sandbox.faults.latency", self.stripe_sandbox.faults.latency),
+            ("idempotency.lock_timeout", self.idempotency.lock_timeout),
+            ("completer.grace", self.completer.grace),
+            ("completer.retry_after", self.completer.retry_after),
+            ("completer.poll_interval", self.completer.poll_interval),
+            ("enqueuer.poll_interval", self.enqueuer.poll_interval),
+            ("reaper.poll_interval", self.reaper.poll_interval),
+            ("reaper.retention", self.reaper.retention),
+            ("database.pool_timeout", self.database.pool_timeout),
+            ("api.head_timeout", self.api.head_timeout),
+            ("api.body_timeout", self.api.body_timeout),
+            ("shutdown.notice", self.shutdown.notice),
+            ("shutdown.deadline", self.shutdown.deadline),
+        ]
+    }
+
     fn check_bounds(&self) -> Result<(), ConfigError> {
         for (key, value, most) in [
-            ("database.pool_size", i64::from(self.database.pool_size), 1000),
+            // The private Postgres takes 200 connections, of this process and of a person who looks.
+            (
+                "database.pool_size",
+                i64::from(self.database.pool_size),
+                if self.runs(Role::Postgres) { 180 } else { 1000 },
+            ),
             ("api.connections", i64::try_from(self.api.connections).unwrap_or(i64::MAX), 1_000_000),
             ("completer.max_attempts", i64::from(self.completer.max_attempts), 1000),
             ("completer.concurrency", self.completer.concurrency, 10_000),
@@ -110,9 +154,11 @@ impl Config {
         {
             let Some(base) = base else { continue };
             let usable = base.parse::<Uri>().is_ok_and(|uri| {
-                uri.authority().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) && uri.path() == "/"
+                uri.authority().is_some_and(|at| !at.as_str().contains('@'))
+                    && matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.path() == "/"
             });
-            require(usable, key, || format!("{base:?} is not of the form https://host or http://host:port"))?;
+            require(usable, key, || "is not of the form https://host or http://host:port".to_owned())?;
         }
         Ok(())
     }

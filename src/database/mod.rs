@@ -30,9 +30,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
 /// still empty that reading all of it, or all of an index for a merge or hash join, is best, and then keep that
 /// plan, prepared, while the table grows. Nested loops over index look-ups are right at every size.
+///
+/// What must be flushed is flushed, even for a role or database that was set to commit without; stricter settings
+/// than `on` stay.
 const SESSION: &str = "
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-    SET plan_cache_mode = force_generic_plan; SET application_name = 'rocket-rides-atomic'";
+    SET plan_cache_mode = force_generic_plan; SET application_name = 'rocket-rides-atomic';
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Why a statement did not give an answer.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +65,7 @@ impl DatabaseError {
     }
 }
 
-/// tokio-postgres says only "db error" by itself. The message names constraints and types, never a parameter's
-/// value; the detail might, and stays out.
+/// tokio-postgres says only "db error" by itself. The detail stays out: it quotes rows.
 fn refusal(error: &tokio_postgres::Error) -> String {
     error
         .as_db_error()
@@ -112,10 +115,7 @@ impl Database {
     ///
     /// `sql` is prepared once per connection. When the caller is cancelled the statement is still carried out.
     pub async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DatabaseError> {
-        let connection = self.pool.get().await.map_err(|error| match error {
-            bb8::RunError::User(error) => error,
-            bb8::RunError::TimedOut => DatabaseError::Busy,
-        })?;
+        let connection = self.checkout().await?;
         match tokio::time::timeout(STATEMENT_TIMEOUT, connection.query(sql, params)).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err(error)) => Err(connection.judge(error)),
@@ -133,11 +133,22 @@ impl Database {
 
     /// Runs statements that take no parameters and return nothing of interest, as one transaction.
     pub(crate) async fn batch(&self, sql: &str) -> Result<(), DatabaseError> {
-        let connection = self.pool.get().await.map_err(|error| match error {
-            bb8::RunError::User(error) => error,
-            bb8::RunError::TimedOut => DatabaseError::Busy,
-        })?;
+        let connection = self.checkout().await?;
         connection.client.batch_execute(sql).await.map_err(|error| connection.judge(error))
+    }
+
+    /// A connection that was open a moment ago. Those that closed while they lay idle are passed over, or after a
+    /// restart of the server each of them would cost somebody a statement.
+    async fn checkout(&self) -> Result<bb8::PooledConnection<'_, Manager>, DatabaseError> {
+        loop {
+            let connection = self.pool.get().await.map_err(|error| match error {
+                bb8::RunError::User(error) => error,
+                bb8::RunError::TimedOut => DatabaseError::Busy,
+            })?;
+            if !connection.client.is_closed() {
+                return Ok(connection);
+            }
+        }
     }
 }
 
@@ -217,7 +228,7 @@ struct LogConnectErrors;
 
 impl bb8::ErrorSink<DatabaseError> for LogConnectErrors {
     fn sink(&self, error: DatabaseError) {
-        tracing::warn!(error = crate::telemetry::chain(&error), "a database connection could not be opened");
+        tracing::warn!(error = crate::errors::chain(&error), "a database connection could not be opened");
     }
 
     fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<DatabaseError>> {

@@ -18,6 +18,9 @@ pub enum SchemaError {
         /// One of the tables that are in the way.
         table: String,
     },
+    /// It is empty, and whoever asks only wants to look.
+    #[error("the database has no Rocket Rides in it: start the program on it once")]
+    Absent,
     /// It was made by another version of this program.
     #[error("the database has schema version {found}, and this program needs {VERSION}: {}", advice(*found))]
     Version {
@@ -49,14 +52,28 @@ pub async fn ensure(database: &Database) -> Result<(), SchemaError> {
             return applied;
         }
     }
+    check(database).await
+}
+
+/// Makes sure of the same without changing anything.
+pub async fn check(database: &Database) -> Result<(), SchemaError> {
+    if !is_ours(database).await? {
+        return Err(SchemaError::Absent);
+    }
     match version(database).await? {
         VERSION => Ok(()),
         found => Err(SchemaError::Version { found }),
     }
 }
 
-/// The schema version in the database; one indexed read, so that `/readyz` can afford it.
-pub async fn version(database: &Database) -> Result<i32, DatabaseError> {
+/// Whether the database has our schema and takes writes; one indexed read, so that `/readyz` can afford it.
+pub async fn is_usable(database: &Database) -> Result<bool, DatabaseError> {
+    const SQL: &str = "SELECT version FROM rocket_rides_schema
+        WHERE singleton AND current_setting('transaction_read_only') = 'off'";
+    Ok(database.query_opt(SQL, &[]).await?.is_some_and(|row| row.get::<_, i32>("version") == VERSION))
+}
+
+async fn version(database: &Database) -> Result<i32, DatabaseError> {
     let row = database.query_opt("SELECT version FROM rocket_rides_schema WHERE singleton", &[]).await?;
     Ok(row.map_or(0, |row| row.get("version")))
 }
@@ -72,8 +89,10 @@ async fn is_ours(database: &Database) -> Result<bool, DatabaseError> {
 }
 
 async fn foreign_table(database: &Database) -> Result<Option<String>, DatabaseError> {
+    // An extension's views are nobody's data.
     const SQL: &str = "SELECT relname::text AS table FROM pg_class
         WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
+          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid AND d.deptype = 'e')
         ORDER BY relname LIMIT 1";
     Ok(database.query_opt(SQL, &[]).await?.map(|row| row.get("table")))
 }

@@ -1,7 +1,7 @@
 //! A client's way to a lease: phase one of a request.
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -109,6 +109,7 @@ pub async fn acquire(
     grace: Duration,
 ) -> Result<Acquired, DatabaseError> {
     for _ in 0..RACES {
+        let runs_out = Instant::now() + lock_timeout;
         let rows = database
             .query(
                 &ACQUIRE,
@@ -127,7 +128,7 @@ pub async fn acquire(
             .await?;
         let [row] = rows.as_slice() else { unreachable!("the statement returns a row per request") };
         return Ok(match row.get("verdict") {
-            "leased" => Acquired::Lease(Lease::from_row(row)),
+            "leased" => Acquired::Lease(Lease::from_row(row, runs_out)),
             "finished" => Acquired::Finished { key_id: row.get("id"), response: response(row) },
             "mismatch" => Acquired::Mismatch { key_id: row.get("id") },
             "parked" => Acquired::Parked { key_id: row.get("id") },

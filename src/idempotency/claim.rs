@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -87,6 +87,7 @@ static CLAIM: LazyLock<String> = LazyLock::new(|| {
 ///
 /// Locks the rows it returns and skips rows that others have locked, so that several completers share the work.
 pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Result<Claims, DatabaseError> {
+    let runs_out = Instant::now() + policy.lock_timeout;
     let rows = database
         .query(
             &CLAIM,
@@ -106,7 +107,7 @@ pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Res
             continue;
         }
         claims.claimed.push(Claimed {
-            lease: Lease::from_row(row),
+            lease: Lease::from_row(row, runs_out),
             user_id: row.get("user_id"),
             params: row.get("request_params"),
             origin_ip: row.get("origin_ip"),

@@ -20,7 +20,7 @@ pub mod reap;
 pub mod settle;
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -62,6 +62,9 @@ pub struct Lease {
     /// The idempotency key for the foreign call. Random and stored, never derived from a row's id, which a
     /// database made anew would repeat.
     pub foreign_call_key: Uuid,
+    /// When it runs out, at the earliest, by this host's clock. What is fenced need not ask; a foreign call must,
+    /// because no fence stands before it.
+    pub runs_out: Instant,
     /// When the foreign call first became possible; `None` if it never was.
     pub foreign_call_intent: Option<Intent>,
 }
@@ -75,13 +78,15 @@ pub struct Intent {
 }
 
 impl Lease {
-    fn from_row(row: &Row) -> Self {
+    /// `runs_out` is reckoned from before the statement was sent.
+    fn from_row(row: &Row, runs_out: Instant) -> Self {
         Self {
             key_id: row.get("id"),
             token: row.get("lease_token"),
             recovery_point: row.get("recovery_point"),
             attempts: row.get("attempts"),
             foreign_call_key: row.get("foreign_call_key"),
+            runs_out,
             foreign_call_intent: row
                 .get::<_, Option<SystemTime>>("foreign_call_intended_at")
                 .map(|at| Intent { at, age: seconds(row.get("foreign_call_age")) }),

@@ -13,15 +13,15 @@ pub struct Reaped {
     pub parked: i64,
 }
 
-/// A key whose lease is still running is left for the next round, however old; so is an unfinished one that was
-/// taken up within the retention: a person may just have asked for another attempt.
+/// A key whose lease is still running is left for the next round, however old. So is one that was taken up within the
+/// retention: its client may have the answer still to come, or a person have just asked for another attempt.
 const REAP: &str = "
     WITH old AS MATERIALIZED (
         SELECT id, response_code IS NOT NULL AS finished
         FROM idempotency_keys
         WHERE created_at <= now() - make_interval(secs => $1) AND parked_at IS NULL
           AND (locked_at IS NULL OR locked_at <= now() - make_interval(secs => $2))
-          AND (response_code IS NOT NULL OR last_run_at <= now() - make_interval(secs => $1))
+          AND last_run_at <= now() - make_interval(secs => $1)
         ORDER BY created_at
         LIMIT $3 FOR UPDATE SKIP LOCKED
     ), removed AS (
@@ -35,7 +35,7 @@ const REAP: &str = "
     )
     SELECT (SELECT count(*) FROM removed) AS removed, (SELECT count(*) FROM parked) AS parked";
 
-/// Handles up to `limit` keys that are at least `retention` old.
+/// Handles up to `limit` keys that are at least `retention` old and have not been worked on for as long.
 ///
 /// Locks their rows and skips rows that others have locked. A removed key's ride loses the reference to it.
 pub async fn reap(

@@ -7,7 +7,7 @@ mod params;
 mod store;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::Notify;
@@ -137,7 +137,7 @@ impl Rides {
     /// Takes the request as far as it will go. On any failure the lease is given back, unless it is no longer
     /// ours.
     pub async fn drive(&self, booking: &Booking) -> Driven {
-        let mut reached = RecoveryPoint::Started;
+        let mut reached = RecoveryPoint::parse(&booking.lease.recovery_point).unwrap_or(RecoveryPoint::Started);
         let result = self.advance(booking, &mut reached).await;
         if let Err(error) = &result {
             self.let_go(&booking.lease, error).await;
@@ -195,6 +195,11 @@ impl Rides {
 
     async fn look_up_or_charge(&self, booking: &Booking, ride_id: i64) -> Result<ChargeOutcome, RideError> {
         let Booking { lease, user, .. } = booking;
+        // A worker that was paused past its lease could otherwise charge long after another has, when Stripe no
+        // longer knows the key that both use.
+        if Instant::now() >= lease.runs_out {
+            return Err(RideError::LeaseLost);
+        }
         if let Some(intent) = lease.foreign_call_intent
             && intent.age >= self.key_retention
         {
@@ -207,7 +212,8 @@ impl Rides {
             amount: PRICE,
             currency: CURRENCY.to_owned(),
             customer: user.stripe_customer_id.clone(),
-            // Stripe refuses a repetition whose parameters differ, so everything here is fixed once the ride is.
+            // Stripe refuses a repetition whose parameters differ. So they follow from the ride alone, and a release
+            // that changes price or wording leaves the requests that are unfinished just then for a person.
             description: format!("Rocket ride {ride_id}"),
             ride_id,
             idempotency_key: lease.foreign_call_key,
@@ -229,7 +235,7 @@ impl Rides {
     }
 
     async fn finish_declined(&self, booking: &Booking, reason: &str) -> Result<Step, RideError> {
-        let response = message(402, "error", &format!("The card was declined: {reason}"));
+        let response = message(402, "error", &format!("The card was not charged: {reason}"));
         self.finish(booking, RecoveryPoint::RideCreated, response, None).await
     }
 
@@ -245,7 +251,7 @@ impl Rides {
     }
 
     async fn let_go(&self, lease: &Lease, error: &RideError) {
-        let reason = crate::telemetry::chain(error);
+        let reason = crate::errors::chain(error);
         let settled = match error {
             RideError::LeaseLost => return,
             RideError::LookUp(LookupError::Undecidable(_)) | RideError::Corrupt(_) => {
@@ -261,7 +267,7 @@ impl Rides {
         if let Err(error) = settled {
             tracing::warn!(
                 key_id = lease.key_id,
-                error = crate::telemetry::chain(&error),
+                error = crate::errors::chain(&error),
                 "a lease could not be given back; it runs out by itself"
             );
         }

@@ -7,10 +7,10 @@ use tokio::task::JoinSet;
 use super::periodic::{Periodic, Progress};
 use crate::config::{self, Role};
 use crate::database::{Database, DatabaseError};
+use crate::errors::chain;
 use crate::idempotency::claim::{self, Claimed, RetryPolicy};
 use crate::idempotency::settle;
 use crate::rides::{Booking, RideParams, Rides};
-use crate::telemetry::chain;
 use crate::users;
 
 /// Claims what is due and drives it through the very code that the API uses.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Role;
 use crate::database::DatabaseError;
-use crate::telemetry::chain;
+use crate::errors::chain;
 
 /// What one batch says about the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

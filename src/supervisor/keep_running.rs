@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Role;
-use crate::telemetry::chain;
+use crate::errors::chain;
 
 /// Why one run of a role ended although nobody asked it to.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,6 +1,7 @@
 //! From a config to running roles: ports, database, schema, Stripe, then everybody, in that order.
 
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::config::{Config, Role};
 use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
 use crate::database::schema::{self, SchemaError};
 use crate::database::{Database, DatabaseError, tls};
+use crate::errors::chain;
 use crate::http::Listener;
 use crate::rides::Rides;
 use crate::roles::completer::Completer;
@@ -24,7 +26,6 @@ use crate::roles::reaper::Reaper;
 use crate::roles::{postgres, simulator};
 use crate::stripe::sandbox::{self, FaultControl, Ledger};
 use crate::stripe::{self, ClientError};
-use crate::telemetry::chain;
 use crate::users::{self, SeedError};
 
 /// Where Stripe is when nothing else is said.
@@ -121,10 +122,10 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
         error => StartError::Schema(error),
     })?;
     if let Some(listener) = sandbox_listener {
-        supervisor.spawn_sandbox(listener, &config)?;
+        supervisor.spawn_sandbox(listener, &config).await?;
     }
     let stripe = stripe_client(&config, addresses.stripe_sandbox)?;
-    if config.demo.enabled {
+    if config.demo.enabled && config.runs(Role::Api) {
         seed(&database, &stripe).await?;
     }
     supervisor.spawn_workers(&config, &database, stripe, api_listener);
@@ -195,9 +196,11 @@ impl Supervisor {
         });
     }
 
-    fn spawn_sandbox(&mut self, listener: Arc<Listener>, config: &Config) -> Result<(), StartError> {
+    async fn spawn_sandbox(&mut self, listener: Arc<Listener>, config: &Config) -> Result<(), StartError> {
         let sandbox = &config.stripe_sandbox;
-        let ledger = Arc::new(Ledger::open(&sandbox.ledger, sandbox.key_retention)?);
+        let (path, key_retention) = (sandbox.ledger.clone(), sandbox.key_retention);
+        let opened = tokio::task::spawn_blocking(move || Ledger::open(&path, key_retention)).await;
+        let ledger = Arc::new(opened.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?);
         let faults = Arc::new(FaultControl::new(sandbox.faults.clone()));
         self.spawn(Role::StripeSandbox, move |stop| {
             never_fails(sandbox::serve(Arc::clone(&listener), Arc::clone(&ledger), Arc::clone(&faults), stop))

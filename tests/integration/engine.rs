@@ -9,7 +9,7 @@ use rocket_rides_atomic::idempotency::settle::{finish, park, release};
 use rocket_rides_atomic::idempotency::{Job, Lease, Request, Response};
 use serde_json::json;
 
-use crate::support::client::new_key;
+use crate::support::client::{Post, new_key};
 use crate::support::world::{World, pool};
 
 const LOCK: Duration = Duration::from_secs(60);
@@ -33,7 +33,6 @@ async fn lease(database: &Database, request: &Request, lock_timeout: Duration) -
 }
 
 async fn written(world: &World) -> String {
-    world.execute("SELECT pg_stat_clear_snapshot()").await;
     world
         .get("SELECT json_agg(k ORDER BY id)::text || (SELECT count(*) FROM staged_jobs) FROM idempotency_keys k")
         .await
@@ -67,6 +66,29 @@ async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
     let response = Response { code: 201, body: "{}".into() };
     assert!(!finish(&database, &lease, "charge_created", &response, None).await.unwrap());
     assert!(finish(&database, &lease, "started", &response, None).await.unwrap());
+}
+
+#[tokio::test]
+async fn only_what_can_be_repeated_is_committed_without_a_flush() {
+    let world = World::start().await;
+    world
+        .database
+        .batch_execute(
+            "CREATE TABLE commits (recovery_point TEXT, flushed TEXT);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO commits VALUES (NEW.recovery_point, current_setting('synchronous_commit'));
+                 RETURN NEW;
+             END $$;
+             CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE ON idempotency_keys
+                 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        .await
+        .unwrap();
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    let commits = world.query("SELECT recovery_point, flushed FROM commits", &[]).await;
+    let commits: Vec<(String, String)> = commits.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let expected = [("started", "off"), ("ride_created", "on"), ("charge_created", "off"), ("finished", "on")];
+    assert_eq!(commits, expected.map(|(point, flushed)| (point.to_owned(), flushed.to_owned())));
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod contract;
 mod differences;
 mod engine;
 mod enqueuer;
+mod house;
 mod load;
 mod plans;
 mod private_postgres;

@@ -40,9 +40,10 @@ async fn no_statement_of_the_program_reads_a_whole_table() {
     // The reaper's: one key grows old and goes.
     let by_key = format!("idempotency_keys WHERE user_id = 1 AND idempotency_key = '{key}'");
     world
-        .execute(
-            &format!("UPDATE {by_key}").replace(" WHERE", " SET created_at = now() - interval '73 hours' WHERE"),
-        )
+        .execute(&format!("UPDATE {by_key}").replace(
+            " WHERE",
+            " SET created_at = now() - interval '73 hours', last_run_at = now() - interval '73 hours' WHERE",
+        ))
         .await;
     world.until_count(&by_key, 0).await;
     // The enqueuer's: both receipts.

@@ -92,6 +92,10 @@ async fn nonsense_is_refused_in_one_line_with_its_own_exit_code() {
         ("stripe.api_base=ftp://x", 78, "stripe.api_base"),
         ("database.url=postgres://u:secret@h/d?sslmode=never", 78, "sslmode"),
         ("log.filter=====", 78, "log.filter"),
+        (".a=1", 78, "section.key=value"),
+        ("stripe.timeout=18446744073709551615s", 78, "stripe.timeout"),
+        ("shutdown.notice=60s", 78, "shutdown.deadline"),
+        ("roles.stripe_sandbox=false", 78, "stripe.api_base"),
         (nobody_there.as_str(), 69, "database"),
         (taken.as_str(), 1, "api.listen"),
     ] {
@@ -105,6 +109,26 @@ async fn nonsense_is_refused_in_one_line_with_its_own_exit_code() {
     }
     let mut usage = Process::spawn(&["--nonsense".to_owned()]);
     assert_eq!(usage.exit().await.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_costs_its_lines_and_nothing_else() {
+    let database = cluster::database().await;
+    let (dir, api) = (TempDir::new(), free_port());
+    let mut process = tokio::process::Command::new(env!("CARGO_BIN_EXE_rocket-rides-atomic"))
+        .args(arguments(Some(&database), dir.path(), &[&format!("api.listen={api}")]))
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    drop(process.stderr.take());
+    let http = Http::new(api);
+    eventually("a process that is ready", async || http.is_ready().await.then_some(())).await;
+    assert_eq!(http.post(Post::default()).await.status, 201);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(process.id().unwrap()).unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), process.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test]

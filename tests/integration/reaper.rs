@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::idempotency::parked;
 
 use crate::support::client::{Post, new_key};
-use crate::support::world::{World, insert_keys};
+use crate::support::world::{World, insert_keys, pool};
 
 const AGE: &str = "UPDATE idempotency_keys SET created_at = now() - interval '73 hours',
                    last_run_at = last_run_at - interval '73 hours'";
@@ -34,6 +35,28 @@ async fn old_unfinished_keys_are_parked_and_never_removed() {
     world.execute(AGE).await;
     world.until_count("idempotency_keys WHERE parked_at IS NOT NULL AND parked_reason LIKE '%retention%'", 1).await;
     assert_eq!(world.count("rides WHERE idempotency_key_id IS NOT NULL").await, 1);
+}
+
+#[tokio::test]
+async fn an_old_key_that_is_finished_late_keeps_its_answer() {
+    let world = World::with(|config| {
+        reaping(config);
+        config.roles.completer = true;
+    })
+    .await;
+    let key = new_key();
+    world.post(Post::default().key(&key).raising()).await;
+    world.execute(AGE).await;
+    world.until_count("idempotency_keys WHERE parked_at IS NOT NULL", 1).await;
+    let id: i64 = world.get("SELECT id FROM idempotency_keys").await;
+    parked::retry(&pool(&world.database_config).await, &[id]).await.unwrap();
+    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+    // Another old key is removed meanwhile, so the reaper has looked.
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    world.execute(&format!("{AGE} WHERE completer_attempts = 0")).await;
+    world.until_count("idempotency_keys", 1).await;
+    assert!(world.post(Post::default().key(&key)).await.is_replay());
+    assert_eq!(world.charges().await.len(), 2);
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ async fn a_database_that_is_away_is_named() {
     database.dbname("no_such_database");
     let error = start_on(&database).await.expect_err("no database");
     let StartError::Database(error) = error else { panic!("{error:?}") };
-    assert!(rocket_rides_atomic::telemetry::chain(&error).contains("no_such_database"), "{error:?}");
+    assert!(rocket_rides_atomic::errors::chain(&error).contains("no_such_database"), "{error:?}");
 }
 
 #[tokio::test]
@@ -51,6 +51,16 @@ async fn processes_that_start_at_once_agree() {
     }
     let users = cluster::connect(&database).await.query_one("SELECT count(*) FROM users", &[]).await.unwrap();
     assert_eq!(users.get::<_, i64>(0), 2);
+}
+
+#[tokio::test]
+async fn users_that_this_stripe_does_not_know_get_new_customers() {
+    let world = World::start().await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    let elsewhere = TempDir::new();
+    let ledger = elsewhere.path().join("another-ledger");
+    let world = world.restarted(|config| config.stripe_sandbox.ledger = ledger).await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
 }
 
 #[tokio::test]

@@ -122,6 +122,12 @@ impl Http {
         self.send(request.body(Full::from(post.body)).expect("a request")).await
     }
 
+    /// Whether `/readyz` says so.
+    pub async fn is_ready(&self) -> bool {
+        let request = Request::get(format!("{}/readyz", self.base)).body(Full::default()).expect("a request");
+        self.send(request).await.is_ok_and(|answer| answer.status == 200)
+    }
+
     pub async fn call(&self, method: Method, path: &str, body: &str) -> Answer {
         let uri = format!("{}{path}", self.base);
         let request = Request::builder().method(method).uri(uri).header("authorization", "Bearer sk_test");

@@ -53,11 +53,7 @@ async fn drop_left_overs(config: &Config) {
 pub async fn database() -> Config {
     let config = tokio::task::spawn_blocking(|| CLUSTER.clone()).await.expect("no panic");
     let name = format!("test_{}", Uuid::new_v4().simple());
-    connect(&config)
-        .await
-        .batch_execute(&format!("CREATE DATABASE {name} STRATEGY FILE_COPY"))
-        .await
-        .expect("create");
+    connect(&config).await.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create");
     let mut own = config;
     own.dbname(&name);
     own

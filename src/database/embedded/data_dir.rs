@@ -202,7 +202,7 @@ impl DataDir {
     }
 
     /// A new cluster may take the place of nothing, or of an empty directory that can be renamed over.
-    fn check_vacant(&self) -> Result<(), EmbeddedError> {
+    pub(super) fn check_vacant(&self) -> Result<(), EmbeddedError> {
         let mut entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -46,7 +46,7 @@ const QUIT_GRACE: Duration = Duration::from_secs(1);
 const SETTINGS: [&str; 9] = [
     "listen_addresses=",
     "unix_socket_permissions=0700",
-    // A pool per role and process, several processes, and a person with psql.
+    // A pool per process, several processes, and a person with psql.
     "max_connections=200",
     // The defaults, spelled out because everything here rests on them.
     "fsync=on",
@@ -55,7 +55,7 @@ const SETTINGS: [&str; 9] = [
     // Checkpoints by time rather than by volume: the default of 1 GB forces them under load.
     "max_wal_size=2GB",
     "logging_collector=off",
-    // A failed statement is its client's to handle and to log; here, retried conflicts would fill the disk.
+    // A failed statement is its client's to handle and to log.
     "log_min_messages=log",
 ];
 
@@ -172,6 +172,10 @@ impl EmbeddedPostgres {
         let account = Account::current()?;
         let data_dir = DataDir::locate(configured, &account)?;
         data_dir.check_owner(&account)?;
+        // Before the lock's file is put beside a directory that is none of ours.
+        if data_dir.major()?.is_none() {
+            data_dir.check_vacant()?;
+        }
         let lock = Lock::acquire(&data_dir)?;
 
         let major = data_dir.major()?;

@@ -36,6 +36,8 @@ const PAGE: usize = 100;
 /// Pages a lookup reads before it gives up. Five thousand charges of one customer in the few days that a key
 /// lives are not a customer's doing.
 const MAX_PAGES: usize = 50;
+/// Stripe's messages are sentences; a proxy's need not be.
+const MESSAGE_CHARACTERS: usize = 500;
 /// How much earlier than asked a lookup begins. Stripe's clock is not ours, and a charge missed because of that
 /// would be made twice; looking back too far costs a page at most.
 const CLOCK_MARGIN: Duration = Duration::from_secs(600);
@@ -156,6 +158,16 @@ impl Client {
         })
     }
 
+    /// Whether Stripe knows this customer.
+    pub async fn has_customer(&self, customer: &str) -> Result<bool, CallError> {
+        let deadline = Instant::now() + self.timeout;
+        match self.get::<Customer>(&format!("/v1/customers/{customer}"), deadline).await {
+            Ok(_) => Ok(true),
+            Err(CallError::Refused(reply)) if reply.status == StatusCode::NOT_FOUND => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Creates a customer who pays with the card behind `source_token`, and returns its id, `cus_…`.
     pub async fn create_customer(
         &self,
@@ -219,7 +231,7 @@ impl ErrorReply {
             status: reply.status,
             kind: error.kind.unwrap_or_default(),
             code: error.code.unwrap_or_default(),
-            message: error.message.unwrap_or_default(),
+            message: legible(&error.message.unwrap_or_default()),
             request_id: reply.request_id.clone(),
         }
     }
@@ -291,6 +303,11 @@ struct EnvelopeError {
     kind: Option<String>,
     code: Option<String>,
     message: Option<String>,
+}
+
+/// A message that is fit for a log, a column and an answer, whatever was sent in its place.
+fn legible(message: &str) -> String {
+    message.chars().filter(|character| !character.is_control()).take(MESSAGE_CHARACTERS).collect()
 }
 
 /// Where a page of charges is, newest first: everybody's, or one customer's since some time.

@@ -16,25 +16,16 @@
 //! remain. Without `sslrootcert` the roots are Mozilla's, compiled in, and not a file in the home directory. And a
 //! certificate that is checked has to be of X.509 version 3, with the host among its alternative names.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod verifier;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{
-    WebPkiSupportedAlgorithms, ring::default_provider, verify_tls12_signature, verify_tls13_signature,
-};
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::path::PathBuf;
+
+use rustls::pki_types::pem;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Where systems keep their certificate authorities in one file: Debian, Red Hat, and Alpine or macOS.
-const SYSTEM_ROOTS: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+use verifier::{Checks, Roots, connector};
 
 /// Why a database URL is refused. No variant carries the password.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +85,7 @@ pub fn parse(url: &str) -> Result<(Config, MakeRustlsConnect), UrlError> {
 /// For connections that never use TLS, such as those over a Unix socket. It trusts nobody, so that a mistake shows.
 #[must_use]
 pub fn none() -> MakeRustlsConnect {
-    connector(Checks::ChainAndName(Roots { anchors: RootCertStore::empty(), certificates: Vec::new() }))
+    connector(Checks::ChainAndName(Roots::none()))
 }
 
 /// TLS does not exist on Unix sockets, whatever `sslmode` says.
@@ -102,20 +93,6 @@ fn is_local(config: &Config) -> bool {
     let hosts = config.get_hosts();
     let is_socket = |host: &Host| matches!(host, Host::Unix(_));
     !hosts.is_empty() && hosts.iter().all(is_socket) && config.get_hostaddrs().is_empty()
-}
-
-fn connector(checks: Checks) -> MakeRustlsConnect {
-    let provider = default_provider();
-    let verifier = Verifier { checks, algorithms: provider.signature_verification_algorithms };
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()
-        .expect("the provider supports the versions that rustls does")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    // Postgres 17 insists on the protocol's name where sslnegotiation=direct skips its own handshake.
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    MakeRustlsConnect::new(config)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,137 +222,6 @@ fn read_value(text: &str) -> Option<(String, usize)> {
         }
     }
     (!quoted).then_some((value, text.len()))
-}
-
-/// The certificates at which a chain may end.
-#[derive(Debug)]
-struct Roots {
-    anchors: RootCertStore,
-    /// Those of `sslrootcert` as they are, to recognise a server that presents one of them itself.
-    certificates: Vec<CertificateDer<'static>>,
-}
-
-impl Roots {
-    fn load(root_certificate: Option<&str>) -> Result<Self, UrlError> {
-        match root_certificate {
-            None => Ok(Self::mozilla()),
-            Some("system") => {
-                let bundle = SYSTEM_ROOTS.into_iter().find_map(|path| Self::read(Path::new(path)).ok());
-                Ok(bundle.unwrap_or_else(Self::mozilla))
-            }
-            Some(path) => Self::read(Path::new(path)),
-        }
-    }
-
-    fn mozilla() -> Self {
-        let anchors = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        Self { anchors, certificates: Vec::new() }
-    }
-
-    fn read(path: &Path) -> Result<Self, UrlError> {
-        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let certificates = read.map_err(|source| UrlError::RootCertificate { path: path.to_owned(), source })?;
-        let mut anchors = RootCertStore::empty();
-        let (usable, _) = anchors.add_parsable_certificates(certificates.iter().cloned());
-        if usable == 0 {
-            return Err(UrlError::NoRootCertificate { path: path.to_owned() });
-        }
-        Ok(Self { anchors, certificates })
-    }
-}
-
-/// What of the server's certificate is checked.
-#[derive(Debug)]
-enum Checks {
-    Nothing,
-    Chain(Roots),
-    ChainAndName(Roots),
-}
-
-/// rustls' own verifier always checks the name, and has no mode that trusts a certificate authority blindly.
-#[derive(Debug)]
-struct Verifier {
-    checks: Checks,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl Verifier {
-    fn check_chain(
-        &self,
-        roots: &Roots,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.algorithms.all;
-        match verify_server_cert_signed_by_trust_anchor(&parsed, &roots.anchors, intermediates, now, algorithms) {
-            // A self-signed certificate usually calls itself an authority, which may not serve by the book. libpq
-            // accepts it if it is the very one in sslrootcert. (One that has expired is told apart by rustls.)
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if roots.certificates.contains(end_entity) =>
-            {
-                Ok(())
-            }
-            checked => checked,
-        }
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.checks {
-            Checks::Nothing => {}
-            Checks::Chain(roots) => self.check_chain(roots, end_entity, intermediates, now)?,
-            Checks::ChainAndName(roots) => {
-                self.check_chain(roots, end_entity, intermediates, now)?;
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-            }
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    // The signature proves that the server has the certificate's key. That is worth nothing where anybody's
-    // certificate will do, and checking it would refuse certificates too old in form for rustls to read.
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        match self.checks {
-            Checks::Nothing => Ok(HandshakeSignatureValid::assertion()),
-            Checks::Chain(_) | Checks::ChainAndName(_) => {
-                verify_tls12_signature(message, certificate, signed, &self.algorithms)
-            }
-        }
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        match self.checks {
-            Checks::Nothing => Ok(HandshakeSignatureValid::assertion()),
-            Checks::Chain(_) | Checks::ChainAndName(_) => {
-                verify_tls13_signature(message, certificate, signed, &self.algorithms)
-            }
-        }
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,32 @@
+//! The engine can be lifted out: what it is made of knows nothing of what stands on it.
+
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    files
+        .into_iter()
+        .chain(dirs.iter().flat_map(|dir| sources(dir)))
+        .filter(|path| path.extension() == Some("rs".as_ref()))
+        .collect()
+}
+
+#[test]
+fn the_engine_knows_nothing_of_rides_or_http() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for (module, may_use) in
+        [("idempotency", &["idempotency", "database"][..]), ("database", &["database", "errors"])]
+    {
+        for file in sources(&src.join(module)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for used in text.split("crate::").skip(1) {
+                let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                assert!(may_use.contains(&used.as_str()), "{} uses {used}", file.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 5);
+}
