@@ -203,13 +203,16 @@ impl World {
         self.database.batch_execute(&unguarded).await.expect(sql);
     }
 
+    /// A client of the sandbox beside the supervisor's.
+    pub fn stripe(&self) -> stripe::Client {
+        let sandbox = format!("http://{}", self.sandbox_address);
+        stripe::Client::new(&sandbox, &"sk_test_world".into(), Duration::from_secs(10)).expect("a client")
+    }
+
     /// All invariants, over the database and the sandbox's ledger.
     pub async fn verify(&self, traffic: Traffic) -> Report {
         let database = pool(&self.database_config).await;
-        let sandbox = format!("http://{}", self.sandbox_address);
-        let stripe =
-            stripe::Client::new(&sandbox, &"sk_test_verify".into(), Duration::from_secs(10)).expect("a client");
-        invariants::verify(&database, &stripe, traffic).await.expect("verify")
+        invariants::verify(&database, &self.stripe(), traffic).await.expect("verify")
     }
 
     /// Nothing is under way, and every invariant holds.

@@ -1,0 +1,145 @@
+//! Random histories of charges whose outcome is anybody's guess.
+//!
+//! Each key is repeated until its answer is final, while Stripe fails in every way that it has, workers lose their
+//! leases at any moment (which, seen from the database and from Stripe, is a crash), and, for half of the keys, Stripe
+//! forgets every idempotency key between two attempts, as it does a day later. In the end the books must agree.
+//!
+//! `CHAOS_HISTORIES` sets how many; `CHAOS_SEED` replays a run.
+
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rocket_rides_atomic::invariants::Traffic;
+use serde_json::json;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::support::client::{Answer, Http, Post};
+use crate::support::world::World;
+use crate::{number, say, seed};
+
+/// Keys repeated side by side.
+const BATCH: usize = 250;
+/// A history that is not over after so many attempts never will be: one attempt in three decides.
+const ATTEMPTS: usize = 100;
+/// The client's deadline at Stripe; a slow reply is slower.
+const STRIPE_TIMEOUT: Duration = Duration::from_millis(250);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
+    let (histories, seed) = (number("CHAOS_HISTORIES", 2000), seed());
+    let began = Instant::now();
+    let mut rng = StdRng::seed_from_u64(seed);
+    // Younger than Stripe's memory, and older: the second looks every charge up before it makes one.
+    let younger = World::with(|config| {
+        config.stripe.timeout = STRIPE_TIMEOUT;
+        config.roles.enqueuer = true;
+    })
+    .await;
+    let older = younger
+        .neighbour(|config| {
+            config.stripe.key_retention = Duration::ZERO;
+            // A look-up reads several pages, and hundreds of them run side by side.
+            config.stripe.timeout = Duration::from_secs(5);
+        })
+        .await;
+    misbehave(&younger, &mut rng).await;
+
+    let mut attempts = 0;
+    for batch in 0..histories.div_ceil(BATCH) {
+        let keys = BATCH.min(histories - batch * BATCH);
+        let forgetful = batch % 2 == 1;
+        let world = if forgetful { &older } else { &younger };
+        let user = new_user(&younger, batch).await;
+        let post = |n| Post::default().user(&user).key(&format!("history-{seed:020}-{batch}-{n}"));
+        let posts = (0..keys).map(post).collect();
+        attempts += run(world, posts, forgetful.then_some(&younger), &mut rng).await;
+    }
+    younger.until_count("staged_jobs", 0).await;
+    let report = younger.verify(Traffic::Quiet).await;
+    assert!(report.violated().is_empty(), "seed {seed}: {report}");
+    let (charged, declined) =
+        (younger.charges().await.len(), younger.count("idempotency_keys WHERE response_code = 402").await);
+    assert_eq!(charged + usize::try_from(declined).unwrap(), histories, "seed {seed}");
+    say(&format!(
+        "histories: {histories} keys, {attempts} attempts, {charged} charged once, {declined} declined, \
+         0 double, 0 orphan charges, seed {seed}, {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+}
+
+/// A user with a customer of its own: the list of one customer's charges has an end, as a customer's patience has.
+async fn new_user(world: &World, batch: usize) -> String {
+    let email = format!("history-{batch}@example.com");
+    let stripe = world.stripe();
+    let customer = stripe.create_customer(&email, "tok_visa", Uuid::new_v4()).await.unwrap();
+    let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{email}', '{customer}')");
+    world.execute(&sql).await;
+    email
+}
+
+/// Every fault of the sandbox; about one attempt in three goes well.
+async fn misbehave(world: &World, rng: &mut StdRng) {
+    let faults = json!({
+        "seed": rng.random::<u32>(), "slow_reply_delay": "400ms",
+        "reset": 0.06, "server_error": 0.06, "rate_limited": 0.04, "conflict": 0.04, "bad_request": 0.03,
+        "unauthorized": 0.03, "forbidden": 0.03, "declined": 0.08, "charged_then_server_error": 0.08,
+        "reply_lost": 0.08, "truncated": 0.08, "slow_reply": 0.02, "no_id": 0.08,
+    });
+    let answer = world.sandbox.call(hyper::Method::PUT, "/_sandbox/faults", &faults.to_string()).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// Repeats these requests, round by round, until each has its final answer; says how many attempts that took.
+/// `forgetful` is whose sandbox forgets its keys between the rounds.
+async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng: &mut StdRng) -> usize {
+    let mut attempts = 0;
+    for _ in 0..ATTEMPTS {
+        attempts += open.len();
+        let thief = steal_leases(world, rng.random_range(0.0..0.2));
+        let round = async {
+            let mut clients = JoinSet::new();
+            for post in open {
+                let api: Http = world.api.clone();
+                clients.spawn(async move { (api.post(post.clone()).await, post) });
+            }
+            clients.join_all().await
+        };
+        let (answers, ()) = tokio::join!(round, thief);
+        open = answers.into_iter().filter(|(answer, _)| !is_final(answer)).map(|(_, post)| post).collect();
+        if open.is_empty() {
+            return attempts;
+        }
+        // Whoever lost a lease to the thief finds it run out, as it does some time after a crash.
+        world
+            .execute(
+                "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour' WHERE locked_at IS NOT NULL",
+            )
+            .await;
+        if let Some(sandbox) = forgetful {
+            // Nothing is in flight here: Stripe forgets a day after it was first asked, not in between.
+            sandbox.forget().await;
+        }
+    }
+    panic!("{} of the histories do not end", open.len());
+}
+
+fn is_final(answer: &Answer) -> bool {
+    assert!(matches!(answer.status, 201 | 402 | 409 | 503), "{answer:?}");
+    matches!(answer.status, 201 | 402)
+}
+
+/// Takes this share of all leases away from their holders, wherever those are just then.
+async fn steal_leases(world: &World, share: f64) {
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let sql = format!(
+            "UPDATE idempotency_keys SET lease_token = gen_random_uuid()
+             WHERE id IN (SELECT id FROM idempotency_keys
+                          WHERE response_code IS NULL AND lease_token IS NOT NULL AND random() < {share}
+                          FOR UPDATE SKIP LOCKED)"
+        );
+        world.execute(&sql).await;
+    }
+}
