@@ -1,11 +1,9 @@
 //! A client's way to a lease: phase one of a request.
 
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::fence::Durability;
 use super::{Lease, Request, Response};
 use crate::database::{Database, DatabaseError};
 
@@ -46,11 +44,12 @@ const RACES: usize = 3;
 /// transaction id, writes nothing and waits for no flush.
 ///
 /// `num_nulls`, because `IS NULL` would let the planner walk a whole partial index in place of one look-up by id.
-static ACQUIRE: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.source();
-    format!(
-        "WITH input AS MATERIALIZED (
-            SELECT i.* FROM {commit} unnest(
+///
+/// A key that is only created commits without a flush. A take-over is flushed: were it lost in a crash, the token before
+/// it would be good again, and its holder could write what it learned before Stripe was asked anew.
+const ACQUIRE: &str = "
+        WITH input AS MATERIALIZED (
+            SELECT i.* FROM unnest(
                 $1::bigint[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::inet[], $7::uuid[]
             ) AS i (user_id, idempotency_key, request_method, request_path, request_params, origin_ip, lease_token)
         ), known AS MATERIALIZED (
@@ -91,12 +90,12 @@ static ACQUIRE: LazyLock<String> = LazyLock::new(|| {
                leased.recovery_point, leased.attempts, leased.foreign_call_key,
                leased.foreign_call_intended_at,
                extract(epoch FROM now() - leased.foreign_call_intended_at)::float8 AS foreign_call_age,
-               known.response_code, known.response_body::text AS response_body
+               known.response_code, known.response_body::text AS response_body,
+               CASE WHEN EXISTS (SELECT FROM created) AND NOT EXISTS (SELECT FROM taken)
+                    THEN set_config('synchronous_commit', 'off', true) END AS commit_later
         FROM input i
         LEFT JOIN leased USING (lease_token)
-        LEFT JOIN known USING (lease_token)"
-    )
-});
+        LEFT JOIN known USING (lease_token)";
 
 /// Takes the lease on the request's key, or says why not.
 ///
@@ -112,7 +111,7 @@ pub async fn acquire(
         let runs_out = Instant::now() + lock_timeout;
         let rows = database
             .query(
-                &ACQUIRE,
+                ACQUIRE,
                 &[
                     &[request.user_id].as_slice(),
                     &[request.key.as_str()].as_slice(),

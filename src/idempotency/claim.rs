@@ -1,14 +1,12 @@
 //! The completer's way to leases: requests whose clients have given up.
 
 use std::net::IpAddr;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::Lease;
-use super::fence::Durability;
 use crate::database::{Database, DatabaseError};
 
 /// When to try again, and when to stop.
@@ -49,10 +47,10 @@ pub struct Claims {
 
 /// The next attempt is scheduled by the claim itself, not by whoever fails: a process that dies in the attempt
 /// cannot write anything.
-static CLAIM: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.source();
-    format!(
-        "WITH due AS MATERIALIZED (
+///
+/// Flushed, as every take-over is: see [`super::acquire`].
+const CLAIM: &str = "
+        WITH due AS MATERIALIZED (
             SELECT k.id, k.completer_attempts >= $5 AS exhausted
             FROM idempotency_keys k
             WHERE k.response_code IS NULL AND k.parked_at IS NULL AND k.next_attempt_at <= now()
@@ -77,11 +75,9 @@ static CLAIM: LazyLock<String> = LazyLock::new(|| {
         SELECT id, lease_token, recovery_point, attempts, foreign_call_key, foreign_call_intended_at,
                extract(epoch FROM now() - foreign_call_intended_at)::float8 AS foreign_call_age,
                user_id, request_params, origin_ip
-        FROM {commit} claimed
+        FROM claimed
         UNION ALL
-        SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM parked"
-    )
-});
+        SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM parked";
 
 /// Claims up to `limit` requests that are due, oldest first, and parks those that were tried too often.
 ///
@@ -90,7 +86,7 @@ pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Res
     let runs_out = Instant::now() + policy.lock_timeout;
     let rows = database
         .query(
-            &CLAIM,
+            CLAIM,
             &[
                 &limit,
                 &policy.lock_timeout.as_secs_f64(),

@@ -195,11 +195,6 @@ impl Rides {
 
     async fn look_up_or_charge(&self, booking: &Booking, ride_id: i64) -> Result<ChargeOutcome, RideError> {
         let Booking { lease, user, .. } = booking;
-        // A worker that was paused past its lease could otherwise charge long after another has, when Stripe no
-        // longer knows the key that both use.
-        if Instant::now() >= lease.runs_out {
-            return Err(RideError::LeaseLost);
-        }
         if let Some(intent) = lease.foreign_call_intent
             && intent.age >= self.key_retention
         {
@@ -218,6 +213,11 @@ impl Rides {
             ride_id,
             idempotency_key: lease.foreign_call_key,
         };
+        // A worker that was paused, before the look-up or after it, could otherwise charge long after another has,
+        // when Stripe no longer knows the key that both use. The whole call must fit into the lease.
+        if Instant::now() + self.stripe.timeout() >= lease.runs_out {
+            return Err(RideError::LeaseLost);
+        }
         Ok(self.stripe.charge(&request).await)
     }
 

@@ -79,6 +79,11 @@ impl Client {
         Ok(Self { transport: Transport::new()?, base: parse_base(api_base)?, authorization, timeout })
     }
 
+    /// The deadline of each call.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Charges a card, and says within the configured timeout what is known about it.
     pub async fn charge(&self, charge: &ChargeRequest) -> ChargeOutcome {
         let key = charge.idempotency_key.to_string();

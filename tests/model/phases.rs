@@ -1,0 +1,231 @@
+//! What each step does, to the database, to Stripe and to the worker.
+
+use crate::change::Change;
+use crate::database::{Durability, Intent, Key, Lease, RecoveryPoint, Response, Row, Snapshot, Token};
+use crate::protocol::{Listing, Protocol, Reply, State};
+use crate::stripe::{Answer, Outcome};
+use crate::worker::{Attempt, Clock, Step, Worker};
+
+impl Protocol {
+    /// Phase one, for a client: insert the key, take its lease, or repeat the answer.
+    pub(crate) fn request(&self, state: &mut State, worker: usize) {
+        match state.database.row().copied() {
+            Some(Row { response: Some(response), .. }) => state.workers[worker] = Worker::Answering(response),
+            Some(row) => self.lease(state, worker, row),
+            None => {
+                let row = Row {
+                    recovery_point: RecoveryPoint::Started,
+                    response: None,
+                    lease: None,
+                    attempts: 0,
+                    completer_attempts: 0,
+                    parked: false,
+                    foreign_call_key: state.fresh_foreign_call_key(),
+                    intent: Intent::Never,
+                };
+                self.lease(state, worker, row);
+            }
+        }
+    }
+
+    /// Phase one, for the completer.
+    pub(crate) fn claim(&self, state: &mut State, worker: usize) {
+        let Some(row) = state.database.row().copied() else { return };
+        if row.completer_attempts >= self.max_attempts {
+            state.write(Row { parked: true, lease: None, ..row }, Durability::Later);
+        } else {
+            let completer_attempts = row.completer_attempts + 1;
+            self.lease(state, worker, Row { completer_attempts, ..row });
+        }
+    }
+
+    /// Writes a new lease to the row, and lets the worker go on from the recovery point.
+    fn lease(&self, state: &mut State, worker: usize, mut row: Row) {
+        let acquisition = state.fresh_acquisition();
+        let token = if self.has(Change::TokenFromCounter) {
+            row.attempts += 1;
+            Token::Counted(row.attempts)
+        } else {
+            Token::Random(acquisition)
+        };
+        row.lease = Some(Lease { token, acquisition });
+        let past_retention = row.intent == Intent::PastRetention;
+        let attempt = Attempt {
+            token,
+            acquisition,
+            foreign_call_key: if self.has(Change::ForeignCallKeyPerAttempt) {
+                state.fresh_foreign_call_key()
+            } else {
+                row.foreign_call_key
+            },
+            clock: if past_retention { Clock::Outlasts } else { Clock::FallsShort },
+            step: match row.recovery_point {
+                RecoveryPoint::Started => Step::CreateRide,
+                RecoveryPoint::RideCreated if past_retention && !self.has(Change::LookUpRemoved) => Step::LookUp,
+                RecoveryPoint::RideCreated => Step::Charge,
+                RecoveryPoint::ChargeCreated => Step::Finish(Response::Paid),
+                RecoveryPoint::Finished => unreachable!("a finished key gives no lease"),
+            },
+        };
+        // Elsewhere Stripe's memory tells two holders the same, or a flushed phase comes before any harm. But who looks
+        // a charge up may go on to learn what the last holder did not, so the last holder's lease must not come back.
+        let durability = match attempt.step {
+            Step::LookUp => self.flushed_unless(Change::TakeOverNotFlushed),
+            Step::CreateRide | Step::Charge | Step::RecordCharge | Step::Finish(_) | Step::Release | Step::Park => {
+                Durability::Later
+            }
+        };
+        state.write(row, durability);
+        state.workers[worker] = Worker::Attempting(attempt);
+    }
+
+    /// Runs the worker's statement, and lets it draw its conclusions: done, lease lost, or an error of the database,
+    /// upon which it gives the lease back.
+    pub(crate) fn statement(&self, state: &mut State, worker: usize, reply: Reply) {
+        let Some(attempt) = state.workers[worker].attempt().copied() else { return };
+        let done = reply != Reply::Failed && self.execute(state, &attempt);
+        state.workers[worker] = match (reply, attempt.step) {
+            (Reply::Lost | Reply::Failed, _) => attempt.at(Step::Release),
+            (Reply::Arrives, _) if !done => Worker::Idle,
+            (Reply::Arrives, Step::CreateRide) => attempt.at(Step::Charge),
+            (Reply::Arrives, Step::RecordCharge) => attempt.at(Step::Finish(Response::Paid)),
+            (Reply::Arrives, Step::Finish(response)) => Worker::Answering(response),
+            (Reply::Arrives, Step::LookUp | Step::Charge | Step::Release | Step::Park) => Worker::Idle,
+        };
+    }
+
+    /// One fenced statement. `false` if the fence was shut.
+    fn execute(&self, state: &mut State, attempt: &Attempt) -> bool {
+        let before = *state.database.current();
+        let Key::Present(mut row) = before.key else { return false };
+        let mine = row.lease.is_some_and(|lease| lease.token == attempt.token);
+        let due = attempt.step.continues_from().is_none_or(|point| point == row.recovery_point);
+        let open = mine && due || self.has(Change::FenceRemoved);
+        if !open {
+            return false;
+        }
+        let stale = row.lease.is_none_or(|lease| lease.acquisition != attempt.acquisition);
+        let mut after = before;
+        let durability = match attempt.step {
+            Step::CreateRide => {
+                row.recovery_point = RecoveryPoint::RideCreated;
+                if row.intent == Intent::Never {
+                    row.intent = Intent::Recent;
+                }
+                self.flushed_unless(Change::RideNotFlushed)
+            }
+            Step::RecordCharge => {
+                row.recovery_point = RecoveryPoint::ChargeCreated;
+                Durability::Later
+            }
+            Step::Finish(response) => {
+                row.recovery_point = RecoveryPoint::Finished;
+                row.response = Some(response);
+                row.lease = None;
+                after.receipts += u8::from(response == Response::Paid);
+                self.flushed_unless(Change::FinishNotFlushed)
+            }
+            Step::Release => {
+                row.lease = None;
+                Durability::Later
+            }
+            Step::Park => {
+                row.lease = None;
+                row.parked = true;
+                Durability::Flushed
+            }
+            Step::LookUp | Step::Charge => return false,
+        };
+        after.key = Key::Present(row);
+        state.broken.stale_lease_wrote |= stale && after != before;
+        state.database.commit(after, durability);
+        true
+    }
+
+    /// Is there a charge already? Only a complete list without one lets the worker make it.
+    pub(crate) fn look_up(&self, state: &mut State, worker: usize, listing: Listing) {
+        let Some(mut attempt) = state.workers[worker].attempt().copied() else { return };
+        state.workers[worker] = match listing {
+            Listing::Complete if state.stripe.has_charge(attempt.foreign_call_key) => {
+                attempt.at(Step::RecordCharge)
+            }
+            Listing::Complete => {
+                if self.has(Change::ClockCheckedBeforeLookUpOnly) {
+                    attempt.clock = Clock::Unwatched;
+                }
+                attempt.at(Step::Charge)
+            }
+            Listing::Failed => attempt.at(Step::Release),
+            Listing::Undecidable => attempt.at(Step::Park),
+        };
+    }
+
+    /// The foreign call.
+    pub(crate) fn charge(&self, state: &mut State, worker: usize, outcome: Outcome) {
+        let Some(attempt) = state.workers[worker].attempt().copied() else { return };
+        state.charge_asked_for = true;
+        if let Outcome::Answered(answer) | Outcome::ReplyLost(answer) = outcome
+            && state.stripe.charge(attempt.foreign_call_key, answer)
+        {
+            for other in state.workers.iter_mut().filter_map(Worker::attempt_mut) {
+                if other.clock == Clock::Outlasts {
+                    other.clock = Clock::FallsShort;
+                }
+            }
+        }
+        let next = match outcome {
+            Outcome::Answered(Answer::Charged) => Step::RecordCharge,
+            Outcome::Answered(Answer::Declined) => Step::Finish(Response::Declined),
+            Outcome::Answered(Answer::Failed { .. }) | Outcome::ReplyLost(_) | Outcome::NotMade => {
+                if self.has(Change::TransientErrorFinal) { Step::Finish(Response::Failed) } else { Step::Release }
+            }
+        };
+        state.workers[worker] = attempt.at(next);
+    }
+
+    /// At least a day after it stored the answer. See [`Clock`] for whose leases have run out by then.
+    pub(crate) fn stripe_forgets(&self, state: &mut State) {
+        state.stripe.forget_keys();
+        let current = state.database.row().and_then(|row| row.lease);
+        for attempt in state.workers.iter_mut().filter_map(Worker::attempt_mut) {
+            let lost = current.is_none_or(|lease| lease.acquisition != attempt.acquisition);
+            if attempt.clock == Clock::FallsShort
+                || (attempt.clock == Clock::Outlasts && lost && !self.has(Change::LoserChargesWhenStripeForgets))
+            {
+                attempt.clock = Clock::RanOut;
+            }
+        }
+    }
+
+    /// A finished key is removed, an unfinished one parked, whenever the reaper likes: how old they must be is a
+    /// matter of tidiness, not of correctness.
+    pub(crate) fn reap(&self, state: &mut State) {
+        let mut snapshot = *state.database.current();
+        let Key::Present(row) = snapshot.key else { return };
+        let remove = row.response.is_some() || self.has(Change::ReaperRemovesUnfinished);
+        snapshot.key = if remove {
+            Key::Removed(row.response)
+        } else {
+            Key::Present(Row { parked: true, lease: None, ..row })
+        };
+        state.database.commit(snapshot, Durability::Flushed);
+    }
+
+    fn flushed_unless(&self, change: Change) -> Durability {
+        if self.has(change) { Durability::Later } else { Durability::Flushed }
+    }
+}
+
+impl State {
+    pub(crate) fn tell(&mut self, worker: usize) {
+        let Worker::Answering(response) = self.workers[worker] else { return };
+        self.broken.answer_changed |= self.told.is_some_and(|told| told != response);
+        self.told = Some(response);
+        self.workers[worker] = Worker::Idle;
+    }
+
+    pub(crate) fn write(&mut self, row: Row, durability: Durability) {
+        let snapshot = Snapshot { key: Key::Present(row), ..*self.database.current() };
+        self.database.commit(snapshot, durability);
+    }
+}

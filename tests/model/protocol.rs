@@ -1,0 +1,232 @@
+//! The protocol and the world against it: every state, every step out of it.
+
+use stateright::{Model, Property};
+
+use crate::change::Change;
+use crate::database::{Database, Durability, Intent, Key, Response, Row};
+use crate::properties;
+use crate::stripe::{Answer, Outcome, Stripe};
+use crate::worker::{Attempt, Clock, Step, Worker};
+
+/// The model, with its bounds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Protocol {
+    /// What is done wrong on purpose.
+    pub(crate) change: Option<Change>,
+    /// How many attempts can be under way at once, zombies included.
+    pub(crate) workers: usize,
+    /// `completer.max_attempts`.
+    pub(crate) max_attempts: u8,
+}
+
+/// Everything there is at one moment. The checker takes states for one that differ only in
+/// [names](crate::names), which is most of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) database: Database,
+    pub(crate) stripe: Stripe,
+    pub(crate) workers: Vec<Worker>,
+    /// What a client was told for good.
+    pub(crate) told: Option<Response>,
+    /// Whether Stripe was ever asked for a charge.
+    pub(crate) charge_asked_for: bool,
+    pub(crate) broken: Broken,
+}
+
+/// Promises about single steps, of which the states on either side keep no trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Broken {
+    pub(crate) stale_lease_wrote: bool,
+    pub(crate) recovery_point_moved_back: bool,
+    pub(crate) answer_changed: bool,
+}
+
+/// What a worker hears of its statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Arrives,
+    /// It was committed, but the connection broke.
+    Lost,
+    /// It was not carried out.
+    Failed,
+}
+
+/// What a worker hears when it looks a charge up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listing {
+    Complete,
+    Failed,
+    /// A charge that has neither succeeded nor failed, or too many to read.
+    Undecidable,
+}
+
+/// One step of somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// A client sends its request, for the first time or again.
+    Request {
+        worker: usize,
+    },
+    /// The completer takes the request up, or parks it after too many attempts.
+    Claim {
+        worker: usize,
+    },
+    Statement {
+        worker: usize,
+        reply: Reply,
+    },
+    LookUp {
+        worker: usize,
+        listing: Listing,
+    },
+    Charge {
+        worker: usize,
+        outcome: Outcome,
+    },
+    /// The worker sees by its clock that its lease has run out.
+    GiveUp {
+        worker: usize,
+    },
+    Tell {
+        worker: usize,
+    },
+    WorkerEnds {
+        worker: usize,
+    },
+    DatabaseCrashes {
+        kept: usize,
+    },
+    RetentionPasses,
+    StripeForgets,
+    Reap,
+    /// A person lets a parked key be tried again.
+    RetryParked,
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            database: Database::empty(),
+            stripe: Stripe::default(),
+            workers: vec![Worker::Idle; self.workers],
+            told: None,
+            charge_asked_for: false,
+            broken: Broken::default(),
+        }]
+    }
+
+    /// The plainest last: of the shortest traces to a mistake the checker reports the one that comes last.
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        actions.extend((0..state.database.unflushed()).rev().map(|kept| Action::DatabaseCrashes { kept }));
+        if let Some(row) = state.database.row() {
+            actions.push(if row.parked { Action::RetryParked } else { Action::Reap });
+            if row.intent == Intent::Recent {
+                actions.push(Action::RetentionPasses);
+            }
+            if row.intent == Intent::PastRetention && state.stripe.remembers() {
+                actions.push(Action::StripeForgets);
+            }
+        }
+        let busy = || state.workers.iter().enumerate().rev().filter(|(_, doing)| **doing != Worker::Idle);
+        actions.extend(busy().map(|(worker, _)| Action::WorkerEnds { worker }));
+        // Idle workers are alike, so the first of them stands for all.
+        if let Some(worker) = state.workers.iter().position(|worker| *worker == Worker::Idle) {
+            arrivals(state, worker, actions);
+        }
+        for (worker, doing) in busy() {
+            match doing {
+                Worker::Idle => {}
+                Worker::Attempting(attempt) => self.steps(state, worker, attempt, actions),
+                Worker::Answering(_) => actions.push(Action::Tell { worker }),
+            }
+        }
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        let mut next = state.clone();
+        match action {
+            Action::Request { worker } => self.request(&mut next, worker),
+            Action::Claim { worker } => self.claim(&mut next, worker),
+            Action::Statement { worker, reply } => self.statement(&mut next, worker, reply),
+            Action::LookUp { worker, listing } => self.look_up(&mut next, worker, listing),
+            Action::Charge { worker, outcome } => self.charge(&mut next, worker, outcome),
+            Action::GiveUp { worker } | Action::WorkerEnds { worker } => next.workers[worker] = Worker::Idle,
+            Action::Tell { worker } => next.tell(worker),
+            Action::DatabaseCrashes { kept } => next.database.crash(kept),
+            Action::RetentionPasses => next.database.change_versions(|row| {
+                if row.intent == Intent::Recent {
+                    row.intent = Intent::PastRetention;
+                }
+            }),
+            Action::StripeForgets => self.stripe_forgets(&mut next),
+            Action::Reap => self.reap(&mut next),
+            Action::RetryParked => {
+                let row = next.database.row().copied()?;
+                next.write(Row { parked: false, completer_attempts: 0, ..row }, Durability::Flushed);
+            }
+        }
+        let crash = matches!(action, Action::DatabaseCrashes { .. });
+        next.broken.recovery_point_moved_back |=
+            !crash && next.database.recovery_point() < state.database.recovery_point();
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::all()
+    }
+}
+
+/// Who may come to an idle worker. A lease that somebody holds keeps nobody away: it may have run out, and the
+/// protocol must be right even if it always has.
+fn arrivals(state: &State, worker: usize, actions: &mut Vec<Action>) {
+    match &state.database.current().key {
+        Key::Absent => actions.push(Action::Request { worker }),
+        Key::Present(row) if row.response.is_some() => actions.push(Action::Request { worker }),
+        Key::Present(row) if !row.parked => {
+            actions.push(Action::Claim { worker });
+            actions.push(Action::Request { worker });
+        }
+        // A client that comes back after the key's retention asks for a ride of its own.
+        Key::Present(_) | Key::Removed(_) => {}
+    }
+}
+
+impl Protocol {
+    pub(crate) fn has(&self, change: Change) -> bool {
+        self.change == Some(change)
+    }
+
+    /// The worker's next step, in all the ways that it can turn out.
+    fn steps(&self, state: &State, worker: usize, attempt: &Attempt, actions: &mut Vec<Action>) {
+        let late = attempt.clock == Clock::RanOut && !self.has(Change::ClockNotChecked);
+        match attempt.step {
+            Step::LookUp | Step::Charge if late => actions.push(Action::GiveUp { worker }),
+            Step::LookUp => {
+                actions.extend(
+                    [Listing::Undecidable, Listing::Failed, Listing::Complete]
+                        .map(|listing| Action::LookUp { worker, listing }),
+                );
+            }
+            Step::Charge => {
+                actions.push(Action::Charge { worker, outcome: Outcome::NotMade });
+                let remembered = state.stripe.remembered(attempt.foreign_call_key);
+                for answer in
+                    Answer::ALL.into_iter().filter(|answer| remembered.is_none_or(|known| known == *answer))
+                {
+                    actions.push(Action::Charge { worker, outcome: Outcome::ReplyLost(answer) });
+                    actions.push(Action::Charge { worker, outcome: Outcome::Answered(answer) });
+                }
+            }
+            // If these fail the lease is not given back, as if the worker had ended before.
+            Step::Release | Step::Park => actions.push(Action::Statement { worker, reply: Reply::Arrives }),
+            Step::CreateRide | Step::RecordCharge | Step::Finish(_) => {
+                actions.extend(
+                    [Reply::Failed, Reply::Lost, Reply::Arrives].map(|reply| Action::Statement { worker, reply }),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Stripe: a ledger, which forgets nothing, and idempotency keys, which it forgets.
+//!
+//! A request happens at one moment. That covers one that the network holds back: what it does to Stripe is what
+//! a worker does that is paused before it asks. A look-up sees every charge made before it.
+
+/// What Stripe does with a charge whose key it does not know, and stores under that key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Answer {
+    Charged,
+    Declined,
+    /// A 500 from within, which is stored and repeated like any other answer, whether money moved or not.
+    Failed {
+        charged: bool,
+    },
+}
+
+impl Answer {
+    /// The plainest last.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Failed { charged: false }, Self::Failed { charged: true }, Self::Declined, Self::Charged];
+
+    fn charges(self) -> bool {
+        match self {
+            Self::Charged => true,
+            Self::Declined => false,
+            Self::Failed { charged } => charged,
+        }
+    }
+}
+
+/// What becomes of one attempt to charge the card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    /// Stripe's answer arrives.
+    Answered(Answer),
+    /// Stripe does and stores the same, but the worker is not told.
+    ReplyLost(Answer),
+    /// Nothing is done or stored: no connection, the key in use by another request just now, too many requests, a
+    /// proxy's 502. What sort of error the worker sees makes no difference to what it may conclude.
+    NotMade,
+}
+
+/// What Stripe knows about an idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Entry {
+    foreign_call_key: u8,
+    remembered: Option<Answer>,
+    charges: u8,
+}
+
+/// Stripe's side of the one customer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(crate) struct Stripe {
+    entries: Vec<Entry>,
+}
+
+impl Stripe {
+    /// The answer stored under this key.
+    pub(crate) fn remembered(&self, foreign_call_key: u8) -> Option<Answer> {
+        self.entry(foreign_call_key).and_then(|entry| entry.remembered)
+    }
+
+    /// Whether it would answer to any key from memory.
+    pub(crate) fn remembers(&self) -> bool {
+        self.entries.iter().any(|entry| entry.remembered.is_some())
+    }
+
+    /// Acts on a request and stores the answer, unless one is stored under its key already. Says whether it did.
+    pub(crate) fn charge(&mut self, foreign_call_key: u8, answer: Answer) -> bool {
+        if self.remembered(foreign_call_key).is_some() {
+            return false;
+        }
+        let charges = u8::from(answer.charges());
+        match self.entries.iter_mut().find(|entry| entry.foreign_call_key == foreign_call_key) {
+            Some(entry) => {
+                entry.remembered = Some(answer);
+                entry.charges += charges;
+            }
+            None => self.entries.push(Entry { foreign_call_key, remembered: Some(answer), charges }),
+        }
+        true
+    }
+
+    /// Whether the ledger has a charge made with this key.
+    pub(crate) fn has_charge(&self, foreign_call_key: u8) -> bool {
+        self.entry(foreign_call_key).is_some_and(|entry| entry.charges > 0)
+    }
+
+    /// All charges in the ledger.
+    pub(crate) fn charges(&self) -> u8 {
+        self.entries.iter().map(|entry| entry.charges).sum()
+    }
+
+    /// The ledger stays.
+    pub(crate) fn forget_keys(&mut self) {
+        for entry in &mut self.entries {
+            entry.remembered = None;
+        }
+    }
+
+    /// The keys that it has ever seen.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = u8> {
+        self.entries.iter().map(|entry| entry.foreign_call_key)
+    }
+
+    /// Exchanges keys for others that mean the same.
+    pub(crate) fn rename_keys(&mut self, mut rename: impl FnMut(u8) -> u8) {
+        for entry in &mut self.entries {
+            entry.foreign_call_key = rename(entry.foreign_call_key);
+        }
+    }
+
+    fn entry(&self, foreign_call_key: u8) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.foreign_call_key == foreign_call_key)
+    }
+}
