@@ -65,13 +65,23 @@ impl Process {
         Http::new(self.field("api").await.trim_start_matches("http://").parse().expect("an address"))
     }
 
+    /// Its number, unless it has ended and been waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// The first value of this field in a log line, if there is one by now.
+    pub fn said(&self, name: &str) -> Option<String> {
+        let log = self.log.lock().expect("no panic");
+        log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| {
+            line.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        })
+    }
+
     /// The first value of this field in a log line.
     pub async fn field(&self, name: &str) -> String {
         eventually(name, async || {
-            let lines = self.log();
-            let found = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| {
-                line.get(name).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-            });
+            let (lines, found) = (self.log(), self.said(name));
             if found.is_none() && lines.iter().any(|line| line.starts_with("rocket-rides-atomic: ")) {
                 panic!("{lines:#?}");
             }
@@ -81,7 +91,7 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().expect("still there");
+        let pid = self.pid().expect("still there");
         kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal).expect("signal");
     }
 

@@ -1,0 +1,221 @@
+//! A place to break things in: a database and a sandbox of its own, the real binary, and proxies in between.
+//!
+//! What prepares and what checks goes past the proxies, through roles in this process that nothing breaks.
+
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::jobs;
+
+use super::proxy::{Bug, Proxy, Script};
+use crate::support::client::{Answer, Http, Post};
+use crate::support::process::{Process, arguments};
+use crate::support::world::{TempDir, World, pool};
+
+/// How long a lease lasts here. The config accepts none this short, so the lane plays the clock and makes every lease
+/// that is older an hour old. A worker that is merely slow then finds its lease gone, which must do no harm either.
+const LEASE: Duration = Duration::from_millis(250);
+/// A client that has no final answer by now never gets one.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries of a client, and two looks at a condition.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What has been booked, as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Books {
+    pub rides: i64,
+    pub audit_records: i64,
+    pub receipts: i64,
+    pub charges: i64,
+}
+
+/// A process's way to database and Stripe, past a script that may break it.
+pub struct Route {
+    pub script: Script,
+    postgres: Proxy,
+    stripe: Proxy,
+    /// As which user, to which database.
+    login: String,
+}
+
+impl Route {
+    pub async fn new(world: &World) -> Self {
+        let (script, config) = (Script::default(), &world.database_config);
+        Self {
+            postgres: Proxy::postgres(&script, config).await,
+            stripe: Proxy::stripe(&script, world.sandbox_address).await,
+            login: format!("user={} dbname={}", config.get_user().unwrap(), config.get_dbname().unwrap()),
+            script,
+        }
+    }
+
+    pub fn database_url(&self) -> String {
+        let Self { postgres, login, .. } = self;
+        format!("host=127.0.0.1 port={} {login} sslmode=disable", postgres.address.port())
+    }
+
+    pub fn stripe_url(&self) -> String {
+        format!("http://{}", self.stripe.address)
+    }
+}
+
+pub struct Lane {
+    /// API and sandbox, unbroken; no other role.
+    pub world: World,
+    pub script: Script,
+    database: Database,
+    route: Route,
+    dir: TempDir,
+}
+
+impl Lane {
+    pub async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    /// As [`Lane::new`], with a bug in the SQL of what goes through the proxies.
+    pub async fn with(bug: Option<Bug>) -> Self {
+        let world = World::start().await;
+        let route = Route::new(&world).await;
+        if let Some(bug) = bug {
+            route.script.plant(bug);
+        }
+        Self {
+            database: pool(&world.database_config).await,
+            script: route.script.clone(),
+            route,
+            dir: TempDir::new(),
+            world,
+        }
+    }
+
+    /// Starts the binary with these roles only, and aims the script at it.
+    fn spawn(&self, roles: &str) -> Process {
+        let (database, stripe) = (
+            format!("database.url={}", self.route.database_url()),
+            format!("stripe.api_base={}", self.route.stripe_url()),
+        );
+        let settings = [
+            database.as_str(),
+            stripe.as_str(),
+            "completer.grace=50ms",
+            "completer.retry_after=50ms",
+            "completer.max_attempts=1000",
+            "completer.poll_interval=100ms",
+            "enqueuer.poll_interval=100ms",
+            "reaper.poll_interval=100ms",
+            "reaper.retention=72h",
+        ];
+        let mut arguments = arguments(None, self.dir.path(), &settings);
+        arguments.extend(["--only".to_owned(), roles.to_owned()]);
+        let process = Process::spawn(&arguments);
+        let pid = Pid::from_raw(i32::try_from(process.pid().unwrap()).unwrap());
+        self.script.aim(move || {
+            // It may have been killed a moment ago; as a zombie it still has its number.
+            let _ = kill(pid, Signal::SIGKILL);
+        });
+        process
+    }
+
+    /// Lets leases run out that nobody holds any more: those of a process that is dead, or those older than
+    /// [`LEASE`].
+    async fn age_leases(&self, older_than: Duration) {
+        let older_than = older_than.as_secs_f64();
+        self.world
+            .execute(&format!(
+                "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()
+                 WHERE locked_at <= now() - make_interval(secs => {older_than})"
+            ))
+            .await;
+    }
+
+    pub async fn books(&self) -> Books {
+        let count = "SELECT (SELECT count(*) FROM rides), (SELECT count(*) FROM audit_records),
+                            (SELECT count(*) FROM staged_jobs) + (SELECT count(*) FROM jobs)";
+        let row = &self.world.query(count, &[]).await[0];
+        let charges = i64::try_from(self.world.charges().await.len()).unwrap();
+        Books { rides: row.get(0), audit_records: row.get(1), receipts: row.get(2), charges }
+    }
+
+    /// Delivers all that is staged.
+    pub async fn deliver(&self) {
+        while jobs::deliver_to_postgres(&self.database, 1000).await.unwrap() > 0 {}
+    }
+
+    /// Since `before`, so many rides were booked and so many of them paid, and nothing was done twice.
+    pub async fn assert_exactly_once(&self, before: Books, rides: i64, paid: i64) {
+        self.deliver().await;
+        let expected = Books {
+            rides: before.rides + rides,
+            audit_records: before.audit_records + rides,
+            receipts: before.receipts + paid,
+            charges: before.charges + paid,
+        };
+        assert_eq!(self.books().await, expected);
+        self.world.assert_sound().await;
+    }
+}
+
+/// The process under test, started again whenever it has ended, as a service manager does.
+pub struct Service<'a> {
+    lane: &'a Lane,
+    process: Process,
+}
+
+impl<'a> Service<'a> {
+    /// Starts these roles. Whoever comes after a crash has all of them.
+    pub fn start(lane: &'a Lane, roles: &str) -> Self {
+        Self { lane, process: lane.spawn(roles) }
+    }
+
+    /// Starts it again if it has ended.
+    async fn revive(&mut self) {
+        if self.process.exit().now_or_never().is_some() {
+            self.lane.age_leases(Duration::ZERO).await;
+            self.process = self.lane.spawn("api,completer,enqueuer,reaper");
+        }
+    }
+
+    /// Its API, as soon as there is one.
+    pub async fn api(&mut self) -> Http {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.revive().await;
+            if let Some(address) = self.process.said("api") {
+                return Http::new(address.trim_start_matches("http://").parse().unwrap());
+            }
+            assert!(Instant::now() < deadline, "it does not start: {:#?}", self.process.log());
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A client that repeats its request until it has a final answer, whatever breaks.
+    pub async fn insist(&mut self, post: &Post) -> Answer {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let api = self.api().await;
+            match api.try_post(post.clone()).await {
+                Ok(answer) if matches!(answer.status, 201 | 402) => return answer,
+                Ok(answer) => assert!(matches!(answer.status, 409 | 503), "{answer:?}"),
+                Err(_) => {}
+            }
+            assert!(Instant::now() < deadline, "no final answer: {:#?}", self.process.log());
+            self.lane.age_leases(LEASE).await;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Waits until so many rows are there, whatever breaks.
+    pub async fn until_count(&mut self, sql: &str, count: i64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.lane.world.count(sql).await != count {
+            assert!(Instant::now() < deadline, "not {count} of {sql}: {:#?}", self.process.log());
+            self.revive().await;
+            self.lane.age_leases(LEASE).await;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}

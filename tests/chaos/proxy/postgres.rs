@@ -1,0 +1,187 @@
+//! The frontend/backend protocol, as far as its framing goes: one untagged message first, then tagged ones.
+
+use std::collections::HashMap;
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::config::Host;
+
+use super::{Boundary, Messages, Script, Target, Upstream};
+use crate::support::cluster;
+
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+
+/// One backend.
+struct Backend {
+    from: Messages<ReadHalf<Box<dyn Socket>>>,
+    to: WriteHalf<Box<dyn Socket>>,
+    /// Known once the backend has introduced itself.
+    pid: i32,
+    server: tokio_postgres::Config,
+}
+
+/// Relays one connection from its start to its end.
+pub(super) async fn relay(client: TcpStream, script: Script, server: tokio_postgres::Config) -> io::Result<()> {
+    let (from, mut to) = client.into_split();
+    let mut client = Messages::new(from);
+    let mut backend = Backend::connect(server).await?;
+    let Some(startup) = client.next(untagged).await? else { return Ok(()) };
+    to.write_all(&backend.exchange(&startup).await?).await?;
+
+    let mut statements = Statements::default();
+    let mut flight = Vec::new();
+    loop {
+        let message = tokio::select! {
+            message = client.next(tagged) => message?,
+            unasked = backend.from.next(tagged) => match unasked? {
+                Some(notice) => {
+                    to.write_all(&notice).await?;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+        };
+        let Some(message) = message else { return Ok(()) };
+        let tag = message[0];
+        flight.push(script.rewritten(message));
+        match tag {
+            QUERY | SYNC => {
+                let boundary = Boundary { target: Target::Postgres, label: statements.label(&flight) };
+                let bytes = std::mem::take(&mut flight).concat();
+                let Some(reply) = script.carry(boundary, &bytes, &mut backend).await? else { return Ok(()) };
+                to.write_all(&reply).await?;
+            }
+            TERMINATE => return backend.to.write_all(&flight.concat()).await,
+            _ => {}
+        }
+    }
+}
+
+const BIND: u8 = b'B';
+const PARSE: u8 = b'P';
+const QUERY: u8 = b'Q';
+const SYNC: u8 = b'S';
+const TERMINATE: u8 = b'X';
+const BACKEND_KEY_DATA: u8 = b'K';
+const READY_FOR_QUERY: u8 = b'Z';
+
+fn untagged(bytes: &[u8]) -> Option<usize> {
+    bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize)
+}
+
+fn tagged(bytes: &[u8]) -> Option<usize> {
+    untagged(bytes.get(1..)?).map(|length| length + 1)
+}
+
+impl Backend {
+    async fn connect(server: tokio_postgres::Config) -> io::Result<Self> {
+        let port = server.get_ports()[0];
+        let socket: Box<dyn Socket> = match &server.get_hosts()[0] {
+            Host::Tcp(host) => Box::new(TcpStream::connect((host.as_str(), port)).await?),
+            Host::Unix(dir) => Box::new(UnixStream::connect(dir.join(format!(".s.PGSQL.{port}"))).await?),
+        };
+        let (from, to) = tokio::io::split(socket);
+        Ok(Self { from: Messages::new(from), to, pid: 0, server })
+    }
+}
+
+impl Upstream for Backend {
+    async fn exchange(&mut self, message: &[u8]) -> io::Result<Vec<u8>> {
+        self.to.write_all(message).await?;
+        let mut reply = Vec::new();
+        while let Some(message) = self.from.next(tagged).await? {
+            reply.extend_from_slice(&message);
+            match message[0] {
+                BACKEND_KEY_DATA => {
+                    self.pid = message[5..].first_chunk().map_or(0, |pid| i32::from_be_bytes(*pid));
+                }
+                READY_FOR_QUERY => break,
+                _ => {}
+            }
+        }
+        Ok(reply)
+    }
+
+    async fn terminate(&mut self) -> io::Result<Vec<u8>> {
+        let administrator = cluster::connect(&self.server).await;
+        administrator.execute("SELECT pg_terminate_backend($1)", &[&self.pid]).await.expect("terminate");
+        let mut last_words = Vec::new();
+        // An end by reset is an end, too.
+        while let Ok(Some(message)) = self.from.next(tagged).await {
+            last_words.extend(message);
+        }
+        Ok(last_words)
+    }
+}
+
+impl Script {
+    /// The same message, with the bug in its SQL if one is planted.
+    fn rewritten(&self, message: Vec<u8>) -> Vec<u8> {
+        let Some(bug) = self.state().bug else { return message };
+        let start = match message[0] {
+            QUERY => 5,
+            PARSE => 5 + text(&message[5..]).len() + 1,
+            _ => return message,
+        };
+        let sql = text(&message[start..]);
+        let mut payload = message[5..start].to_vec();
+        payload.extend_from_slice(bug(&sql).as_bytes());
+        payload.extend_from_slice(&message[start + sql.len()..]);
+        let length = u32::try_from(payload.len() + 4).expect("a short message").to_be_bytes();
+        [&[message[0]], length.as_slice(), payload.as_slice()].concat()
+    }
+}
+
+/// The text up to the next zero byte.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.iter().copied().take_while(|byte| *byte != 0).collect()).expect("UTF-8")
+}
+
+/// What this connection has prepared, by the names it gave.
+#[derive(Default)]
+struct Statements(HashMap<String, String>);
+
+impl Statements {
+    /// What a flight does, for people: the last of its messages that says so.
+    fn label(&mut self, flight: &[Vec<u8>]) -> String {
+        let mut label = String::from("sync");
+        for message in flight {
+            let payload = &message[5..];
+            match message[0] {
+                QUERY => label = format!("query {}", summary(&text(payload))),
+                PARSE => {
+                    let name = text(payload);
+                    let sql = summary(&text(&payload[name.len() + 1..]));
+                    label = format!("prepare {sql}");
+                    self.0.insert(name, sql);
+                }
+                BIND => {
+                    let portal = text(payload);
+                    let name = text(&payload[portal.len() + 1..]);
+                    label = format!("execute {}", self.0.get(&name).map_or("?", String::as_str));
+                }
+                _ => {}
+            }
+        }
+        label
+    }
+}
+
+/// The tables that a statement writes, since those tell our statements apart; else its first words.
+fn summary(sql: &str) -> String {
+    let words: Vec<&str> = sql.split_whitespace().collect();
+    let mut writes: Vec<String> = words
+        .windows(3)
+        .filter_map(|words| match words {
+            ["INSERT", "INTO", table] => Some(format!("insert {table}")),
+            ["DELETE", "FROM", table] => Some(format!("delete {table}")),
+            // Neither `FOR UPDATE SKIP LOCKED` nor `DO UPDATE SET`.
+            ["UPDATE", table, _] if !matches!(*table, "SKIP" | "SET") => Some(format!("update {table}")),
+            _ => None,
+        })
+        .collect();
+    writes.dedup();
+    if writes.is_empty() { words.iter().take(6).copied().collect::<Vec<_>>().join(" ") } else { writes.join(" + ") }
+}

@@ -1,0 +1,74 @@
+//! Everybody at once, with one key.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
+
+use crate::say;
+use crate::support::client::{Answer, Http, Post, new_key};
+use crate::support::world::World;
+
+const CLIENTS: usize = 1000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_clients_with_one_key_are_one_execution() {
+    allow_open_files(4 * CLIENTS);
+    let world = World::with(|config| config.roles.enqueuer = true).await;
+    let began = Instant::now();
+    let (key, together) = (new_key(), Arc::new(Barrier::new(CLIENTS)));
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        // A client of its own has connections of its own.
+        let (api, post) = (Http::new(world.api_address), Post::default().key(&key));
+        let together = Arc::clone(&together);
+        clients.spawn(async move {
+            assert_eq!(api.call(hyper::Method::GET, "/healthz", "").await.status, 200);
+            together.wait().await;
+            insist(&api, post).await
+        });
+    }
+    let answers = clients.join_all().await;
+
+    let retries: usize = answers.iter().map(|(_, retries)| retries).sum();
+    let first_hand = answers.iter().filter(|(answer, _)| !answer.is_replay()).count();
+    assert_eq!(first_hand, 1, "one execution");
+    for (answer, _) in &answers {
+        assert_eq!((answer.status, &answer.body), (201, &answers[0].0.body));
+    }
+    assert_eq!(world.count("idempotency_keys WHERE attempts = 1").await, 1);
+    world.until_count("staged_jobs", 0).await;
+    world.assert_one_of_each().await;
+    world.assert_sound().await;
+    say(&format!(
+        "storm: {CLIENTS} connections on one key, 1 execution, {} identical replays, {retries} times 409, no 5xx, \
+         {:.1} s",
+        CLIENTS - 1,
+        began.elapsed().as_secs_f64()
+    ));
+}
+
+/// Repeats the request while it is in progress; says how often that was.
+async fn insist(api: &Http, post: Post) -> (Answer, usize) {
+    for retries in 0..1000 {
+        let answer = api.post(post.clone()).await;
+        if answer.status != 409 {
+            return (answer, retries);
+        }
+        assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
+        let pause = rand::rng().random_range(10..100);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    panic!("in progress for ever");
+}
+
+/// Both ends of every connection are in this process, and a shell's usual bound is 1024 files. Where there is no
+/// `prlimit`, the bound must be high enough already.
+fn allow_open_files(files: usize) {
+    let _ = Command::new("prlimit")
+        .args(["--pid", &std::process::id().to_string(), &format!("--nofile={files}:")])
+        .status();
+}

@@ -1,0 +1,258 @@
+//! Workers that come back from the dead.
+//!
+//! A worker is held in the middle of a request, as by SIGSTOP, a long pause of its virtual machine or a packet on a
+//! detour; its lease runs out; somebody else takes the request over; and then the worker goes on, with all it believed.
+//! From that moment on it must change nothing: every row of every table stays as it was, and the card is charged once.
+//!
+//! The heir has either finished by then, or only just taken the lease. The second is the harder case: the request is
+//! still where the worker left it, and nothing but the lease's token tells the two apart.
+//!
+//! `CHAOS_ZOMBIES` says how many rounds: 128 by default, each case about once; 1,000 for a night's sleep.
+//! `CHAOS_SEED` replays a run.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rocket_rides_atomic::config;
+use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::rides::Rides;
+use rocket_rides_atomic::roles::completer::Completer;
+use rocket_rides_atomic::roles::periodic::Periodic;
+use rocket_rides_atomic::stripe;
+use secrecy::SecretString;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::lane::Route;
+use super::proxy::{Bug, Fault, Plan};
+use crate::support::client::{Post, new_key};
+use crate::support::world::World;
+use crate::{number, say, seed};
+
+/// How long Stripe remembers a key: far longer than a round takes.
+const KEY_RETENTION: Duration = Duration::from_secs(3600);
+
+/// Who is late, or takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worker {
+    /// The API, asked by a client.
+    Api,
+    /// The API, asked to fail half-way: what it does last is give back a lease that may not be its own any more.
+    Failing,
+    /// A completer, for a client that gave up.
+    Completer,
+}
+
+impl Worker {
+    const ALL: [Self; 3] = [Self::Api, Self::Failing, Self::Completer];
+    const HEIRS: [Self; 2] = [Self::Api, Self::Completer];
+}
+
+/// Who is late, where and how, and how far its heir has come when it wakes.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    worker: Worker,
+    step: usize,
+    fault: Fault,
+    heir: Worker,
+    heir_finished: bool,
+}
+
+/// A process's worth of workers, whom a script can hold. The completer looks when it is told to and not by itself,
+/// so that a round does what its seed says.
+struct Crew {
+    route: Route,
+    api: World,
+    completer: Completer,
+}
+
+impl Crew {
+    async fn new(world: &World, bug: Option<Bug>) -> Arc<Self> {
+        let route = Route::new(world).await;
+        if let Some(bug) = bug {
+            route.script.plant(bug);
+        }
+        let (url, api_base) = (route.database_url(), route.stripe_url());
+        let (postgres, _) = tls::parse(&url).unwrap();
+        let database = Database::connect(postgres, tls::none(), 1, Duration::from_secs(5)).await.unwrap();
+        let stripe = stripe::Client::new(&api_base, &"sk_test_zombie".into(), Duration::from_secs(5)).unwrap();
+        let rides = Rides::new(database.clone(), stripe, KEY_RETENTION, Arc::new(Notify::new()));
+        let lock_timeout = world.config.idempotency.lock_timeout;
+        let completer = Completer { database, rides, config: config::Completer::default(), lock_timeout };
+        let api = world
+            .neighbour(|config| {
+                config.database.url = Some(SecretString::from(url));
+                config.stripe.api_base = Some(api_base);
+            })
+            .await;
+        Arc::new(Self { route, api, completer })
+    }
+
+    /// Has a worker take the request up once.
+    fn work(self: &Arc<Self>, worker: Worker, post: &Post) -> JoinHandle<()> {
+        let (crew, post) = (Arc::clone(self), post.clone());
+        tokio::spawn(async move {
+            let (post, expected) = match worker {
+                Worker::Completer => {
+                    crew.completer.run_once().await.unwrap();
+                    return;
+                }
+                Worker::Api => (post, [201, 409, 409]),
+                Worker::Failing => (post.raising(), [201, 409, 500]),
+            };
+            let answer = crew.api.post(post).await;
+            assert!(expected.contains(&answer.status), "{answer:?}");
+        })
+    }
+
+    /// How many boundaries this worker crosses when nothing holds it.
+    async fn steps(self: &Arc<Self>, world: &World, worker: Worker) -> usize {
+        let mut crossed = 0;
+        // The first time statements are prepared; the second is like all that follow.
+        for _ in 0..2 {
+            let post = request_for(world, worker).await;
+            self.route.script.arm(Plan::new());
+            self.work(worker, &post).await.unwrap();
+            crossed = self.route.script.disarm().0.len();
+            assert_eq!(world.post(post).await.status, 201);
+        }
+        crossed
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_outlived_its_lease_writes_nothing() {
+    let (rounds, seed, began) = (number("CHAOS_ZOMBIES", 128), seed(), Instant::now());
+    let (cases, places) = haunt(rounds, seed, None).await;
+    say(&format!(
+        "zombies: {rounds} rounds, {cases} cases at {places} places, 0 writes by stale workers, 0 double charges, \
+         seed {seed}, {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+}
+
+/// Plays so many rounds and panics at the first in which a stale worker wrote something; with a bug planted, it should.
+/// Returns how many cases there are, and how many places to be held at were seen.
+pub async fn haunt(rounds: usize, seed: u64, bug: Option<Bug>) -> (usize, usize) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let world = World::start().await;
+    let (late, other) = (Crew::new(&world, bug).await, Crew::new(&world, bug).await);
+    let cases = cases(&world, &late, &other).await;
+    let (mut places, mut left) = (BTreeSet::new(), Vec::new());
+    for n in 0..rounds {
+        // Each once, in any order, before any comes again.
+        if left.is_empty() {
+            left.clone_from(&cases);
+            left.shuffle(&mut rng);
+        }
+        let round: Round = left.pop().expect("some cases");
+        let context = format!("seed {seed}, round {n}, {round:?}");
+        places.insert(outlive(&world, &late, &other, round, &context).await);
+    }
+    assert_eq!(world.count("idempotency_keys WHERE response_code IS DISTINCT FROM 201").await, 0);
+    assert_eq!(world.count("rides").await, world.count("staged_jobs").await);
+    (cases.len(), places.len())
+}
+
+async fn cases(world: &World, late: &Arc<Crew>, other: &Arc<Crew>) -> Vec<Round> {
+    let mut cases = Vec::new();
+    for worker in Worker::ALL {
+        other.steps(world, worker).await;
+        for step in 1..=late.steps(world, worker).await {
+            for fault in Fault::HOLDING {
+                for heir in Worker::HEIRS {
+                    let round = |heir_finished| Round { worker, step, fault, heir, heir_finished };
+                    cases.extend([round(true), round(false)]);
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// Plays one round. Returns where the worker was held.
+async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Round, context: &str) -> String {
+    let Round { worker, step, fault, heir, heir_finished } = round;
+    let post = request_for(world, worker).await;
+    let charges = world.charges().await.len();
+    late.route.script.arm(vec![(step, fault)]);
+    let work = late.work(worker, &post);
+    late.route.script.until_held().await;
+
+    expire_lease(world, &post).await;
+    // There is nothing to complete before there is a key, and nobody takes over what the worker has finished itself.
+    let finished = is_finished(world, &post).await;
+    let heir = if finished == Some(false) { heir } else { Worker::Api };
+    let heir_finished = heir_finished || finished == Some(true);
+    let taking_the_lease = if heir_finished { Plan::new() } else { vec![(1, Fault::HoldReply)] };
+    other.route.script.arm_from("update idempotency_keys", taking_the_lease);
+    let mut inheritance = other.work(heir, &post);
+    if heir_finished {
+        (&mut inheritance).await.unwrap();
+    } else {
+        other.route.script.until_held().await;
+    }
+
+    let before = digest(world).await;
+    late.route.script.release();
+    work.await.unwrap();
+    assert_eq!(digest(world).await, before, "{context}: the stale worker wrote something");
+    if !heir_finished {
+        other.route.script.release();
+        inheritance.await.unwrap();
+    }
+    let answer = world.post(post).await;
+    assert_eq!((answer.status, answer.is_replay()), (201, true), "{context}: {answer:?}");
+    assert_eq!(world.charges().await.len(), charges + 1, "{context}: charges");
+    let (_, fired) = late.route.script.disarm();
+    let [(fault, boundary)] = fired.as_slice() else { panic!("{context}: not held") };
+    format!("{worker:?} {fault:?} {boundary}")
+}
+
+/// Lets the lease run out and the completer come in, as time does.
+async fn expire_lease(world: &World, post: &Post) {
+    let sql = format!(
+        "UPDATE idempotency_keys SET next_attempt_at = now(),
+             locked_at = CASE WHEN lease_token IS NOT NULL THEN now() - interval '1 hour' END
+         WHERE idempotency_key = '{}' AND response_code IS NULL",
+        key(post)
+    );
+    world.execute(&sql).await;
+}
+
+/// Whether the request has its answer, if there is such a key yet.
+async fn is_finished(world: &World, post: &Post) -> Option<bool> {
+    let sql = "SELECT response_code IS NOT NULL FROM idempotency_keys WHERE idempotency_key = $1";
+    world.query(sql, &[&key(post)]).await.first().map(|row| row.get(0))
+}
+
+/// A request for this worker: to a completer comes what a client has left half-way.
+async fn request_for(world: &World, worker: Worker) -> Post {
+    let post = Post::default().key(&new_key());
+    if worker == Worker::Completer {
+        assert_eq!(world.post(post.clone().raising()).await.status, 500);
+        expire_lease(world, &post).await;
+    }
+    post
+}
+
+fn key(post: &Post) -> &str {
+    post.headers.iter().find(|(name, _)| *name == "idempotency-key").map(|(_, key)| key.as_str()).expect("a key")
+}
+
+/// All rows of all tables, as one number.
+async fn digest(world: &World) -> String {
+    const TABLES: &str =
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'";
+    let tables = world.query(TABLES, &[]).await;
+    let rows = tables.iter().map(|row| {
+        let table: &str = row.get(0);
+        format!("SELECT '{table} ' || t::text AS row FROM {table} t")
+    });
+    let all = rows.collect::<Vec<_>>().join(" UNION ALL ");
+    world.get(&format!("SELECT md5(string_agg(row, E'\\n' ORDER BY row)) FROM ({all}) rows")).await
+}
