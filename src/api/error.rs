@@ -42,7 +42,7 @@ pub(super) enum ApiError {
     InProgress,
     #[error("the request is parked")]
     Parked,
-    #[error("the ride is not finished")]
+    #[error(transparent)]
     Ride(#[from] RideError),
     #[error("the database did not answer")]
     Database(#[from] DatabaseError),
@@ -176,10 +176,7 @@ impl ApiError {
 
     /// What an operator needs to know, without anything that a client sent.
     pub(super) fn for_log(&self) -> String {
-        match self {
-            Self::Ride(error) => chain(error),
-            error => chain(error),
-        }
+        chain(self)
     }
 }
 
@@ -203,13 +200,21 @@ fn title(name: &HeaderName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stripe::NotSent;
+    use crate::stripe::{CallError, ErrorReply, NotSent, Unknown};
     use std::time::Duration;
 
     #[test]
     fn every_situation_has_its_status() {
         let not_sent = || RideError::NotSent(NotSent::TimedOut(Duration::ZERO));
-        let cases: [(ApiError, u16, Option<u32>); 22] = [
+        let reply = || ErrorReply {
+            status: StatusCode::BAD_REQUEST,
+            kind: String::new(),
+            code: String::new(),
+            message: String::new(),
+            request_id: String::new(),
+        };
+        let undecidable = LookupError::Undecidable("for a test");
+        let cases: [(ApiError, u16, Option<u32>); 31] = [
             (ApiError::Path("/".into()), 404, None),
             (ApiError::Method { allow: "POST" }, 405, None),
             (ApiError::HeaderTwice(HeaderName::from_static("authorization")), 400, None),
@@ -232,6 +237,15 @@ mod tests {
             (ApiError::Database(DatabaseError::Busy), 503, Some(5)),
             (ApiError::Leaving, 503, Some(5)),
             (ApiError::Internal, 500, None),
+            (ApiError::NotReady, 503, Some(5)),
+            (ApiError::Overloaded, 503, Some(5)),
+            (ApiError::Body(BodyError::Broken("cut".into())), 400, None),
+            (ApiError::Ride(RideError::Refused(reply())), 503, Some(5)),
+            (ApiError::Ride(RideError::Unknown(Unknown::Failed(reply()))), 503, Some(5)),
+            (ApiError::Ride(RideError::LookUp(LookupError::Transient(CallError::Refused(reply())))), 503, Some(5)),
+            (ApiError::Ride(RideError::LookUp(undecidable)), 503, Some(3600)),
+            (ApiError::Ride(RideError::Corrupt(String::new())), 503, Some(3600)),
+            (ApiError::Ride(RideError::Database(DatabaseError::Lost(None))), 503, Some(5)),
         ];
         for (error, status, retry_after) in cases {
             assert_eq!((error.status().as_u16(), error.retry_after()), (status, retry_after), "{error:?}");

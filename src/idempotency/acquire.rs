@@ -48,54 +48,54 @@ const RACES: usize = 3;
 /// A key that is only created commits without a flush. A take-over is flushed: were it lost in a crash, the token before
 /// it would be good again, and its holder could write what it learned before Stripe was asked anew.
 const ACQUIRE: &str = "
-        WITH input AS MATERIALIZED (
-            SELECT i.* FROM unnest(
-                $1::bigint[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::inet[], $7::uuid[]
-            ) AS i (user_id, idempotency_key, request_method, request_path, request_params, origin_ip, lease_token)
-        ), known AS MATERIALIZED (
-            SELECT k.id, k.response_code, k.response_body, k.parked_at, i.lease_token,
-                   k.request_method = i.request_method AND k.request_path = i.request_path
-                       AND k.request_params = i.request_params AS same,
-                   k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $8) AS free
-            FROM input i
-            JOIN idempotency_keys k ON k.user_id = i.user_id AND k.idempotency_key = i.idempotency_key
-        ), created AS (
-            INSERT INTO idempotency_keys (user_id, idempotency_key, request_method, request_path, request_params,
-                                          origin_ip, lease_token, locked_at, next_attempt_at)
-            SELECT i.user_id, i.idempotency_key, i.request_method, i.request_path, i.request_params,
-                   i.origin_ip, i.lease_token, now(), now() + make_interval(secs => $9)
-            FROM input i
-            WHERE NOT EXISTS (SELECT FROM known WHERE known.lease_token = i.lease_token)
-            ORDER BY i.user_id, i.idempotency_key
-            ON CONFLICT (user_id, idempotency_key) DO NOTHING
-            RETURNING id, lease_token, recovery_point, attempts, foreign_call_key, foreign_call_intended_at
-        ), taken AS (
-            UPDATE idempotency_keys k
-            SET lease_token = known.lease_token, locked_at = now(), last_run_at = now(),
-                attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => $9)
-            FROM known
-            WHERE k.id = known.id AND known.same AND num_nulls(k.response_code, k.parked_at) = 2
-              AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $8))
-            RETURNING k.id, k.lease_token, k.recovery_point, k.attempts, k.foreign_call_key,
-                      k.foreign_call_intended_at
-        ), leased AS (SELECT * FROM created UNION ALL SELECT * FROM taken)
-        SELECT i.lease_token, coalesce(leased.id, known.id) AS id,
-               CASE WHEN leased.id IS NOT NULL THEN 'leased'
-                    WHEN known.id IS NULL THEN 'raced'
-                    WHEN NOT known.same THEN 'mismatch'
-                    WHEN known.response_code IS NOT NULL THEN 'finished'
-                    WHEN known.parked_at IS NOT NULL THEN 'parked'
-                    WHEN known.free THEN 'raced'
-                    ELSE 'in_progress' END AS verdict,
-               leased.recovery_point, leased.attempts, leased.foreign_call_key,
-               leased.foreign_call_intended_at,
-               extract(epoch FROM now() - leased.foreign_call_intended_at)::float8 AS foreign_call_age,
-               known.response_code, known.response_body::text AS response_body,
-               CASE WHEN EXISTS (SELECT FROM created) AND NOT EXISTS (SELECT FROM taken)
-                    THEN set_config('synchronous_commit', 'off', true) END AS commit_later
+    WITH input AS MATERIALIZED (
+        SELECT i.* FROM unnest(
+            $1::bigint[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::inet[], $7::uuid[]
+        ) AS i (user_id, idempotency_key, request_method, request_path, request_params, origin_ip, lease_token)
+    ), known AS MATERIALIZED (
+        SELECT k.id, k.response_code, k.response_body, k.parked_at, i.lease_token,
+               k.request_method = i.request_method AND k.request_path = i.request_path
+                   AND k.request_params = i.request_params AS same,
+               k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $8) AS free
         FROM input i
-        LEFT JOIN leased USING (lease_token)
-        LEFT JOIN known USING (lease_token)";
+        JOIN idempotency_keys k ON k.user_id = i.user_id AND k.idempotency_key = i.idempotency_key
+    ), created AS (
+        INSERT INTO idempotency_keys (user_id, idempotency_key, request_method, request_path, request_params,
+                                      origin_ip, lease_token, locked_at, next_attempt_at)
+        SELECT i.user_id, i.idempotency_key, i.request_method, i.request_path, i.request_params,
+               i.origin_ip, i.lease_token, now(), now() + make_interval(secs => $9)
+        FROM input i
+        WHERE NOT EXISTS (SELECT FROM known WHERE known.lease_token = i.lease_token)
+        ORDER BY i.user_id, i.idempotency_key
+        ON CONFLICT (user_id, idempotency_key) DO NOTHING
+        RETURNING id, lease_token, recovery_point, attempts, foreign_call_key, foreign_call_intended_at
+    ), taken AS (
+        UPDATE idempotency_keys k
+        SET lease_token = known.lease_token, locked_at = now(), last_run_at = now(),
+            attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => $9)
+        FROM known
+        WHERE k.id = known.id AND known.same AND num_nulls(k.response_code, k.parked_at) = 2
+          AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $8))
+        RETURNING k.id, k.lease_token, k.recovery_point, k.attempts, k.foreign_call_key,
+                  k.foreign_call_intended_at
+    ), leased AS (SELECT * FROM created UNION ALL SELECT * FROM taken)
+    SELECT i.lease_token, coalesce(leased.id, known.id) AS id,
+           CASE WHEN leased.id IS NOT NULL THEN 'leased'
+                WHEN known.id IS NULL THEN 'raced'
+                WHEN NOT known.same THEN 'mismatch'
+                WHEN known.response_code IS NOT NULL THEN 'finished'
+                WHEN known.parked_at IS NOT NULL THEN 'parked'
+                WHEN known.free THEN 'raced'
+                ELSE 'in_progress' END AS verdict,
+           leased.recovery_point, leased.attempts, leased.foreign_call_key,
+           leased.foreign_call_intended_at,
+           extract(epoch FROM now() - leased.foreign_call_intended_at)::float8 AS foreign_call_age,
+           known.response_code, known.response_body::text AS response_body,
+           CASE WHEN EXISTS (SELECT FROM created) AND NOT EXISTS (SELECT FROM taken)
+                THEN set_config('synchronous_commit', 'off', true) END AS commit_later
+    FROM input i
+    LEFT JOIN leased USING (lease_token)
+    LEFT JOIN known USING (lease_token)";
 
 /// Takes the lease on the request's key, or says why not.
 ///

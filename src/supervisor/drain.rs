@@ -8,7 +8,7 @@ use super::{RoleTask, RunError, Supervisor};
 use crate::config::Role;
 
 /// Who ends together, and in which order: first who makes work, then who takes it, then who works by themselves,
-/// and last what all of them need. The pool goes with its last user, before Postgres.
+/// and last what all of them need. The pool goes with its last user.
 const ORDER: [&[Role]; 5] = [
     &[Role::Simulator],
     &[Role::Api],
@@ -16,6 +16,12 @@ const ORDER: [&[Role]; 5] = [
     &[Role::StripeSandbox],
     &[Role::Postgres],
 ];
+
+/// A role that takes longer than this to end is named in the log.
+const SLOW: Duration = Duration::from_millis(500);
+/// What a role gets even when those before it have used up the deadline: enough to end if it has nothing to do, so
+/// that it is not named for the lateness of others.
+const MOMENT: Duration = Duration::from_millis(200);
 
 pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
     let began = Instant::now();
@@ -30,7 +36,7 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
         let (stage, rest) = supervisor.tasks.drain(..).partition(|task: &RoleTask| stage.contains(&task.role));
         supervisor.tasks = rest;
         late.extend(end(stage, deadline).await);
-        if stage_holds_pool_last(&supervisor.tasks) {
+        if nobody_uses_the_pool(&supervisor.tasks) {
             supervisor.database.pool.take();
         }
     }
@@ -42,8 +48,7 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
     }
 }
 
-/// Whether nobody is left who uses the pool.
-fn stage_holds_pool_last(tasks: &[RoleTask]) -> bool {
+fn nobody_uses_the_pool(tasks: &[RoleTask]) -> bool {
     tasks.iter().all(|task| matches!(task.role, Role::Postgres | Role::StripeSandbox))
 }
 
@@ -71,9 +76,3 @@ async fn end(tasks: Vec<RoleTask>, deadline: Instant) -> Vec<Role> {
     }
     late
 }
-
-/// A role that takes longer than this to end is named in the log.
-const SLOW: Duration = Duration::from_millis(500);
-/// What a role gets even when those before it have used up the deadline: enough to end if it has nothing to do, so
-/// that it is not named for the lateness of others.
-const MOMENT: Duration = Duration::from_millis(200);

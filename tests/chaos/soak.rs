@@ -39,7 +39,6 @@ struct Place {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "runs for as long as CHAOS_SOAK_SECONDS says; see README.md"]
 async fn nothing_is_lost_or_doubled_while_everything_is_killed() {
     let (seconds, seed) = (number("CHAOS_SOAK_SECONDS", 20), seed());
     let mut rng = StdRng::seed_from_u64(seed);

@@ -1,10 +1,16 @@
 //! Going on from wherever a request stopped, whatever became of the charge.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::client::{Post, new_key};
+use rocket_rides_atomic::idempotency::Request;
+use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
+use rocket_rides_atomic::rides::{Booking, RideError, RideParams, Rides};
+use rocket_rides_atomic::users;
+
+use crate::support::client::{GOOD_USER, Post, new_key};
 use crate::support::eventually;
-use crate::support::world::World;
+use crate::support::world::{World, pool};
 
 /// Leaves a request as a process does that dies at this recovery point: under a lease that nobody works on, and
 /// from `ride_created` on with a charge that nobody has heard of.
@@ -146,6 +152,43 @@ async fn a_charge_that_was_never_made_is_looked_up_and_made() {
     world.forget().await;
     assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
     world.assert_one_of_each().await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_lease_leaves_no_time_for_the_call_asks_stripe_for_nothing() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let user = users::find_by_email(&database, GOOD_USER).await.unwrap().unwrap();
+    let params = RideParams { origin_lat: 1.0, origin_lon: 1.0, target_lat: 2.0, target_lon: 2.0 };
+    let request = Request {
+        user_id: user.id,
+        key: new_key().parse().unwrap(),
+        method: "POST".into(),
+        path: "/rides".into(),
+        params: params.to_json(),
+        origin_ip: [127, 0, 0, 1].into(),
+    };
+    // The call may take ten seconds, and the lease has one left: as for a worker that was paused.
+    let short = Duration::from_secs(1);
+    let Acquired::Lease(lease) = acquire(&database, &request, short, short).await.unwrap() else { panic!("new") };
+    let rides = Rides::new(database, world.stripe(), Duration::from_secs(3600), Arc::default());
+    let driven = rides.drive(&Booking { lease, user, params, raise_error: false }).await;
+    assert!(matches!(driven.result, Err(RideError::LeaseLost)), "{driven:?}");
+    assert_eq!(world.charges().await.len(), 0);
+}
+
+#[tokio::test]
+async fn connections_that_closed_while_idle_cost_nobody_a_request() {
+    let world = World::start().await;
+    let others = "pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    for _ in 0..5 {
+        // Side by side, so that the pool holds several connections.
+        let posts = (0..8).map(|_| world.post(Post::default()));
+        let answers = futures_util::future::join_all(posts).await;
+        assert!(answers.iter().all(|answer| answer.status == 201), "{answers:?}");
+        world.query(&format!("SELECT pg_terminate_backend(pid) FROM {others}"), &[]).await;
+        world.until_count(others, 0).await;
+    }
 }
 
 #[tokio::test]

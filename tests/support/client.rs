@@ -1,6 +1,7 @@
 //! HTTP as a client of the API sees it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -15,6 +16,11 @@ pub const FORM: &str = "application/x-www-form-urlencoded";
 pub const GOOD_USER: &str = "user@example.com";
 pub const DECLINED_USER: &str = "user-bad-source@example.com";
 pub const RIDE: &str = "origin_lat=37.7749&origin_lon=-122.4194&target_lat=34.0522&target_lon=-118.2437";
+
+/// Longer than the API may take for any answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than `/readyz` takes.
+const SOON: Duration = Duration::from_secs(2);
 
 /// What came back.
 #[derive(Debug, Clone)]
@@ -122,10 +128,11 @@ impl Http {
         self.send(request.body(Full::from(post.body)).expect("a request")).await
     }
 
-    /// Whether `/readyz` says so.
+    /// Whether `/readyz` says so, soon.
     pub async fn is_ready(&self) -> bool {
         let request = Request::get(format!("{}/readyz", self.base)).body(Full::default()).expect("a request");
-        self.send(request).await.is_ok_and(|answer| answer.status == 200)
+        let answered = tokio::time::timeout(SOON, self.send(request)).await;
+        matches!(answered, Ok(Ok(answer)) if answer.status == 200)
     }
 
     pub async fn call(&self, method: Method, path: &str, body: &str) -> Answer {
@@ -134,10 +141,14 @@ impl Http {
         self.send(request.body(Full::from(body.to_owned())).expect("a request")).await.expect("an answer")
     }
 
+    /// Never waits for ever: where a killed process listened, anybody may listen next, and say nothing.
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
-        let response = self.client.request(request).await.map_err(|error| format!("{error:?}"))?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|error| format!("{error:?}"))?;
+            let (head, body) = response.into_parts();
+            let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
 }

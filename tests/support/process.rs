@@ -122,7 +122,10 @@ pub fn arguments(database: Option<&tokio_postgres::Config>, dir: &Path, more: &[
     arguments
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that the system gives to nobody who asks for any: below the range of those
+/// that Linux and macOS hand out. So it stays free while the process that listens there is being restarted.
 pub fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+    let candidates =
+        std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], rand::random_range(10_000..32_000))));
+    candidates.take(1000).find(|address| std::net::TcpListener::bind(address).is_ok()).expect("a free port")
 }
