@@ -12,7 +12,7 @@
 //! - [`jobs`], [`users`], [`stripe`]: the outbox's other end; who books; who charges, with a sandbox of it.
 //! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
 //! - [`database`]: the one pool, single statements only; the private Postgres; the schema.
-//! - [`http`], [`errors`]: the server under API and sandbox; how errors are told.
+//! - [`http`], [`errors`], [`open_files`]: the server under API and sandbox; how errors are told; a limit.
 
 pub mod api;
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod http;
 pub mod idempotency;
 pub mod invariants;
 pub mod jobs;
+pub mod open_files;
 pub mod rides;
 pub mod roles;
 pub mod stripe;

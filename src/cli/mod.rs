@@ -14,6 +14,7 @@ use crate::database::{Database, DatabaseError};
 use crate::errors::chain;
 use crate::idempotency::parked;
 use crate::invariants::{self, Traffic, VerifyError};
+use crate::open_files;
 use crate::supervisor::{RunError, Signals, StartError, Supervisor};
 use crate::telemetry;
 use visit::Visit;
@@ -140,6 +141,7 @@ impl Cli {
 
 async fn run(config: Config) -> Result<(), CliError> {
     telemetry::init(&config.log)?;
+    open_files::raise_limit();
     let signals = Signals::listen().map_err(CliError::Signals)?;
     // A signal during a slow start must not wait for it.
     let supervisor = tokio::select! {

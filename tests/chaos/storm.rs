@@ -1,6 +1,5 @@
 //! Everybody at once, with one key.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,6 @@ const CLIENTS: usize = 1000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_with_one_key_are_one_execution() {
-    allow_open_files(4 * CLIENTS);
     let world = World::with(|config| config.roles.enqueuer = true).await;
     let began = Instant::now();
     let (key, together) = (new_key(), Arc::new(Barrier::new(CLIENTS)));
@@ -63,12 +61,4 @@ async fn insist(api: &Http, post: Post) -> (Answer, usize) {
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     panic!("in progress for ever");
-}
-
-/// Both ends of every connection are in this process, and a shell's usual bound is 1024 files. Where there is no
-/// `prlimit`, the bound must be high enough already.
-fn allow_open_files(files: usize) {
-    let _ = Command::new("prlimit")
-        .args(["--pid", &std::process::id().to_string(), &format!("--nofile={files}:")])
-        .status();
 }

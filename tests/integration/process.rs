@@ -132,6 +132,28 @@ async fn a_log_that_nobody_reads_costs_its_lines_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_low_soft_limit_of_open_files_turns_nobody_away() {
+    let database = cluster::database().await;
+    let (dir, address) = (TempDir::new(), free_port());
+    let _process = tokio::process::Command::new("sh")
+        .args(["-c", "ulimit -Sn 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_rocket-rides-atomic")])
+        .args(arguments(Some(&database), dir.path(), &[&format!("api.listen={address}")]))
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let http = Http::new(address);
+    eventually("a process that is ready", async || http.is_ready().await.then_some(())).await;
+    // Each client keeps its connection open, so that they are all open at once.
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        let client = Http::new(address);
+        assert!(client.is_ready().await, "after {} connections", clients.len());
+        clients.push(client);
+    }
+}
+
+#[tokio::test]
 async fn variables_are_a_layer_between_file_and_flags() {
     let database = cluster::database().await;
     let dir = TempDir::new();

@@ -9,8 +9,8 @@ use hyper::Method;
 use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::database::{Database, tls};
 use rocket_rides_atomic::invariants::{self, Report, Traffic};
-use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::supervisor::{RunError, Supervisor};
+use rocket_rides_atomic::{open_files, stripe};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -22,8 +22,9 @@ use uuid::Uuid;
 use super::client::{Answer, Http, Post};
 use super::{cluster, eventually};
 
-/// Logs of all tests, when `RUST_LOG` asks for them.
-static LOGS: LazyLock<()> = LazyLock::new(|| {
+/// Once for all tests: room for both ends of every connection, and logs when `RUST_LOG` asks for them.
+static ONCE: LazyLock<()> = LazyLock::new(|| {
+    open_files::raise_limit();
     if let Ok(filter) = std::env::var("RUST_LOG") {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     }
@@ -110,7 +111,7 @@ impl World {
 
     /// As [`World::start`], with changes to the config.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        LazyLock::force(&LOGS);
+        LazyLock::force(&ONCE);
         let dir = TempDir::new();
         let database = cluster::database().await;
         let mut config = config(&database, dir.path());
