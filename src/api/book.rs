@@ -1,6 +1,7 @@
 //! `POST /rides`: the checks in their order, the lease, the ride.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hyper::header::HeaderName;
 use hyper::{HeaderMap, StatusCode};
@@ -23,18 +24,18 @@ pub(super) async fn book(
     origin_ip: IpAddr,
     trail: &mut Trail,
 ) -> Result<Reply, ApiError> {
-    let user = auth::authenticate(&api.database, headers).await?;
+    let user = auth::authenticate(&api.database, &api.seen, headers).await?;
     let key = idempotency_key(headers)?;
     let (params, raise_error) = fields?.into_ride(api.demo)?;
-    let request = Request {
+    let request = Arc::new(Request {
         user_id: user.id,
         key,
         method: "POST".to_owned(),
         path: "/rides".to_owned(),
         params: params.to_json(),
         origin_ip,
-    };
-    let acquired = acquire(&api.database, &request, api.lock_timeout, api.grace).await?;
+    });
+    let acquired = acquire(&api.database, request, api.lock_timeout, api.grace).await?;
     let lease = match acquired {
         Acquired::Lease(lease) => lease,
         Acquired::Finished { key_id, response } => {

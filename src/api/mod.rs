@@ -1,4 +1,4 @@
-//! The HTTP side: one resource, `POST /rides`, and two questions an orchestrator asks.
+//! The HTTP side: one resource, `POST /rides`, two questions an orchestrator asks, and one that Prometheus asks.
 //!
 //! A client that hangs up cancels nothing: hyper drops the handler's future then, so the handler only reads
 //! the request and waits, and the work runs as a task of its own that shutdown waits for.
@@ -15,15 +15,19 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::database::{Database, schema};
 use crate::http::{self, Body, HangUp, Limits, Listener};
+use crate::jobs::health::QueueHealth;
+use crate::metrics::{self, Metrics};
 use crate::rides::Rides;
+pub use auth::Seen;
 use error::ApiError;
 
 /// Marks an answer that was stored earlier.
@@ -46,8 +50,14 @@ pub struct Api {
     pub grace: Duration,
     /// `demo.enabled`: whether clients may ask for a failure.
     pub demo: bool,
+    /// The queue that this process delivers to, if it does.
+    pub queue: Option<Arc<QueueHealth>>,
+    /// Where requests are counted.
+    pub metrics: Arc<Metrics>,
     /// Cancelled when the process begins to leave, some time before the listener closes.
     pub leaving: CancellationToken,
+    /// Who asked a moment ago.
+    pub seen: Seen,
     /// Requests under way, with or without their client.
     pub under_way: TaskTracker,
 }
@@ -92,7 +102,7 @@ async fn handle(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> 
         return post_ride(api, request, peer, began).await;
     }
     let reply = answer(&api, &method, &path).await;
-    Trail::default().log(method.as_str(), &path, &reply, began);
+    api.tell(&Trail::default(), &method, &path, &reply, began);
     reply
 }
 
@@ -100,11 +110,16 @@ async fn answer(api: &Api, method: &Method, path: &str) -> Reply {
     match (method, path) {
         (&Method::GET | &Method::HEAD, "/healthz") => Reply::ok(r#"{"message":"alive"}"#),
         (&Method::GET | &Method::HEAD, "/readyz") => match readiness(api).await {
-            Ok(()) => Reply::ok(r#"{"message":"ready"}"#),
+            Ok(()) => Reply::ok(ready(api.queue.as_deref())),
             Err(error) => error.into(),
         },
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            let text = api.metrics.render(&api.database, api.queue.as_deref()).await;
+            let header = Some((CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE)));
+            Reply { header, ..Reply::ok(text) }
+        }
         (_, "/rides") => ApiError::Method { allow: "POST" }.into(),
-        (_, "/healthz" | "/readyz") => ApiError::Method { allow: "GET, HEAD" }.into(),
+        (_, "/healthz" | "/readyz" | "/metrics") => ApiError::Method { allow: "GET, HEAD" }.into(),
         (_, path) => ApiError::Path(path.to_owned()).into(),
     }
 }
@@ -127,7 +142,7 @@ async fn post_ride(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr, 
             trail.error = Some(error.for_log());
             error.into()
         });
-        trail.log("POST", "/rides", &reply, began);
+        api.tell(&trail, &Method::POST, "/rides", &reply, began);
         reply
     });
     // The runtime is going down when a task that catches its panics does not end.
@@ -141,6 +156,23 @@ async fn readiness(api: &Api) -> Result<(), ApiError> {
     match tokio::time::timeout(READY_TIMEOUT, schema::is_usable(&api.database)).await {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false) | Err(_)) | Err(_) => Err(ApiError::NotReady),
+    }
+}
+
+/// A queue that is down does not make the API unready: rides are booked, and their jobs wait in the outbox. But
+/// whoever looks should see it.
+fn ready(queue: Option<&QueueHealth>) -> String {
+    match queue {
+        Some(queue) => json!({ "message": "ready", "queue": queue.to_string() }).to_string(),
+        None => json!({ "message": "ready" }).to_string(),
+    }
+}
+
+impl Api {
+    /// Counts and logs a request once it is answered.
+    fn tell(&self, trail: &Trail, method: &Method, path: &str, reply: &Reply, began: Instant) {
+        self.metrics.count_request(method, path, reply.status, began.elapsed());
+        trail.log(method.as_str(), path, reply, began);
     }
 }
 
@@ -164,8 +196,8 @@ impl Trail {
 }
 
 impl Reply {
-    fn ok(body: &str) -> Self {
-        Self { status: StatusCode::OK, body: body.to_owned(), replayed: false, header: None }
+    fn ok(body: impl Into<String>) -> Self {
+        Self { status: StatusCode::OK, body: body.into(), replayed: false, header: None }
     }
 
     fn into_response(self) -> Response<Body> {
@@ -173,7 +205,9 @@ impl Reply {
         if self.replayed {
             response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
         }
-        response.headers_mut().extend(self.header);
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
         response
     }
 }

@@ -1,5 +1,6 @@
 //! What the command line asks for, and the exit code that answers.
 
+mod jobs;
 mod visit;
 
 use std::ffi::OsString;
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Flags, Role};
+use crate::config::{self, Config, ConfigError, Flags, Role};
 use crate::database::{Database, DatabaseError};
 use crate::errors::chain;
 use crate::idempotency::parked;
@@ -17,6 +18,7 @@ use crate::invariants::{self, Traffic, VerifyError};
 use crate::open_files;
 use crate::supervisor::{RunError, Signals, StartError, Supervisor};
 use crate::telemetry;
+use jobs::Jobs;
 use visit::Visit;
 
 /// Books rocket rides and charges cards exactly once.
@@ -47,7 +49,7 @@ enum Command {
     Config,
     /// Check every invariant over the database and Stripe's ledger; exit code 3 if one does not hold.
     Verify {
-        /// Nothing is under way: also demand that every request has ended and every job is delivered.
+        /// Nothing is under way: also demand that every request has ended and every job is finished or dead.
         #[arg(long)]
         quiet: bool,
     },
@@ -55,6 +57,11 @@ enum Command {
     Keys {
         #[command(subcommand)]
         command: Keys,
+    },
+    /// Look after jobs that wait for a person.
+    Jobs {
+        #[command(subcommand)]
+        command: Jobs,
     },
 }
 
@@ -101,6 +108,7 @@ impl CliError {
         ExitCode::from(match self {
             Self::Config(_) | Self::LogFilter(_) => 78,
             Self::Start(StartError::Schema(_) | StartError::Url(_) | StartError::Stripe(_)) => 78,
+            Self::Start(StartError::Redis(_) | StartError::Nats(_)) => 78,
             Self::Start(StartError::Embedded(_) | StartError::Database(_)) | Self::Database(_) => 69,
             Self::Verify(_) => 69,
             Self::Violated(_) => 3,
@@ -135,6 +143,7 @@ impl Cli {
             }
             Command::Verify { quiet } => verify(&config, if quiet { Traffic::Quiet } else { Traffic::Live }).await,
             Command::Keys { command } => keys(&config, command).await,
+            Command::Jobs { command } => jobs(&config, command).await,
         }
     }
 }
@@ -154,7 +163,11 @@ async fn run(config: Config) -> Result<(), CliError> {
 async fn verify(config: &Config, traffic: Traffic) -> Result<(), CliError> {
     let mut visit = Visit::begin(config).await?;
     let stripe = visit.stripe(config).await?;
-    let report = invariants::verify(&visit.database, &stripe, traffic).await;
+    let queue = match config.enqueuer.queue {
+        config::Queue::Postgres => invariants::Queue::InDatabase,
+        config::Queue::Redis | config::Queue::Nats => invariants::Queue::Elsewhere,
+    };
+    let report = invariants::verify(&visit.database, &stripe, traffic, queue).await;
     visit.end().await;
     let report = report?;
     print(report.to_string().trim_end());
@@ -170,6 +183,13 @@ async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
         Keys::Parked { limit } => list_parked(&visit.database, limit).await,
         Keys::Retry { ids } => retry_parked(&visit.database, &ids).await,
     };
+    visit.end().await;
+    Ok(done?)
+}
+
+async fn jobs(config: &Config, command: Jobs) -> Result<(), CliError> {
+    let visit = Visit::begin(config).await?;
+    let done = command.run(&visit.database).await;
     visit.end().await;
     Ok(done?)
 }

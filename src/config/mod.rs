@@ -4,9 +4,11 @@
 //! one line that names where the value came from and which key it is, because a role that runs with a mistyped
 //! threshold is worse than one that does not run.
 
+mod queues;
 mod roles;
 mod sections;
 mod validate;
+mod worker;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,14 +18,21 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+pub use queues::{Nats, Queue, Redis};
 pub use roles::{Role, Roles};
 pub use sections::*;
+pub use worker::{Receipts, Transport, Worker};
 
 /// Variables with this prefix set a key: `ROCKET_RIDES__API__LISTEN` is `api.listen`.
 const PREFIX: &str = "ROCKET_RIDES__";
 
 /// The variables that the field has agreed on, and the keys they set.
-const PLAIN_VARIABLES: [(&str, &str); 2] = [("DATABASE_URL", "database.url"), ("STRIPE_API_KEY", "stripe.api_key")];
+const PLAIN_VARIABLES: [(&str, &str); 4] = [
+    ("DATABASE_URL", "database.url"),
+    ("REDIS_URL", "redis.url"),
+    ("NATS_URL", "nats.url"),
+    ("STRIPE_API_KEY", "stripe.api_key"),
+];
 
 /// Sets the port of `api.listen` and leaves its address alone.
 const PORT_VARIABLE: &str = "API_PORT";
@@ -278,7 +287,27 @@ mod tests {
             ("[api]\nlisten = '0.0.0.0:5000'\n", "api.listen"),
             ("[reaper]\nretention = '1s'\n", "reaper.retention"),
             ("[reaper]\nbatch = 0\n", "reaper.batch"),
+            ("[enqueuer]\npush_timeout = '15s'\n", "enqueuer.lease"),
+            ("[enqueuer]\nqueue = 'redis'\n", "enqueuer.queue: is \"redis\", and redis.url is missing"),
+            ("[enqueuer]\nqueue = 'nats'\n", "enqueuer.queue: is \"nats\", and nats.url is missing"),
+            ("[redis]\nmarker_ttl = '30s'\n", "redis.marker_ttl"),
+            ("[redis]\nqueue = 'a b'\n", "redis.queue"),
+            ("[redis]\nnamespace = ' '\n", "redis.namespace"),
+            ("[redis.classes]\nreceipt = 'receipt'\n", "redis.classes"),
+            ("[nats]\nduplicate_window = '30s'\n", "nats.duplicate_window"),
+            ("[nats]\nstream = 'a.b'\n", "nats.stream"),
+            ("[nats]\nsubject_prefix = 'a.>'\n", "nats.subject_prefix"),
+            ("[nats]\nreplicas = 0\n", "nats.replicas"),
             ("[roles]\nsimulator = true\napi = false\n", "roles.simulator"),
+            ("[worker]\nconcurrency = 0\n", "worker.concurrency"),
+            ("[worker]\nlease = '14s'\n", "worker.lease"),
+            ("[receipts]\nfrom = 'nobody'\n", "receipts.from"),
+            ("[receipts]\ntransport = 'smtp'\nsmtp_url = 'smtps://mx'\n", "receipts.from: still"),
+            ("[receipts]\ntransport = 'smtp'\nfrom = 'a@b.test'\n", "receipts.smtp_url: missing"),
+            (
+                "[receipts]\ntransport = 'smtp'\nfrom = 'a@b.test'\nsmtp_url = 'http://mx'\n",
+                "receipts.smtp_url: is not",
+            ),
         ] {
             let error = load(&format!("{BASE}{text}"), &[], &Flags::default()).expect_err(text);
             assert!(error.starts_with(key), "{error}");

@@ -18,7 +18,9 @@ pub enum Role {
     Completer,
     /// Moves staged jobs into the queue.
     Enqueuer,
-    /// Removes old keys.
+    /// Works the default queue.
+    Worker,
+    /// Removes old keys, and jobs that were finished long ago.
     Reaper,
     /// Sends random traffic.
     Simulator,
@@ -26,12 +28,13 @@ pub enum Role {
 
 impl Role {
     /// Every role, in the order in which they start.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Postgres,
         Self::StripeSandbox,
         Self::Api,
         Self::Completer,
         Self::Enqueuer,
+        Self::Worker,
         Self::Reaper,
         Self::Simulator,
     ];
@@ -44,6 +47,7 @@ impl Role {
             Self::Api => "api",
             Self::Completer => "completer",
             Self::Enqueuer => "enqueuer",
+            Self::Worker => "worker",
             Self::Reaper => "reaper",
             Self::Simulator => "simulator",
         }
@@ -64,6 +68,7 @@ pub struct Roles {
     pub api: bool,
     pub completer: bool,
     pub enqueuer: bool,
+    pub worker: bool,
     pub reaper: bool,
     pub simulator: bool,
     pub stripe_sandbox: bool,
@@ -72,7 +77,15 @@ pub struct Roles {
 impl Default for Roles {
     /// What production needs; the simulator and the sandbox belong to a demonstration.
     fn default() -> Self {
-        Self { api: true, completer: true, enqueuer: true, reaper: true, simulator: false, stripe_sandbox: false }
+        Self {
+            api: true,
+            completer: true,
+            enqueuer: true,
+            worker: true,
+            reaper: true,
+            simulator: false,
+            stripe_sandbox: false,
+        }
     }
 }
 
@@ -85,6 +98,7 @@ impl Config {
             Role::Api => self.roles.api,
             Role::Completer => self.roles.completer,
             Role::Enqueuer => self.roles.enqueuer,
+            Role::Worker => self.roles.worker,
             Role::Reaper => self.roles.reaper,
             Role::Simulator => self.roles.simulator,
         }
@@ -102,6 +116,7 @@ impl Config {
             Role::Api => &mut self.roles.api,
             Role::Completer => &mut self.roles.completer,
             Role::Enqueuer => &mut self.roles.enqueuer,
+            Role::Worker => &mut self.roles.worker,
             Role::Reaper => &mut self.roles.reaper,
             Role::Simulator => &mut self.roles.simulator,
         } = on;

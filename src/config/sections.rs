@@ -7,7 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::Roles;
+use super::{Nats, Queue, Receipts, Redis, Roles, Worker};
+use crate::jobs::foreign::PushPolicy;
 use crate::stripe::sandbox::Faults;
 
 /// Everything that one process needs to know.
@@ -21,6 +22,10 @@ pub struct Config {
     pub idempotency: Idempotency,
     pub completer: Completer,
     pub enqueuer: Enqueuer,
+    pub worker: Worker,
+    pub receipts: Receipts,
+    pub redis: Redis,
+    pub nats: Nats,
     pub reaper: Reaper,
     pub stripe: Stripe,
     pub stripe_sandbox: StripeSandbox,
@@ -133,7 +138,8 @@ pub struct Completer {
     /// 32 attempts take a little over a day. Stripe repeats even a failure for as long as it remembers its key, so
     /// the attempts must outlast that: the look-up after `stripe.key_retention` then decides.
     pub max_attempts: i32,
-    /// Requests completed at once, and claimed at once: claiming more would let leases run out while waiting.
+    /// Requests completed at once, and claimed at once: claiming more would let leases run out while waiting. At a
+    /// third of a second for a charge, 32 stay below the 100 calls a second that Stripe allows.
     pub concurrency: i64,
     /// Pause between looks when there was nothing to do.
     #[serde(with = "humantime_serde")]
@@ -146,7 +152,7 @@ impl Default for Completer {
             grace: Duration::from_secs(5 * 60),
             retry_after: Duration::from_secs(60),
             max_attempts: 32,
-            concurrency: 16,
+            concurrency: 32,
             poll_interval: Duration::from_secs(5),
         }
     }
@@ -163,20 +169,42 @@ pub struct Enqueuer {
     /// Pause between looks; a ride that finishes in this process wakes the enqueuer at once.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
+    /// Deadline for one push to a queue outside the database. A batch takes it some tens of milliseconds.
+    #[serde(with = "humantime_serde")]
+    pub push_timeout: Duration,
+    /// How long jobs are an enqueuer's own while it pushes them. A batch waits for one push and then has its own, so
+    /// this is longer than two; when a process dies, its jobs are pushed again after this time.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// Pause after a job's first failed push; it doubles with each further one, up to an hour, with jitter. A queue
+    /// that is down as a whole is no job's failure.
+    #[serde(with = "humantime_serde")]
+    pub retry_after: Duration,
+    /// A job that was refused this often is a dead letter. With doubling pauses of 5 s to 1 h, 25 attempts take most
+    /// of a day: time enough to mend what refuses it.
+    pub max_attempts: i32,
 }
 
 impl Default for Enqueuer {
     fn default() -> Self {
-        Self { queue: Queue::Postgres, batch: 1000, poll_interval: Duration::from_secs(5) }
+        Self {
+            queue: Queue::Postgres,
+            batch: 1000,
+            poll_interval: Duration::from_secs(5),
+            push_timeout: Duration::from_secs(5),
+            lease: Duration::from_secs(30),
+            retry_after: Duration::from_secs(5),
+            max_attempts: 25,
+        }
     }
 }
 
-/// A job queue that the enqueuer can deliver to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Queue {
-    /// The table `jobs` in the same database: nothing to install, and nothing can come between.
-    Postgres,
+impl Enqueuer {
+    /// What of this concerns a queue outside the database.
+    pub fn push_policy(&self) -> PushPolicy {
+        let Self { batch, push_timeout: timeout, lease, retry_after, max_attempts, .. } = *self;
+        PushPolicy { batch, timeout, lease, retry_after, max_attempts }
+    }
 }
 
 /// `[reaper]`: forgetting old keys.
@@ -345,5 +373,5 @@ impl Default for Shutdown {
 
 /// Whether the key at `path` holds a secret that no error may repeat.
 pub(super) fn is_secret(path: &[String]) -> bool {
-    matches!(path.last().map(String::as_str), Some("api_key" | "url"))
+    matches!(path.last().map(String::as_str), Some("api_key" | "url" | "smtp_url"))
 }

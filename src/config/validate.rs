@@ -11,6 +11,10 @@ use super::{Auth, Config, ConfigError, Role};
 /// the phases, and a short wait for connections. Where that is too little, the fence holds.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
+/// What an enqueuer's lease should outlast besides the two pushes that it may have to wait for: the statements around
+/// them. Where that is too little, a job is pushed twice under one id.
+const PUSH_MARGIN: Duration = Duration::from_secs(5);
+
 /// Nothing here is meant to last longer, and sums of such times still fit.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -22,6 +26,8 @@ impl Config {
         self.check_roles()?;
         self.check_times()?;
         self.check_bounds()?;
+        self.check_worker()?;
+        self.check_queues()?;
         self.check_addresses()
     }
 
@@ -48,7 +54,7 @@ impl Config {
     }
 
     fn check_times(&self) -> Result<(), ConfigError> {
-        for (key, value) in self.durations() {
+        for (key, value) in self.durations().into_iter().chain(self.worker_durations()) {
             require(value <= LONGEST, key, || "must not be longer than ten years".to_owned())?;
         }
         let attempt = self.stripe.timeout * 2 + LEASE_MARGIN;
@@ -69,10 +75,15 @@ impl Config {
         require(self.reaper.retention > in_use, "reaper.retention", || {
             format!("must be longer than completer.grace and idempotency.lock_timeout ({in_use:?})")
         })?;
+        let pushes = self.enqueuer.push_timeout * 2 + PUSH_MARGIN;
+        require(self.enqueuer.lease >= pushes, "enqueuer.lease", || {
+            format!("must be at least {pushes:?}: twice enqueuer.push_timeout plus 5 s")
+        })?;
         for (key, value) in [
             ("stripe.timeout", self.stripe.timeout),
             ("completer.poll_interval", self.completer.poll_interval),
             ("enqueuer.poll_interval", self.enqueuer.poll_interval),
+            ("enqueuer.push_timeout", self.enqueuer.push_timeout),
             ("reaper.poll_interval", self.reaper.poll_interval),
             ("database.pool_timeout", self.database.pool_timeout),
             ("api.head_timeout", self.api.head_timeout),
@@ -84,7 +95,7 @@ impl Config {
         Ok(())
     }
 
-    fn durations(&self) -> [(&'static str, Duration); 16] {
+    fn durations(&self) -> [(&'static str, Duration); 21] {
         [
             ("stripe.timeout", self.stripe.timeout),
             ("stripe.key_retention", self.stripe.key_retention),
@@ -95,6 +106,11 @@ impl Config {
             ("completer.retry_after", self.completer.retry_after),
             ("completer.poll_interval", self.completer.poll_interval),
             ("enqueuer.poll_interval", self.enqueuer.poll_interval),
+            ("enqueuer.push_timeout", self.enqueuer.push_timeout),
+            ("enqueuer.lease", self.enqueuer.lease),
+            ("enqueuer.retry_after", self.enqueuer.retry_after),
+            ("redis.marker_ttl", self.redis.marker_ttl),
+            ("nats.duplicate_window", self.nats.duplicate_window),
             ("reaper.poll_interval", self.reaper.poll_interval),
             ("reaper.retention", self.reaper.retention),
             ("database.pool_timeout", self.database.pool_timeout),
@@ -117,6 +133,7 @@ impl Config {
             ("completer.max_attempts", i64::from(self.completer.max_attempts), 1000),
             ("completer.concurrency", self.completer.concurrency, 10_000),
             ("enqueuer.batch", self.enqueuer.batch, 100_000),
+            ("enqueuer.max_attempts", i64::from(self.enqueuer.max_attempts), 1000),
             ("reaper.batch", self.reaper.batch, 100_000),
         ] {
             require((1..=most).contains(&value), key, || format!("must be from 1 to {most}, not {value}"))?;
@@ -164,6 +181,6 @@ impl Config {
     }
 }
 
-fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
+pub(super) fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
     if holds { Ok(()) } else { Err(ConfigError::Contradiction { key, problem: problem() }) }
 }

@@ -2,15 +2,16 @@
 //!
 //! [`Database`] runs single statements, and that is all it does: outside this module nobody can hold a
 //! connection, so nobody can hold one while Stripe is asked, and nobody can leave a transaction open. A phase
-//! that must be atomic is one statement.
+//! that must be atomic is one statement, and many requests' phases go together in one ([`Batched`]).
 
+mod batched;
 pub mod embedded;
 pub mod schema;
 pub mod tls;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bb8_postgres::PostgresConnectionManager;
@@ -18,6 +19,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use batched::Queues;
+pub use batched::{Batched, column};
 
 /// Parameters of a statement.
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -39,20 +43,20 @@ const SESSION: &str = "
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Why a statement did not give an answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum DatabaseError {
     /// All connections were busy for the whole of `database.pool_timeout`, or none could be opened.
     #[error("no database connection became free in time")]
     Busy,
     /// The server cannot be reached.
     #[error("cannot connect to the database")]
-    Connect(#[source] tokio_postgres::Error),
+    Connect(#[source] Arc<tokio_postgres::Error>),
     /// The connection broke or the server went away, so the statement may or may not have been carried out.
     #[error("the database connection was lost")]
-    Lost(#[source] Option<tokio_postgres::Error>),
+    Lost(#[source] Option<Arc<tokio_postgres::Error>>),
     /// The server refused the statement; nothing of it was carried out.
     #[error("the database refused a statement: {}", refusal(.0))]
-    Refused(tokio_postgres::Error),
+    Refused(Arc<tokio_postgres::Error>),
 }
 
 impl DatabaseError {
@@ -60,8 +64,24 @@ impl DatabaseError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Busy | Self::Connect(_) | Self::Lost(_) => true,
-            Self::Refused(error) => error.code().is_some_and(is_transient),
+            Self::Refused(error) => is_transient(error),
         }
+    }
+
+    /// Whether the values given are to blame, so that the statement would do for others: classes 22 (a value does not
+    /// fit), 23 (a constraint) and 54 (too large for an index).
+    pub fn blames_data(&self) -> bool {
+        match self {
+            Self::Busy | Self::Connect(_) | Self::Lost(_) => false,
+            Self::Refused(error) => {
+                error.code().is_some_and(|code| matches!(code.code().get(..2), Some("22" | "23" | "54")))
+            }
+        }
+    }
+
+    /// Whether the statement met others in a way that undid it as a whole: a deadlock or a serialization failure.
+    fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused(error) if class(error) == Some("40"))
     }
 }
 
@@ -73,14 +93,20 @@ fn refusal(error: &tokio_postgres::Error) -> String {
 }
 
 /// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica).
-fn is_transient(code: &SqlState) -> bool {
-    matches!(code.code().get(..2), Some("40" | "53" | "57")) || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+fn is_transient(error: &tokio_postgres::Error) -> bool {
+    matches!(class(error), Some("40" | "53" | "57")) || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
+/// The first two characters of an SQLSTATE say of what kind it is.
+fn class(error: &tokio_postgres::Error) -> Option<&str> {
+    error.code().and_then(|code| code.code().get(..2))
 }
 
 /// The pool.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: bb8::Pool<Manager>,
+    queues: Arc<Queues>,
 }
 
 impl Database {
@@ -108,7 +134,7 @@ impl Database {
             .error_sink(Box::new(LogConnectErrors))
             .build(manager)
             .await?;
-        Ok(Self { pool })
+        Ok(Self { pool, queues: Arc::default() })
     }
 
     /// Runs one prepared statement in a transaction of its own and returns its rows.
@@ -131,8 +157,14 @@ impl Database {
         Ok(self.query(sql, params).await?.into_iter().next())
     }
 
+    /// Connections that somebody uses, and those that lie idle.
+    pub fn connections(&self) -> (u32, u32) {
+        let state = self.pool.state();
+        (state.connections.saturating_sub(state.idle_connections), state.idle_connections)
+    }
+
     /// Runs statements that take no parameters and return nothing of interest, as one transaction.
-    pub(crate) async fn batch(&self, sql: &str) -> Result<(), DatabaseError> {
+    pub(crate) async fn script(&self, sql: &str) -> Result<(), DatabaseError> {
         let connection = self.checkout().await?;
         connection.client.batch_execute(sql).await.map_err(|error| connection.judge(error))
     }
@@ -156,7 +188,8 @@ impl Database {
 #[derive(Debug)]
 struct Connection {
     client: Client,
-    statements: Mutex<HashMap<&'static str, Statement>>,
+    /// By where their text lies: two words to hash, where the text has a thousand characters.
+    statements: Mutex<HashMap<(usize, usize), Statement>>,
     /// Set when the server answers, but no longer as a primary: after a failover, say.
     unusable: AtomicBool,
 }
@@ -168,32 +201,37 @@ impl Connection {
     }
 
     async fn prepare(&self, sql: &'static str) -> Result<Statement, tokio_postgres::Error> {
-        let known = || self.statements.lock().expect("no panic while locked").get(sql).cloned();
-        if let Some(statement) = known() {
+        let place = (sql.as_ptr().addr(), sql.len());
+        let known = self.statements.lock().expect("no panic while locked").get(&place).cloned();
+        if let Some(statement) = known {
             return Ok(statement);
         }
         let statement = self.client.prepare(sql).await?;
-        self.statements.lock().expect("no panic while locked").insert(sql, statement.clone());
+        self.statements.lock().expect("no panic while locked").insert(place, statement.clone());
         Ok(statement)
     }
 
     fn judge(&self, error: tokio_postgres::Error) -> DatabaseError {
         let Some(code) = error.code() else {
             return if self.client.is_closed() || error.is_closed() || is_io(&error) {
-                DatabaseError::Lost(Some(error))
+                DatabaseError::Lost(Some(Arc::new(error)))
             } else {
-                DatabaseError::Refused(error)
+                DatabaseError::Refused(Arc::new(error))
             };
         };
         if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
             self.unusable.store(true, Ordering::Relaxed);
         }
-        DatabaseError::Refused(error)
+        DatabaseError::Refused(Arc::new(error))
     }
 }
 
 fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
+}
+
+fn connect_error(error: tokio_postgres::Error) -> DatabaseError {
+    DatabaseError::Connect(Arc::new(error))
 }
 
 /// Opens connections for the pool: bb8-postgres connects, we add the session's settings and a place for
@@ -208,8 +246,8 @@ impl bb8::ManageConnection for Manager {
     type Error = DatabaseError;
 
     async fn connect(&self) -> Result<Connection, DatabaseError> {
-        let client = self.postgres.connect().await.map_err(DatabaseError::Connect)?;
-        client.batch_execute(SESSION).await.map_err(DatabaseError::Connect)?;
+        let client = self.postgres.connect().await.map_err(connect_error)?;
+        client.batch_execute(SESSION).await.map_err(connect_error)?;
         Ok(Connection { client, statements: Mutex::default(), unusable: AtomicBool::new(false) })
     }
 

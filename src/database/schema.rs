@@ -1,5 +1,7 @@
 //! Applies `schema.sql` to an empty database and recognises a database that was made from it.
 
+use uuid::Uuid;
+
 use super::{Database, DatabaseError};
 
 const SCHEMA: &str = include_str!("../../schema.sql");
@@ -45,7 +47,7 @@ pub async fn ensure(database: &Database) -> Result<(), SchemaError> {
         let foreign = foreign_table(database).await?;
         let applied = match foreign {
             Some(table) => Err(SchemaError::Foreign { table }),
-            None => database.batch(&apply()).await.map_err(SchemaError::from),
+            None => database.script(&apply()).await.map_err(SchemaError::from),
         };
         // Another process may have applied it since we looked; then what is in the way is ours.
         if applied.is_err() && !is_ours(database).await? {
@@ -71,6 +73,12 @@ pub async fn is_usable(database: &Database) -> Result<bool, DatabaseError> {
     const SQL: &str = "SELECT version FROM rocket_rides_schema
         WHERE singleton AND current_setting('transaction_read_only') = 'off'";
     Ok(database.query_opt(SQL, &[]).await?.is_some_and(|row| row.get::<_, i32>("version") == VERSION))
+}
+
+/// The name of this database, which goes into identifiers made from row ids.
+pub async fn installation(database: &Database) -> Result<Uuid, SchemaError> {
+    let row = database.query_opt("SELECT installation FROM rocket_rides_schema WHERE singleton", &[]).await?;
+    Ok(row.ok_or(SchemaError::Absent)?.get("installation"))
 }
 
 async fn version(database: &Database) -> Result<i32, DatabaseError> {

@@ -6,7 +6,15 @@
 //! written at all. One statement also means no `BEGIN`: a task that is cancelled leaves nothing half-done, and
 //! a phase costs one round trip.
 //!
-//! A phase takes arrays, one element for each request, so that many requests can go together.
+//! A phase takes arrays, one element for each request, because many requests go together: it is
+//! [`Batched`](crate::database::Batched). A [`Pass`] says whose an element is.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::Lease;
 
 /// When the effects of a phase must have reached the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +40,13 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// The beginning of a phase's statement; `, name AS (…) SELECT …` follows.
+    /// The beginning of a phase's statement; `, name AS (…) SELECT …` follows. Its first two parameters are the arrays
+    /// of the passes' `key_id` and `token`.
     ///
     /// `columns` are the phase's own arrays from `$3` on, as name and type: `[("charge_id", "text")]`. They are
-    /// columns of `fenced`, along with `key_id`, `user_id` and `origin_ip`.
+    /// columns of `fenced`, along with `key_id`, `lease_token`, `user_id` and `origin_ip`.
     ///
-    /// Locks the rows of the keys that it advances, in no particular order: an array holds a key once, and no
-    /// other statement locks several keys that are under a valid lease.
+    /// Locks the rows of the keys that it advances, in the order of the arrays.
     pub fn with_columns(&self, columns: &[(&str, &str)]) -> String {
         let Self { from, to, .. } = self;
         let arrays: String =
@@ -59,7 +67,7 @@ impl Fence {
                 SET recovery_point = '{to}'{intent}
                 FROM input i
                 WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = '{from}'
-                RETURNING k.id AS key_id, k.user_id, k.origin_ip{returned}
+                RETURNING k.id AS key_id, i.lease_token, k.user_id, k.origin_ip{returned}
             )"
         )
     }
@@ -70,10 +78,31 @@ impl Durability {
     ///
     /// The setting is local to the transaction, and a lone statement is one. A volatile function in a
     /// sub-select is neither folded nor dropped, so it runs before the rows that follow it.
-    pub(super) const fn source(self) -> &'static str {
+    pub(crate) const fn source(self) -> &'static str {
         match self {
             Self::Flushed => "",
             Self::Later => "(SELECT set_config('synchronous_commit', 'off', true)) AS commit_later,",
         }
     }
+}
+
+/// What a phase shows at the fence. Passes are ordered by their keys, and so are the rows of every batch: batches that
+/// lock keys in one order never wait for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pass {
+    /// [`Lease::key_id`].
+    pub key_id: i64,
+    /// [`Lease::token`].
+    pub token: Uuid,
+}
+
+impl From<&Lease> for Pass {
+    fn from(lease: &Lease) -> Self {
+        Self { key_id: lease.key_id, token: lease.token }
+    }
+}
+
+/// The rows of a statement by their `lease_token`. Not by key: in one batch there may be its holder and a former one.
+pub fn by_token(rows: Vec<Row>) -> HashMap<Uuid, Row> {
+    rows.into_iter().map(|row| (row.get("lease_token"), row)).collect()
 }

@@ -37,7 +37,7 @@ const REAP: &str = "
 
 /// Handles up to `limit` keys that are at least `retention` old and have not been worked on for as long.
 ///
-/// Locks their rows and skips rows that others have locked. A removed key's ride loses the reference to it.
+/// Locks their rows and skips rows that others have locked.
 pub async fn reap(
     database: &Database,
     retention: Duration,

@@ -2,13 +2,12 @@
 //!
 //! Each writes only while the lease is still its holder's own.
 
+use std::cmp::Ordering;
 use std::sync::LazyLock;
 
-use serde_json::Value;
-
-use super::fence::Durability;
+use super::fence::{Durability, Pass, by_token};
 use super::{Job, Lease, Response};
-use crate::database::{Database, DatabaseError};
+use crate::database::{Batched, Database, DatabaseError, column};
 
 /// Advances the key to `finished` as any phase does, and gives the lease back in the same breath. It takes
 /// the recovery point as a parameter, because a request can be finished from more than one.
@@ -22,12 +21,12 @@ const FINISH: &str = "
             lease_token = NULL, locked_at = NULL, last_error = NULL
         FROM input i
         WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = i.recovery_point
-        RETURNING k.id AS key_id, i.job_name, i.job_args
+        RETURNING i.lease_token, i.job_name, i.job_args
     ), staged AS (
         INSERT INTO staged_jobs (job_name, job_args)
         SELECT job_name, job_args FROM fenced WHERE job_name IS NOT NULL
     )
-    SELECT key_id FROM fenced";
+    SELECT lease_token FROM fenced";
 
 /// Stores the answer, stages the job and ends the lease, durably: the client is told next. `false` if the lease
 /// was no longer ours, in which case nothing is written.
@@ -40,31 +39,51 @@ pub async fn finish(
     response: &Response,
     job: Option<&Job>,
 ) -> Result<bool, DatabaseError> {
-    let rows = database
-        .query(
-            FINISH,
-            &[
-                &[lease.key_id].as_slice(),
-                &[lease.token].as_slice(),
-                &[from].as_slice(),
-                &[i32::from(response.code)].as_slice(),
-                &[response.body.as_str()].as_slice(),
-                &[job.map(|job| job.name)].as_slice(),
-                &[job.map(|job| &job.args as &Value)].as_slice(),
-            ],
-        )
-        .await?;
-    Ok(!rows.is_empty())
+    database.batched(Finish { pass: lease.into(), from, response: response.clone(), job: job.cloned() }).await
+}
+
+struct Finish {
+    pass: Pass,
+    from: &'static str,
+    response: Response,
+    job: Option<Job>,
+}
+
+impl Batched for Finish {
+    type Output = bool;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.pass.cmp(&other.pass)
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<bool>, DatabaseError> {
+        let rows = database
+            .query(
+                FINISH,
+                &[
+                    &column(items, |finish| finish.pass.key_id),
+                    &column(items, |finish| finish.pass.token),
+                    &column(items, |finish| finish.from),
+                    &column(items, |finish| i32::from(finish.response.code)),
+                    &column(items, |finish| finish.response.body.as_str()),
+                    &column(items, |finish| finish.job.as_ref().map(|job| job.name)),
+                    &column(items, |finish| finish.job.as_ref().map(|job| &job.args)),
+                ],
+            )
+            .await?;
+        let finished = by_token(rows);
+        Ok(column(items, |finish| finished.contains_key(&finish.pass.token)))
+    }
 }
 
 static RELEASE: LazyLock<String> = LazyLock::new(|| {
     let commit = Durability::Later.source();
     format!(
         "WITH mine AS MATERIALIZED (
-            SELECT m.* FROM {commit} (SELECT $1::bigint AS id, $2::uuid AS lease_token) AS m
+            SELECT m.* FROM {commit} unnest($1::bigint[], $2::uuid[], $3::text[]) AS m (id, lease_token, error)
         )
         UPDATE idempotency_keys k
-        SET lease_token = NULL, locked_at = NULL, last_error = $3
+        SET lease_token = NULL, locked_at = NULL, last_error = mine.error
         FROM mine WHERE k.id = mine.id AND k.lease_token = mine.lease_token"
     )
 });
@@ -74,7 +93,34 @@ static RELEASE: LazyLock<String> = LazyLock::new(|| {
 ///
 /// Locks the key's row.
 pub async fn release(database: &Database, lease: &Lease, error: &str) -> Result<(), DatabaseError> {
-    database.query(&RELEASE, &[&lease.key_id, &lease.token, &error]).await.map(drop)
+    database.batched(Release { pass: lease.into(), error: error.to_owned() }).await
+}
+
+struct Release {
+    pass: Pass,
+    error: String,
+}
+
+impl Batched for Release {
+    type Output = ();
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.pass.cmp(&other.pass)
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<()>, DatabaseError> {
+        database
+            .query(
+                &RELEASE,
+                &[
+                    &column(items, |release| release.pass.key_id),
+                    &column(items, |release| release.pass.token),
+                    &column(items, |release| release.error.as_str()),
+                ],
+            )
+            .await?;
+        Ok(vec![(); items.len()])
+    }
 }
 
 const PARK: &str = "

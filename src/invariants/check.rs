@@ -10,21 +10,25 @@ use crate::database::Database;
 use crate::stripe::{self, ListedCharge};
 
 /// Rows a statement reads.
-const PAGE: i64 = 5000;
+pub(super) const PAGE: i64 = 5000;
 /// An unfinished key this much past the moment when the completer should have taken it has been forgotten.
 const FORGOTTEN_AFTER_SECONDS: f64 = 3600.0;
 
 /// A check under way, with what one part of it leaves for the next.
 pub(super) struct Check<'a> {
-    database: &'a Database,
-    traffic: Traffic,
-    report: Report,
-    /// Rides whose key says 201, and their receipts as far as they have been seen.
-    awaiting_receipt: HashMap<i64, u32>,
+    pub(super) database: &'a Database,
+    pub(super) traffic: Traffic,
+    pub(super) report: Report,
+    /// Rides that were booked and paid, and the jobs for their receipts as far as they have been seen.
+    pub(super) awaiting_receipt: HashMap<i64, u32>,
     /// Charges that rides have recorded, until they are seen in the ledger, and their rides.
     recorded_charges: HashMap<String, i64>,
     /// Rides that have neither key nor charge: declined long ago, if all is well.
     keyless_uncharged: HashSet<i64>,
+    /// Rides, until their audit records are seen.
+    unrecorded: HashSet<i64>,
+    /// Keys that had no ride, by what Stripe would know them by.
+    rideless: HashMap<Uuid, i64>,
 }
 
 impl<'a> Check<'a> {
@@ -36,6 +40,8 @@ impl<'a> Check<'a> {
             awaiting_receipt: HashMap::new(),
             recorded_charges: HashMap::new(),
             keyless_uncharged: HashSet::new(),
+            unrecorded: HashSet::new(),
+            rideless: HashMap::new(),
         }
     }
 
@@ -62,9 +68,10 @@ impl<'a> Check<'a> {
 
     pub(super) async fn keys(&mut self) -> Result<(), VerifyError> {
         const SQL: &str = "
-            SELECT k.id, k.recovery_point, k.response_code, k.foreign_call_intended_at IS NOT NULL AS intended,
+            SELECT k.id, k.recovery_point, k.response_code, k.foreign_call_key,
+                   k.foreign_call_intended_at IS NOT NULL AS intended,
                    k.response_body IS NOT NULL AND k.lease_token IS NULL AS whole,
-                   k.parked_at IS NOT NULL AS parked,
+                   k.parked_at IS NOT NULL AS parked, k.last_error IS NULL AS clean,
                    extract(epoch FROM now() - greatest(k.next_attempt_at, k.locked_at))::float8 AS overdue,
                    r.rides, r.ride_id, r.charges, r.same
             FROM idempotency_keys k
@@ -96,6 +103,9 @@ impl<'a> Check<'a> {
         let report = &mut self.report;
         for invariant in [I::OneRidePerKey, I::RecoveryPointAgrees, I::NothingIsForgotten] {
             report.examine(invariant, 1);
+        }
+        if rides == 0 {
+            self.rideless.insert(row.get("foreign_call_key"), id);
         }
         if rides > 1 {
             report.violate(I::OneRidePerKey, || format!("key {id}: {rides} rides"));
@@ -136,6 +146,10 @@ impl<'a> Check<'a> {
         if !row.get::<_, bool>("whole") || !matches!(code, 201 | 402) {
             report.violate(I::AnswerNeverChanges, || format!("key {id}: finished with {code}, or not as a whole"));
         }
+        // Finishing forgets the last error, and nobody who writes one may come after.
+        if !row.get::<_, bool>("clean") {
+            report.violate(I::StaleLeaseWritesNothing, || format!("key {id}: written to after it was finished"));
+        }
         if code == 201 {
             report.examine(I::BookedIsChargedAndReceipted, 1);
             if charges != 1 {
@@ -151,8 +165,10 @@ impl<'a> Check<'a> {
     }
 
     pub(super) async fn rides(&mut self) -> Result<(), VerifyError> {
-        const SQL: &str = "SELECT id, stripe_charge_id, idempotency_key_id IS NULL AS keyless FROM rides
-            WHERE id > $1 ORDER BY id LIMIT $2";
+        const SQL: &str = "
+            SELECT r.id, r.stripe_charge_id, k.id IS NULL AS keyless
+            FROM rides r LEFT JOIN idempotency_keys k ON k.id = r.idempotency_key_id
+            WHERE r.id > $1 ORDER BY r.id LIMIT $2";
         let mut after = 0_i64;
         loop {
             let rows = self.database.query(SQL, &[&after, &PAGE]).await?;
@@ -160,8 +176,13 @@ impl<'a> Check<'a> {
             after = last.get("id");
             for row in &rows {
                 let (id, keyless): (i64, bool) = (row.get("id"), row.get("keyless"));
+                self.unrecorded.insert(id);
                 if let Some(charge) = row.get::<_, Option<String>>("stripe_charge_id") {
                     self.recorded_charges.insert(charge, id);
+                    if keyless {
+                        // Only a finished request's key is ever removed, and it had a charge: it said 201.
+                        self.awaiting_receipt.insert(id, 0);
+                    }
                 } else if keyless {
                     self.keyless_uncharged.insert(id);
                 }
@@ -169,76 +190,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// A job may move from one table to the other meanwhile, but never back.
-    pub(super) async fn jobs(&mut self) -> Result<(), VerifyError> {
-        const STAGED: &str = "
-            SELECT id, id AS staged_id, job_name, (job_args ->> 'ride_id')::bigint AS ride_id
-            FROM staged_jobs WHERE id > $1 ORDER BY id LIMIT $2";
-        const QUEUED: &str = "
-            SELECT id, staged_id, job_name, (job_args ->> 'ride_id')::bigint AS ride_id
-            FROM jobs WHERE id > $1 ORDER BY id LIMIT $2";
-        let mut staged = HashSet::new();
-        let mut queued = HashSet::new();
-        for sql in [STAGED, QUEUED] {
-            let mut after = 0_i64;
-            loop {
-                let rows = self.database.query(sql, &[&after, &PAGE]).await?;
-                let Some(last) = rows.last() else { break };
-                after = last.get("id");
-                let mut unknown = Vec::new();
-                for row in &rows {
-                    let staged_id: i64 = row.get("staged_id");
-                    self.report.examine(Invariant::StagedIsDelivered, 1);
-                    let moved = sql == QUEUED && staged.remove(&staged_id);
-                    let new = if sql == STAGED { staged.insert(staged_id) } else { queued.insert(staged_id) };
-                    if !new {
-                        let what = || format!("staged job {staged_id}: delivered twice");
-                        self.report.violate(Invariant::StagedIsDelivered, what);
-                    }
-                    if moved || row.get::<_, &str>("job_name") != crate::rides::RECEIPT_JOB {
-                        continue;
-                    }
-                    let ride: Option<i64> = row.get("ride_id");
-                    match ride.and_then(|ride| self.awaiting_receipt.get_mut(&ride)) {
-                        Some(receipts) => *receipts += 1,
-                        None => unknown.push(ride.unwrap_or_default()),
-                    }
-                }
-                self.receipts_of_other_rides(unknown).await?;
-            }
-        }
-        if self.traffic == Traffic::Quiet {
-            for id in staged {
-                self.report.violate(Invariant::StagedIsDelivered, || format!("staged job {id}: not delivered"));
-            }
-        }
-        for (ride, receipts) in &self.awaiting_receipt {
-            if *receipts != 1 {
-                self.report.violate(Invariant::BookedIsChargedAndReceipted, || {
-                    format!("ride {ride}: 201 with {receipts} receipts")
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Receipts of rides that were not seen with a 201 before: finished since, or their keys are gone.
-    async fn receipts_of_other_rides(&mut self, rides: Vec<i64>) -> Result<(), VerifyError> {
-        const SQL: &str = "
-            SELECT i.ride_id FROM unnest($1::bigint[]) AS i (ride_id)
-            WHERE NOT EXISTS (
-                SELECT FROM rides r LEFT JOIN idempotency_keys k ON k.id = r.idempotency_key_id
-                WHERE r.id = i.ride_id AND r.stripe_charge_id IS NOT NULL
-                  AND (k.id IS NULL OR k.response_code = 201))";
-        for row in self.database.query(SQL, &[&rides]).await? {
-            let ride: i64 = row.get("ride_id");
-            let what = || format!("ride {ride}: a receipt without a 201 and a charge");
-            self.report.violate(Invariant::BookedIsChargedAndReceipted, what);
-        }
-        Ok(())
-    }
-
-    /// Phase two writes a ride and its record together; a second record is a second execution.
+    /// Phase two writes a ride and its record together; a second record is a second execution. A ride that was seen
+    /// has its record by now.
     pub(super) async fn audit_records(&mut self) -> Result<(), VerifyError> {
         const SQL: &str = "
             SELECT a.id, a.resource_id, r.id IS NOT NULL AS ride, k.id IS NULL OR k.origin_ip = a.origin_ip AS client
@@ -250,11 +203,12 @@ impl<'a> Check<'a> {
         let mut seen = HashSet::new();
         loop {
             let rows = self.database.query(SQL, &[&after, &PAGE]).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
+            let Some(last) = rows.last() else { break };
             after = last.get("id");
             for row in &rows {
                 let ride: i64 = row.get("resource_id");
                 self.report.examine(Invariant::StaleLeaseWritesNothing, 1);
+                self.unrecorded.remove(&ride);
                 if !seen.insert(ride) {
                     self.report
                         .violate(Invariant::StaleLeaseWritesNothing, || format!("ride {ride}: recorded twice"));
@@ -270,6 +224,11 @@ impl<'a> Check<'a> {
                 }
             }
         }
+        for ride in &self.unrecorded {
+            let what = || format!("ride {ride}: without its audit record");
+            self.report.violate(Invariant::RecoveryPointAgrees, what);
+        }
+        Ok(())
     }
 
     pub(super) async fn ledger(&mut self, stripe: &stripe::Client) -> Result<(), VerifyError> {
@@ -303,10 +262,14 @@ impl<'a> Check<'a> {
         use Invariant as I;
         // Another database may use the same account; its customers are not ours.
         const SQL: &str = "
-            SELECT i.charge_id, k.id AS key_id, k.response_code, r.id AS ride_id, k.recovery_point
-            FROM unnest($1::text[], $2::uuid[], $3::text[]) AS i (charge_id, idempotency_key, customer)
+            SELECT i.charge_id, k.id AS key_id, k.response_code, r.id AS ride_id,
+                   paid.id AS paid_id, paid.stripe_charge_id AS paid_by
+            FROM unnest($1::text[], $2::uuid[], $3::text[], $4::bigint[])
+                AS i (charge_id, idempotency_key, customer, ride_id)
             JOIN users u ON u.stripe_customer_id = i.customer
-            LEFT JOIN idempotency_keys k ON k.foreign_call_key = i.idempotency_key
+            LEFT JOIN rides paid ON paid.id = i.ride_id AND paid.user_id = u.id
+            LEFT JOIN idempotency_keys k
+                ON k.id = paid.idempotency_key_id AND k.foreign_call_key = i.idempotency_key
             LEFT JOIN rides r ON r.stripe_charge_id = i.charge_id";
         let mut made = Vec::new();
         for charge in charges {
@@ -319,7 +282,8 @@ impl<'a> Check<'a> {
         let ids: Vec<_> = made.iter().map(|charge| charge.id.as_str()).collect();
         let keys: Vec<_> = made.iter().map(|charge| charge.idempotency_key).collect();
         let customers: Vec<_> = made.iter().map(|charge| charge.customer.as_str()).collect();
-        let ours = self.database.query(SQL, &[&ids, &keys, &customers]).await?;
+        let rides: Vec<_> = made.iter().map(|charge| charge.ride_id).collect();
+        let ours = self.database.query(SQL, &[&ids, &keys, &customers, &rides]).await?;
         let by_id: HashMap<&str, Option<Uuid>> =
             made.iter().map(|charge| (charge.id.as_str(), charge.idempotency_key)).collect();
         for row in &ours {
@@ -341,11 +305,22 @@ impl<'a> Check<'a> {
                         format!("key {key}: finished, and its ride does not know charge {charge}")
                     });
                 }
-                (_, None, None) => {
-                    self.report.violate(I::UnfinishedIsNeverRemoved, || {
-                        format!("charge {charge}: its key is gone, and no ride knows it")
-                    });
+                // Made with a key that is none of ours, for a ride that another charge has paid for.
+                (_, None, None) if row.get::<_, Option<&str>>("paid_by").is_some() => {
+                    let (ride, other): (i64, &str) = (row.get("paid_id"), row.get("paid_by"));
+                    let what = || format!("ride {ride}: charges {charge} and {other}");
+                    self.report.violate(I::OneChargePerKey, what);
                 }
+                (_, None, None) => match by_id[charge].and_then(|uuid| self.rideless.get(&uuid)) {
+                    Some(key) => {
+                        let what = || format!("key {key}: without a ride, and charge {charge}");
+                        self.report.violate(I::RecoveryPointAgrees, what);
+                    }
+                    None => {
+                        let what = || format!("charge {charge}: its key is gone, and no ride knows it");
+                        self.report.violate(I::UnfinishedIsNeverRemoved, what);
+                    }
+                },
                 _ => {}
             }
         }

@@ -175,7 +175,7 @@ impl Rides {
     }
 
     async fn create_ride(&self, booking: &Booking) -> Result<Step, RideError> {
-        let ride_id = store::create_ride(&self.database, &booking.lease, &booking.params).await?;
+        let ride_id = store::create_ride(&self.database, &booking.lease, booking.params).await?;
         Ok(Step::RideCreated { ride_id: ride_id.ok_or(RideError::LeaseLost)? })
     }
 
@@ -183,7 +183,7 @@ impl Rides {
     async fn charge(&self, booking: &Booking, ride_id: i64) -> Result<Step, RideError> {
         match self.look_up_or_charge(booking, ride_id).await? {
             ChargeOutcome::Charged { charge_id } => {
-                let fresh = store::record_charge(&self.database, &booking.lease, &charge_id).await?;
+                let fresh = store::record_charge(&self.database, &booking.lease, charge_id).await?;
                 if fresh { Ok(Step::ChargeCreated { ride_id }) } else { Err(RideError::LeaseLost) }
             }
             ChargeOutcome::Declined { message } => self.finish_declined(booking, &message).await,

@@ -1,13 +1,18 @@
 //! The rides' own phases as SQL: each one fenced statement over arrays.
 
+use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::{RecoveryPoint, RideParams};
-use crate::database::{Database, DatabaseError};
+use crate::database::{Batched, Database, DatabaseError, column};
 use crate::idempotency::Lease;
-use crate::idempotency::fence::{Durability, Fence};
+use crate::idempotency::fence::{Durability, Fence, Pass, by_token};
 
 /// Flushed, because the charge follows: a ride that a crash forgot must not have been paid for.
+///
+/// Rides are numbered before they are inserted, so that nothing has to be joined: the work grows with the batch, not with
+/// its square.
 static CREATE_RIDE: LazyLock<String> = LazyLock::new(|| {
     let fenced = Fence {
         from: RecoveryPoint::Started.name(),
@@ -22,19 +27,21 @@ static CREATE_RIDE: LazyLock<String> = LazyLock::new(|| {
         ("target_lon", "float8"),
     ]);
     format!(
-        "{fenced}, ride AS (
-            INSERT INTO rides (idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon)
-            SELECT key_id, user_id, origin_lat, origin_lon, target_lat, target_lon FROM fenced
-            RETURNING id, idempotency_key_id
+        "{fenced}, numbered AS MATERIALIZED (
+            SELECT *, nextval('rides_id_seq') AS ride_id FROM fenced
+        ), ride AS (
+            INSERT INTO rides (id, idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon)
+            OVERRIDING SYSTEM VALUE
+            SELECT ride_id, key_id, user_id, origin_lat, origin_lon, target_lat, target_lon FROM numbered
         ), audit AS (
             INSERT INTO audit_records (action, data, origin_ip, resource_id, resource_type, user_id)
             SELECT 'ride.created',
-                   jsonb_build_object('origin_lat', f.origin_lat, 'origin_lon', f.origin_lon,
-                                      'target_lat', f.target_lat, 'target_lon', f.target_lon),
-                   f.origin_ip, ride.id, 'ride', f.user_id
-            FROM fenced f JOIN ride ON ride.idempotency_key_id = f.key_id
+                   jsonb_build_object('origin_lat', origin_lat, 'origin_lon', origin_lon,
+                                      'target_lat', target_lat, 'target_lon', target_lon),
+                   origin_ip, ride_id, 'ride', user_id
+            FROM numbered
         )
-        SELECT ride.id FROM ride"
+        SELECT lease_token, ride_id FROM numbered"
     )
 });
 
@@ -44,22 +51,40 @@ static CREATE_RIDE: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn create_ride(
     database: &Database,
     lease: &Lease,
-    params: &RideParams,
+    params: RideParams,
 ) -> Result<Option<i64>, DatabaseError> {
-    let row = database
-        .query_opt(
-            &CREATE_RIDE,
-            &[
-                &[lease.key_id].as_slice(),
-                &[lease.token].as_slice(),
-                &[params.origin_lat].as_slice(),
-                &[params.origin_lon].as_slice(),
-                &[params.target_lat].as_slice(),
-                &[params.target_lon].as_slice(),
-            ],
-        )
-        .await?;
-    Ok(row.map(|row| row.get("id")))
+    database.batched(CreateRide { pass: lease.into(), params }).await
+}
+
+struct CreateRide {
+    pass: Pass,
+    params: RideParams,
+}
+
+impl Batched for CreateRide {
+    type Output = Option<i64>;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.pass.cmp(&other.pass)
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<Option<i64>>, DatabaseError> {
+        let rows = database
+            .query(
+                &CREATE_RIDE,
+                &[
+                    &column(items, |item| item.pass.key_id),
+                    &column(items, |item| item.pass.token),
+                    &column(items, |item| item.params.origin_lat),
+                    &column(items, |item| item.params.origin_lon),
+                    &column(items, |item| item.params.target_lat),
+                    &column(items, |item| item.params.target_lon),
+                ],
+            )
+            .await?;
+        let rides = by_token(rows);
+        Ok(column(items, |item| rides.get(&item.pass.token).map(|row| row.get("ride_id"))))
+    }
 }
 
 /// Not flushed: if it is lost, Stripe's idempotency gives the same charge again.
@@ -75,7 +100,7 @@ static RECORD_CHARGE: LazyLock<String> = LazyLock::new(|| {
         "{fenced}
         UPDATE rides SET stripe_charge_id = f.stripe_charge_id
         FROM fenced f WHERE rides.idempotency_key_id = f.key_id
-        RETURNING rides.id"
+        RETURNING f.lease_token"
     )
 });
 
@@ -85,16 +110,60 @@ static RECORD_CHARGE: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn record_charge(
     database: &Database,
     lease: &Lease,
-    charge_id: &str,
+    charge_id: String,
 ) -> Result<bool, DatabaseError> {
-    let rows = database
-        .query(&RECORD_CHARGE, &[&[lease.key_id].as_slice(), &[lease.token].as_slice(), &[charge_id].as_slice()])
-        .await?;
-    Ok(!rows.is_empty())
+    database.batched(RecordCharge { pass: lease.into(), charge_id }).await
+}
+
+struct RecordCharge {
+    pass: Pass,
+    charge_id: String,
+}
+
+impl Batched for RecordCharge {
+    type Output = bool;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.pass.cmp(&other.pass)
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<bool>, DatabaseError> {
+        let rows = database
+            .query(
+                &RECORD_CHARGE,
+                &[
+                    &column(items, |item| item.pass.key_id),
+                    &column(items, |item| item.pass.token),
+                    &column(items, |item| item.charge_id.as_str()),
+                ],
+            )
+            .await?;
+        let recorded = by_token(rows);
+        Ok(column(items, |item| recorded.contains_key(&item.pass.token)))
+    }
 }
 
 /// The ride that an earlier attempt made for this key. Locks nothing.
 pub(super) async fn find_ride(database: &Database, lease: &Lease) -> Result<Option<i64>, DatabaseError> {
-    const SQL: &str = "SELECT id FROM rides WHERE idempotency_key_id = $1";
-    Ok(database.query_opt(SQL, &[&lease.key_id]).await?.map(|row| row.get("id")))
+    database.batched(FindRide(lease.key_id)).await
+}
+
+struct FindRide(i64);
+
+impl Batched for FindRide {
+    type Output = Option<i64>;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
+
+    async fn run(database: &Database, keys: &[Self]) -> Result<Vec<Option<i64>>, DatabaseError> {
+        const SQL: &str = "
+            SELECT r.id, r.idempotency_key_id
+            FROM unnest($1::bigint[]) AS i (key_id) JOIN rides r ON r.idempotency_key_id = i.key_id";
+        let rows = database.query(SQL, &[&column(keys, |key| key.0)]).await?;
+        let rides: HashMap<i64, i64> =
+            rows.iter().map(|row| (row.get("idempotency_key_id"), row.get("id"))).collect();
+        Ok(column(keys, |key| rides.get(&key.0).copied()))
+    }
 }

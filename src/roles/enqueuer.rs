@@ -6,39 +6,51 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::periodic::{Periodic, Progress};
-use crate::config::{self, Queue, Role};
-use crate::database::{Database, DatabaseError};
-use crate::jobs;
+use crate::config::Role;
+use crate::database::DatabaseError;
+use crate::jobs::Outlet;
+use crate::jobs::health::QueueHealth;
+use crate::metrics::Metrics;
 
 /// Drains the outbox whenever a ride of this process is done, and looks at intervals for those of others.
 #[derive(Debug)]
-pub struct Enqueuer {
-    /// Where the outbox is.
-    pub database: Database,
-    /// `[enqueuer]`.
-    pub config: config::Enqueuer,
+pub struct Enqueuer<O> {
+    /// The way to the queue.
+    pub outlet: O,
+    /// What is known of the queue.
+    pub health: Arc<QueueHealth>,
+    /// `enqueuer.poll_interval`.
+    pub poll_interval: Duration,
     /// Notified of each job that this process stages.
     pub staged: Arc<Notify>,
+    /// Notified of deliveries, for a worker in this process.
+    pub delivered: Arc<Notify>,
+    /// Where deliveries are counted.
+    pub metrics: Arc<Metrics>,
 }
 
-impl Periodic for Enqueuer {
+impl<O: Outlet> Periodic for Enqueuer<O> {
     const ROLE: Role = Role::Enqueuer;
 
     fn interval(&self) -> Duration {
-        self.config.poll_interval
+        self.health.pause().unwrap_or(self.poll_interval)
     }
 
     fn wake(&self) -> Option<&Notify> {
         Some(&self.staged)
     }
 
+    /// A queue that is down is left alone, however many rides wake us meanwhile.
     async fn run_once(&self) -> Result<Progress, DatabaseError> {
-        let delivered = match self.config.queue {
-            Queue::Postgres => jobs::deliver_to_postgres(&self.database, self.config.batch).await?,
-        };
-        if delivered > 0 {
-            tracing::info!(delivered, "moved staged jobs into the queue");
+        if self.health.pause().is_some() {
+            return Ok(Progress::Idle);
         }
-        Ok(if delivered == self.config.batch { Progress::More } else { Progress::Idle })
+        let drained = self.outlet.drain().await?;
+        self.metrics.count_drained(self.health.queue(), &drained);
+        if drained.delivered > 0 {
+            self.delivered.notify_one();
+            tracing::info!(delivered = drained.delivered, "moved staged jobs into the queue");
+        }
+        Ok(if drained.more { Progress::More } else { Progress::Idle })
     }
 }

@@ -1,5 +1,5 @@
-//! The roles that work by themselves, beside the API: three that poll, one that plays the clients, and the
-//! keeper of the private Postgres.
+//! The roles that work by themselves, beside the API: three that poll, one that works the queue,
+//! one that plays the clients, and the keeper of the private Postgres.
 
 pub mod completer;
 pub mod enqueuer;
@@ -7,3 +7,4 @@ pub mod periodic;
 pub mod postgres;
 pub mod reaper;
 pub mod simulator;
+pub mod worker;

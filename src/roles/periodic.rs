@@ -1,5 +1,6 @@
 //! The one loop under every role that polls.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -36,8 +37,24 @@ pub trait Periodic: Send + Sync {
     fn run_once(&self) -> impl Future<Output = Result<Progress, DatabaseError>> + Send;
 }
 
+impl<P: Periodic> Periodic for Arc<P> {
+    const ROLE: Role = P::ROLE;
+
+    fn interval(&self) -> Duration {
+        P::interval(self)
+    }
+
+    fn wake(&self) -> Option<&Notify> {
+        P::wake(self)
+    }
+
+    fn run_once(&self) -> impl Future<Output = Result<Progress, DatabaseError>> + Send {
+        P::run_once(self)
+    }
+}
+
 /// Pause after a failed batch, so that a database that has come back is noticed soon.
-const AFTER_ERROR: Duration = Duration::from_secs(1);
+pub(crate) const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// Works batches until `stop`, which is heeded between batches and never within one.
 pub async fn poll(role: impl Periodic, stop: CancellationToken) {

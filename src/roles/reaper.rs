@@ -1,4 +1,4 @@
-//! Removes old keys.
+//! Removes what is old: keys, and jobs that were finished.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use super::periodic::{Periodic, Progress};
 use crate::config::{self, Role};
 use crate::database::{Database, DatabaseError};
 use crate::idempotency::reap::reap;
+use crate::jobs::work::sweep;
 
 /// Forgets what was finished long ago, and sets aside what should have been.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Reaper {
     pub database: Database,
     /// `[reaper]`.
     pub config: config::Reaper,
+    /// `worker.keep_finished`.
+    pub keep_finished: Duration,
     /// `idempotency.lock_timeout`.
     pub lock_timeout: Duration,
 }
@@ -34,6 +37,11 @@ impl Periodic for Reaper {
         if reaped.parked > 0 {
             tracing::error!(parked = reaped.parked, "parked old keys that never finished; see `keys parked`");
         }
-        Ok(if reaped.removed + reaped.parked == batch { Progress::More } else { Progress::Idle })
+        let swept = sweep(&self.database, self.keep_finished, batch).await?;
+        if swept > 0 {
+            tracing::info!(swept, "removed jobs that were finished long ago");
+        }
+        let full = reaped.removed + reaped.parked == batch || swept == batch;
+        Ok(if full { Progress::More } else { Progress::Idle })
     }
 }

@@ -9,10 +9,11 @@ use crate::config::Role;
 
 /// Who ends together, and in which order: first who makes work, then who takes it, then who works by themselves,
 /// and last what all of them need. The pool goes with its last user.
-const ORDER: [&[Role]; 5] = [
+const ORDER: [&[Role]; 6] = [
     &[Role::Simulator],
     &[Role::Api],
     &[Role::Completer, Role::Enqueuer, Role::Reaper],
+    &[Role::Worker],
     &[Role::StripeSandbox],
     &[Role::Postgres],
 ];

@@ -5,6 +5,7 @@
 mod drain;
 mod keep_running;
 mod signals;
+mod spawn;
 mod start;
 
 use std::net::SocketAddr;

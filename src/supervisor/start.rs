@@ -1,31 +1,24 @@
 //! From a config to running roles: ports, database, schema, Stripe, then everybody, in that order.
 
 use std::net::SocketAddr;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::{Addresses, Supervisor, never_fails};
-use crate::api::{self, Api};
+use super::spawn::Shared;
+use super::{Addresses, Supervisor};
 use crate::config::{Config, Role};
 use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
 use crate::database::schema::{self, SchemaError};
 use crate::database::{Database, DatabaseError, tls};
 use crate::errors::chain;
 use crate::http::Listener;
-use crate::rides::Rides;
-use crate::roles::completer::Completer;
-use crate::roles::enqueuer::Enqueuer;
-use crate::roles::periodic::poll;
-use crate::roles::reaper::Reaper;
-use crate::roles::{postgres, simulator};
-use crate::stripe::sandbox::{self, FaultControl, Ledger};
-use crate::stripe::{self, ClientError};
+use crate::jobs;
+use crate::receipts::{self, Sender};
+use crate::stripe::{self, ClientError, sandbox};
 use crate::users::{self, SeedError};
 
 /// Where Stripe is when nothing else is said.
@@ -66,6 +59,15 @@ pub enum StartError {
     /// The settings for Stripe make no sense.
     #[error("cannot talk to Stripe")]
     Stripe(#[from] ClientError),
+    /// Receipts cannot be sent as configured.
+    #[error("the role worker cannot send receipts")]
+    Receipts(#[from] receipts::SetupError),
+    /// The settings for Redis make no sense.
+    #[error("enqueuer.queue is \"redis\"")]
+    Redis(#[from] jobs::redis::SettingsError),
+    /// The settings for NATS make no sense.
+    #[error("enqueuer.queue is \"nats\"")]
+    Nats(#[from] jobs::nats::SettingsError),
     /// The demonstration's users could not be made.
     #[error("demo.enabled: cannot seed the users")]
     Seed(#[from] SeedError),
@@ -109,6 +111,8 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
         stripe_sandbox: sandbox_listener.as_ref().map(|listener| listener.address()),
     };
 
+    let sender = config.runs(Role::Worker).then(|| Sender::new(&config.receipts)).transpose()?;
+
     let (embedded, postgres, database) = open_database(&config).await?;
     if let Some(embedded) = &embedded {
         tracing::info!(look_inside = embedded.psql_command(), "private Postgres is up");
@@ -128,7 +132,17 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     if config.demo.enabled && config.runs(Role::Api) {
         seed(&database, &stripe).await?;
     }
-    supervisor.spawn_workers(&config, &database, stripe, api_listener);
+    let installation = schema::installation(&database).await.map_err(StartError::Schema)?;
+    let shared = Shared::new(&config, database, stripe, installation);
+    if let Some(listener) = api_listener {
+        supervisor.spawn_api(&config, &shared, listener);
+    }
+    supervisor.spawn_completer(&config, &shared);
+    supervisor.spawn_enqueuer(&config, &shared)?;
+    if let Some(sender) = sender {
+        supervisor.spawn_worker(&config, &shared, sender);
+    }
+    supervisor.spawn_reaper(&config, &shared);
     supervisor.spawn_simulator(&config);
     supervisor.announce(&config);
     Ok(supervisor)
@@ -184,84 +198,6 @@ impl Supervisor {
             addresses,
             database: DatabaseAccess { config: postgres, pool: Some(database) },
             shutdown: config.shutdown.clone(),
-        }
-    }
-
-    fn spawn_postgres(&mut self, embedded: EmbeddedPostgres, config: &Config) {
-        let running = Arc::new(Mutex::new(Some(embedded)));
-        let data_dir = config.database.data_dir.clone();
-        self.spawn(Role::Postgres, move |stop| {
-            let run = postgres::run(Arc::clone(&running), data_dir.clone(), stop);
-            async move { Ok(run.await?) }
-        });
-    }
-
-    async fn spawn_sandbox(&mut self, listener: Arc<Listener>, config: &Config) -> Result<(), StartError> {
-        let sandbox = &config.stripe_sandbox;
-        let (path, key_retention) = (sandbox.ledger.clone(), sandbox.key_retention);
-        let opened = tokio::task::spawn_blocking(move || Ledger::open(&path, key_retention)).await;
-        let ledger = Arc::new(opened.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?);
-        let faults = Arc::new(FaultControl::new(sandbox.faults.clone()));
-        self.spawn(Role::StripeSandbox, move |stop| {
-            never_fails(sandbox::serve(Arc::clone(&listener), Arc::clone(&ledger), Arc::clone(&faults), stop))
-        });
-        Ok(())
-    }
-
-    fn spawn_workers(
-        &mut self,
-        config: &Config,
-        database: &Database,
-        stripe: stripe::Client,
-        api_listener: Option<Arc<Listener>>,
-    ) {
-        let staged = Arc::new(Notify::new());
-        let rides = Rides::new(database.clone(), stripe, config.stripe.key_retention, Arc::clone(&staged));
-        let lock_timeout = config.idempotency.lock_timeout;
-        if let Some(listener) = api_listener {
-            let api = Arc::new(Api {
-                database: database.clone(),
-                rides: rides.clone(),
-                config: config.api.clone(),
-                lock_timeout,
-                grace: config.completer.grace,
-                demo: config.demo.enabled,
-                leaving: self.leaving.clone(),
-                under_way: TaskTracker::new(),
-            });
-            self.spawn(Role::Api, move |stop| never_fails(api::run(Arc::clone(&api), Arc::clone(&listener), stop)));
-        }
-        if config.runs(Role::Completer) {
-            let (database, config) = (database.clone(), config.completer.clone());
-            self.spawn(Role::Completer, move |stop| {
-                let (database, rides, config) = (database.clone(), rides.clone(), config.clone());
-                never_fails(poll(Completer { database, rides, config, lock_timeout }, stop))
-            });
-        }
-        if config.runs(Role::Enqueuer) {
-            let (database, config) = (database.clone(), config.enqueuer.clone());
-            self.spawn(Role::Enqueuer, move |stop| {
-                let (database, config, staged) = (database.clone(), config.clone(), Arc::clone(&staged));
-                never_fails(poll(Enqueuer { database, config, staged }, stop))
-            });
-        }
-        if config.runs(Role::Reaper) {
-            let (database, config) = (database.clone(), config.reaper.clone());
-            self.spawn(Role::Reaper, move |stop| {
-                let (database, config) = (database.clone(), config.clone());
-                never_fails(poll(Reaper { database, config, lock_timeout }, stop))
-            });
-        }
-    }
-
-    fn spawn_simulator(&mut self, config: &Config) {
-        let own_api = self.addresses.api.map(|address| format!("http://{address}"));
-        let target = config.simulator.api_base.clone().or(own_api);
-        if let Some(target) = target.filter(|_| config.runs(Role::Simulator)) {
-            let config = config.simulator.clone();
-            self.spawn(Role::Simulator, move |stop| {
-                never_fails(simulator::run(config.clone(), target.clone(), stop))
-            });
         }
     }
 

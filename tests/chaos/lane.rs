@@ -2,15 +2,18 @@
 //!
 //! What prepares and what checks goes past the proxies, through roles in this process that nothing breaks.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::idempotency::parked;
 use rocket_rides_atomic::jobs;
 
-use super::proxy::{Bug, Proxy, Script};
+use super::proxy::{Proxy, Script};
+use super::weather::{Memory, Weather};
 use crate::support::client::{Answer, Http, Post};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments};
@@ -19,8 +22,13 @@ use crate::support::world::{TempDir, World, pool};
 /// How long a lease lasts here. The config accepts none this short, so the lane plays the clock and makes every lease
 /// that is older an hour old. A worker that is merely slow then finds its lease gone, which must do no harm either.
 const LEASE: Duration = Duration::from_millis(250);
+/// A job's row says only when its lease ends, so the lane must know how long it lasts.
+const JOB_LEASE: &str = "worker.lease=30s";
 /// A client that has no final answer by now never gets one.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The process's deadline at Stripe, and how late a slow reply is.
+const STRIPE_TIMEOUT: &str = "stripe.timeout=1s";
+const SLOW_REPLY: Duration = Duration::from_millis(1500);
 /// Between two tries of a client, and two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -74,16 +82,8 @@ pub struct Lane {
 
 impl Lane {
     pub async fn new() -> Self {
-        Self::with(None).await
-    }
-
-    /// As [`Lane::new`], with a bug in the SQL of what goes through the proxies.
-    pub async fn with(bug: Option<Bug>) -> Self {
-        let world = World::start().await;
+        let world = World::with(|config| config.stripe_sandbox.faults.slow_reply_delay = SLOW_REPLY).await;
         let route = Route::new(&world).await;
-        if let Some(bug) = bug {
-            route.script.plant(bug);
-        }
         Self {
             database: pool(&world.database_config).await,
             script: route.script.clone(),
@@ -102,11 +102,15 @@ impl Lane {
         let settings = [
             database.as_str(),
             stripe.as_str(),
+            STRIPE_TIMEOUT,
             "completer.grace=50ms",
             "completer.retry_after=50ms",
             "completer.max_attempts=1000",
             "completer.poll_interval=100ms",
             "enqueuer.poll_interval=100ms",
+            JOB_LEASE,
+            "worker.retry_after=50ms",
+            "worker.poll_interval=200ms",
             "reaper.poll_interval=100ms",
             "reaper.retention=72h",
         ];
@@ -131,6 +135,26 @@ impl Lane {
                  WHERE locked_at <= now() - make_interval(secs => {older_than})"
             ))
             .await;
+        // See `JOB_LEASE`.
+        self.world
+            .execute(&format!(
+                "UPDATE jobs SET next_attempt_at = now() WHERE lease_token IS NOT NULL
+                 AND next_attempt_at <= now() + make_interval(secs => 30 - {older_than})"
+            ))
+            .await;
+    }
+
+    /// Where the process puts receipts.
+    pub fn receipts(&self) -> PathBuf {
+        self.dir.path().join("receipts")
+    }
+
+    /// Attempts that have ended without an answer.
+    async fn failures(&self) -> i64 {
+        let ended = "response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
+        self.world
+            .get(&format!("SELECT coalesce(max(attempts), 0)::bigint FROM idempotency_keys WHERE {ended}"))
+            .await
     }
 
     pub async fn books(&self) -> Books {
@@ -145,7 +169,7 @@ impl Lane {
     /// jobs, which are then passed over; so this looks until there are none.
     pub async fn deliver(&self) {
         eventually("an empty outbox", async || {
-            jobs::deliver_to_postgres(&self.database, 1000).await.unwrap();
+            jobs::postgres::deliver(&self.database, jobs::START, 1000).await.unwrap();
             (self.world.count("staged_jobs").await == 0).then_some(())
         })
         .await;
@@ -168,20 +192,69 @@ impl Lane {
 /// The process under test, started again whenever it has ended, as a service manager does.
 pub struct Service<'a> {
     lane: &'a Lane,
+    memory: Memory,
+    roles: &'static str,
     process: Process,
+    /// Attempts that have failed, as far as was noticed.
+    failures: i64,
+    /// How often a person had to decide.
+    pub decisions: usize,
 }
 
 impl<'a> Service<'a> {
-    /// Starts these roles. Whoever comes after a crash has all of them.
-    pub fn start(lane: &'a Lane, roles: &str) -> Self {
-        Self { lane, process: lane.spawn(roles) }
+    /// Starts these roles in this weather. Whoever comes after a crash has all of them.
+    pub async fn start(lane: &'a Lane, roles: &'static str, weather: Weather) -> Self {
+        weather.set_in(lane).await;
+        let failures = lane.failures().await;
+        Self { lane, memory: weather.memory, roles, process: lane.spawn(roles), failures, decisions: 0 }
     }
 
     /// Starts it again if it has ended.
     async fn revive(&mut self) {
         if self.process.exit().now_or_never().is_some() {
-            self.lane.age_leases(Duration::ZERO).await;
-            self.process = self.lane.spawn("api,completer,enqueuer,reaper");
+            self.roles = "api,completer,enqueuer,worker,reaper";
+            self.start_again().await;
+        }
+    }
+
+    /// Where Stripe forgets, it does so meanwhile: nobody was there for two days.
+    async fn start_again(&mut self) {
+        if self.memory != Memory::Keeps {
+            while self.lane.script.calls_to_stripe() > 0 {
+                self.lane.world.release_held().await;
+                tokio::time::sleep(PAUSE).await;
+            }
+            self.lane.world.forget().await;
+            let sql = "UPDATE idempotency_keys SET foreign_call_intended_at = now() - interval '2 days'
+                       WHERE response_code IS NULL AND foreign_call_intended_at IS NOT NULL";
+            self.lane.world.execute(sql).await;
+        }
+        self.lane.age_leases(Duration::ZERO).await;
+        self.process = self.lane.spawn(self.roles);
+    }
+
+    /// What comes between an attempt that failed and the next.
+    async fn after_failure(&mut self) {
+        self.lane.world.release_held().await;
+        if self.memory != Memory::Keeps {
+            self.lane.script.pause_until(if self.roles == "completer" { CLAIM } else { ACQUIRE });
+            self.process.signal(Signal::SIGKILL);
+            self.process.exit().await;
+            self.start_again().await;
+        }
+        if self.memory == Memory::ForgetsAndIsVague {
+            self.decide().await;
+        }
+    }
+
+    /// A person asks Stripe on the telephone what became of the charges that keys are parked for.
+    async fn decide(&mut self) {
+        let parked =
+            self.lane.world.query("SELECT id FROM idempotency_keys WHERE parked_at IS NOT NULL", &[]).await;
+        let parked: Vec<i64> = parked.iter().map(|row| row.get(0)).collect();
+        if !parked.is_empty() {
+            self.lane.script.uproot();
+            self.decisions += parked::retry(&self.lane.database, &parked).await.unwrap().len();
         }
     }
 
@@ -205,7 +278,8 @@ impl<'a> Service<'a> {
             let api = self.api().await;
             match api.try_post(post.clone()).await {
                 Ok(answer) if matches!(answer.status, 201 | 402) => return answer,
-                Ok(answer) => assert!(matches!(answer.status, 409 | 503), "{answer:?}"),
+                Ok(answer) if answer.status == 503 => self.after_failure().await,
+                Ok(answer) => assert_eq!(answer.status, 409, "{answer:?}"),
                 Err(_) => {}
             }
             assert!(Instant::now() < deadline, "no final answer: {:#?}", self.process.log());
@@ -220,8 +294,17 @@ impl<'a> Service<'a> {
         while self.lane.world.count(sql).await != count {
             assert!(Instant::now() < deadline, "not {count} of {sql}: {:#?}", self.process.log());
             self.revive().await;
+            let failures = self.lane.failures().await;
+            if failures > self.failures {
+                self.failures = failures;
+                self.after_failure().await;
+            }
             self.lane.age_leases(LEASE).await;
             tokio::time::sleep(PAUSE).await;
         }
     }
 }
+
+/// How the work of an API and of a completer begins, as boundaries' labels have it.
+pub const ACQUIRE: &str = "insert idempotency_keys";
+pub const CLAIM: &str = "update idempotency_keys";

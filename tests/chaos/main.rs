@@ -1,8 +1,10 @@
 //! Break it, at random and for as long as you like, and then look at the books.
 //!
-//! `crash` is not at random: it breaks every message to Postgres and Stripe in every way there is. `zombie` lets
+//! `crash` is not at random: it breaks every message to Postgres and Stripe in every way there is, and some while Stripe
+//! fails as well. `zombie` lets
 //! workers go on after others have taken over, `storm` sends everybody at once, `histories` has Stripe leave everybody
-//! guessing, `clock` moves the host's clock, and `soak` kills processes and Postgres under traffic for a while.
+//! guessing, `clock` moves the host's clock, and `soak` kills processes and Postgres under traffic for a while. `seeded`
+//! makes sure that the books would show it if something were wrong.
 //!
 //! Every run prints its seed, and `CHAOS_SEED` replays the choices of a run. What a run did is printed; say
 //! `cargo test --test chaos -- --nocapture` to see it.
@@ -17,11 +19,14 @@ mod support;
 #[cfg(target_os = "linux")]
 mod clock;
 mod crash;
+mod crew;
 mod histories;
 mod lane;
 mod proxy;
+mod seeded;
 mod soak;
 mod storm;
+mod weather;
 mod zombie;
 
 /// A number from this variable, or the one that suits a developer's patience.

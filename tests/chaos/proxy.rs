@@ -7,9 +7,9 @@
 //! request does" has a meaning, whomever it is said to.
 //!
 //! Only faults that networks, servers and kernels have: messages arrive whole or not at all, in order, and an answer
-//! is lost but never invented. [`Script::plant`] is the exception: it changes SQL on its way, for bugs that are planted
-//! to be found.
+//! is lost but never invented. [`Script::plant`] is the exception, for bugs that are planted to be found.
 
+mod bug;
 mod postgres;
 mod stripe;
 
@@ -24,6 +24,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+
+pub use bug::Bug;
 
 /// What has not been held by now never will be.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -83,9 +85,6 @@ impl fmt::Display for Boundary {
 /// Faults to come: each strikes at so many boundaries after the one before, the first after arming; 1 is the next.
 pub type Plan = Vec<(usize, Fault)>;
 
-/// Makes of a statement another one: a bug that is planted to be found.
-pub type Bug = fn(&str) -> String;
-
 /// Counts the boundaries of some proxies and decides what happens at each. Clones are the same script.
 #[derive(Clone, Default)]
 pub struct Script(Arc<Inner>);
@@ -103,7 +102,8 @@ struct State {
     plan: VecDeque<(usize, Fault)>,
     fired: Vec<(Fault, Boundary)>,
     victim: Option<Box<dyn Fn() + Send>>,
-    bug: Option<Bug>,
+    bug: Option<bug::Planted>,
+    calls: usize,
 }
 
 #[derive(Default)]
@@ -147,9 +147,14 @@ impl Script {
         self.state().victim = Some(Box::new(kill));
     }
 
-    /// Applies `bug` to the SQL of everything that is prepared or queried from now on.
-    pub fn plant(&self, bug: Bug) {
-        self.state().bug = Some(bug);
+    /// Goes on counting only where a label contains `first`: what comes before is a process that starts again.
+    pub fn pause_until(&self, first: &'static str) {
+        self.state().counting = Counting::From(first);
+    }
+
+    /// How many connections to Stripe are open, or have something under way there that nobody waits for any more.
+    pub fn calls_to_stripe(&self) -> usize {
+        self.state().calls
     }
 
     /// Waits until something is held.

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rocket_rides_atomic::database::embedded::EmbeddedPostgres;
 use rocket_rides_atomic::http::Listener;
-use rocket_rides_atomic::invariants::{self, Traffic};
+use rocket_rides_atomic::invariants::{self, Queue, Traffic};
 use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::stripe::sandbox::{self, FaultControl, Faults, Ledger};
 use tokio::task::JoinSet;
@@ -99,11 +99,14 @@ async fn nothing_is_lost_or_doubled_while_everything_is_killed() {
     let database = pool(&postgres.config()).await;
     let stripe = stripe::Client::new(&stripe, &"sk_test_soak".into(), Duration::from_secs(10)).unwrap();
     let report = eventually("everything to come to rest", async || {
-        let report = invariants::verify(&database, &stripe, Traffic::Quiet).await.unwrap();
+        let report = invariants::verify(&database, &stripe, Traffic::Quiet, Queue::InDatabase).await.unwrap();
         report.violated().is_empty().then_some(report)
     });
     let Ok(report) = tokio::time::timeout(Duration::from_secs(25), report).await else {
-        panic!("seed {seed}: {}", invariants::verify(&database, &stripe, Traffic::Quiet).await.unwrap());
+        panic!(
+            "seed {seed}: {}",
+            invariants::verify(&database, &stripe, Traffic::Quiet, Queue::InDatabase).await.unwrap()
+        );
     };
     assert!(kills + crashes > 0 && slowest < READY_AGAIN, "ready {slowest:?} after Postgres came back");
     say(&format!(
@@ -127,6 +130,10 @@ impl Place {
             "completer.grace=1s",
             "completer.retry_after=200ms",
             "completer.max_attempts=1000",
+            "receipts.timeout=1s",
+            "worker.lease=6s",
+            "worker.retry_after=200ms",
+            "worker.poll_interval=100ms",
             "completer.poll_interval=100ms",
             "reaper.retention=72h",
             "log.filter=warn,rocket_rides_atomic::supervisor=info",

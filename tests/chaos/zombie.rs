@@ -12,29 +12,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rocket_rides_atomic::config;
-use rocket_rides_atomic::database::{Database, tls};
-use rocket_rides_atomic::rides::Rides;
-use rocket_rides_atomic::roles::completer::Completer;
 use rocket_rides_atomic::roles::periodic::Periodic;
-use rocket_rides_atomic::stripe;
-use secrecy::SecretString;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::lane::Route;
-use super::proxy::{Bug, Fault, Plan};
+use super::crew::Crew;
+use super::proxy::{Fault, Plan};
 use crate::support::client::{Post, new_key};
 use crate::support::world::World;
 use crate::{number, say, seed};
-
-/// How long Stripe remembers a key: far longer than a round takes.
-const KEY_RETENTION: Duration = Duration::from_secs(3600);
 
 /// Who is late, or takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,36 +52,7 @@ struct Round {
     heir_finished: bool,
 }
 
-/// A process's worth of workers, whom a script can hold. The completer looks when it is told to and not by itself,
-/// so that a round does what its seed says.
-struct Crew {
-    route: Route,
-    api: World,
-    completer: Completer,
-}
-
 impl Crew {
-    async fn new(world: &World, bug: Option<Bug>) -> Arc<Self> {
-        let route = Route::new(world).await;
-        if let Some(bug) = bug {
-            route.script.plant(bug);
-        }
-        let (url, api_base) = (route.database_url(), route.stripe_url());
-        let (postgres, _) = tls::parse(&url).unwrap();
-        let database = Database::connect(postgres, tls::none(), 1, Duration::from_secs(5)).await.unwrap();
-        let stripe = stripe::Client::new(&api_base, &"sk_test_zombie".into(), Duration::from_secs(5)).unwrap();
-        let rides = Rides::new(database.clone(), stripe, KEY_RETENTION, Arc::new(Notify::new()));
-        let lock_timeout = world.config.idempotency.lock_timeout;
-        let completer = Completer { database, rides, config: config::Completer::default(), lock_timeout };
-        let api = world
-            .neighbour(|config| {
-                config.database.url = Some(SecretString::from(url));
-                config.stripe.api_base = Some(api_base);
-            })
-            .await;
-        Arc::new(Self { route, api, completer })
-    }
-
     /// Has a worker take the request up once.
     fn work(self: &Arc<Self>, worker: Worker, post: &Post) -> JoinHandle<()> {
         let (crew, post) = (Arc::clone(self), post.clone());
@@ -127,7 +88,7 @@ impl Crew {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_outlived_its_lease_writes_nothing() {
     let (rounds, seed, began) = (number("CHAOS_ZOMBIES", 128), seed(), Instant::now());
-    let (cases, places) = haunt(rounds, seed, None).await;
+    let (cases, places) = haunt(rounds, seed).await;
     say(&format!(
         "zombies: {rounds} rounds, {cases} cases at {places} places, 0 writes by stale workers, 0 double charges, \
          seed {seed}, {:.1} s",
@@ -135,12 +96,12 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     ));
 }
 
-/// Plays so many rounds and panics at the first in which a stale worker wrote something; with a bug planted, it should.
+/// Plays so many rounds and panics at the first in which a stale worker wrote something.
 /// Returns how many cases there are, and how many places to be held at were seen.
-pub async fn haunt(rounds: usize, seed: u64, bug: Option<Bug>) -> (usize, usize) {
+async fn haunt(rounds: usize, seed: u64) -> (usize, usize) {
     let mut rng = StdRng::seed_from_u64(seed);
     let world = World::start().await;
-    let (late, other) = (Crew::new(&world, bug).await, Crew::new(&world, bug).await);
+    let (late, other) = (Crew::new(&world, None).await, Crew::new(&world, None).await);
     let cases = cases(&world, &late, &other).await;
     let (mut places, mut left) = (BTreeSet::new(), Vec::new());
     for n in 0..rounds {
@@ -214,7 +175,7 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
 }
 
 /// Lets the lease run out and the completer come in, as time does.
-async fn expire_lease(world: &World, post: &Post) {
+pub async fn expire_lease(world: &World, post: &Post) {
     let sql = format!(
         "UPDATE idempotency_keys SET next_attempt_at = now(),
              locked_at = CASE WHEN lease_token IS NOT NULL THEN now() - interval '1 hour' END

@@ -226,6 +226,7 @@ async fn other_paths_and_methods() {
         (Method::POST, "/healthz", 405, Some("GET, HEAD")),
         (Method::GET, "/healthz", 200, None),
         (Method::GET, "/readyz", 200, None),
+        (Method::POST, "/metrics", 405, Some("GET, HEAD")),
     ] {
         let answer = world.api.call(method.clone(), path, "").await;
         assert_eq!((answer.status, answer.header("allow")), (status, allow), "{method} {path}");

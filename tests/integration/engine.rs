@@ -1,6 +1,7 @@
 //! The engine by itself: what the database guarantees, statement by statement.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rocket_rides_atomic::database::Database;
@@ -26,7 +27,7 @@ fn request(key: &str) -> Request {
 }
 
 async fn lease(database: &Database, request: &Request, lock_timeout: Duration) -> Lease {
-    match acquire(database, request, lock_timeout, LOCK).await.unwrap() {
+    match acquire(database, Arc::new(request.clone()), lock_timeout, LOCK).await.unwrap() {
         Acquired::Lease(lease) => lease,
         other => panic!("{other:?}"),
     }
@@ -102,7 +103,8 @@ async fn a_replay_writes_nothing() {
     let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
     let before: String = world.get(row).await;
     for _ in 0..3 {
-        let Acquired::Finished { response: again, .. } = acquire(&database, &request, LOCK, LOCK).await.unwrap()
+        let Acquired::Finished { response: again, .. } =
+            acquire(&database, Arc::new(request.clone()), LOCK, LOCK).await.unwrap()
         else {
             panic!("finished")
         };
@@ -118,7 +120,7 @@ async fn what_a_key_says_to_each_request() {
     let request = request(&new_key());
     let other = Request { params: json!({"a": 2}), ..request.clone() };
     let held = lease(&database, &request, LOCK).await;
-    let say = async |request: &Request| acquire(&database, request, LOCK, LOCK).await.unwrap();
+    let say = async |request: &Request| acquire(&database, Arc::new(request.clone()), LOCK, LOCK).await.unwrap();
     assert!(matches!(say(&request).await, Acquired::InProgress { key_id: Some(id) } if id == held.key_id));
     assert!(matches!(say(&other).await, Acquired::Mismatch { .. }));
     park(&database, &held, "for a test").await.unwrap();
@@ -139,7 +141,7 @@ async fn of_many_at_once_one_gets_the_lease() {
         let mut racers = tokio::task::JoinSet::new();
         for _ in 0..32 {
             let (database, request) = (database.clone(), request.clone());
-            racers.spawn(async move { acquire(&database, &request, LOCK, LOCK).await.unwrap() });
+            racers.spawn(async move { acquire(&database, request.into(), LOCK, LOCK).await.unwrap() });
         }
         let leases = racers.join_all().await.into_iter().filter(|won| matches!(won, Acquired::Lease(_))).count();
         assert_eq!(leases, 1);

@@ -6,7 +6,10 @@ use rocket_rides_atomic::config::Config;
 
 use crate::support::client::Post;
 use crate::support::cluster;
-use crate::support::world::World;
+use crate::support::world::{World, stage};
+
+/// Jobs that lie before one that was staged earlier.
+const MISPLACED: &str = "(SELECT lag(staged_id) OVER (ORDER BY ctid) > staged_id AS back FROM jobs) j WHERE back";
 
 fn enqueuing(config: &mut Config) {
     config.roles.enqueuer = true;
@@ -31,15 +34,44 @@ async fn a_finished_ride_wakes_the_enqueuer() {
 #[tokio::test]
 async fn jobs_arrive_in_the_order_of_staging() {
     let world = World::with(enqueuing).await;
-    world
-        .execute(
-            "INSERT INTO staged_jobs (job_name, job_args) SELECT 'n', to_jsonb(n) FROM generate_series(1, 2500) n",
-        )
-        .await;
+    stage(&world, 2500).await;
     world.until_count("jobs", 2500).await;
-    let misplaced = "(SELECT lag(staged_id) OVER (ORDER BY id) > staged_id AS back FROM jobs) j WHERE back";
-    assert_eq!(world.count(misplaced).await, 0);
+    assert_eq!(world.count(MISPLACED).await, 0);
     assert_eq!(world.count("staged_jobs").await, 0);
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_staged_jobs_all_arrive_in_order() {
+    let world = World::with(|config| {
+        config.roles.enqueuer = true;
+        config.enqueuer.poll_interval = Duration::from_secs(1);
+    })
+    .await;
+    stage(&world, 100_000).await;
+    world.until_count("jobs", 100_000).await;
+    assert_eq!(world.count(MISPLACED).await, 0);
+    assert_eq!(world.count("staged_jobs").await, 0);
+}
+
+#[tokio::test]
+async fn a_job_that_the_queue_refuses_is_buried_and_its_neighbours_are_delivered() {
+    let world = World::start().await;
+    world.execute("ALTER TABLE jobs ADD CONSTRAINT no_unlucky CHECK (job_args NOT IN ('13', '500', '501'))").await;
+    stage(&world, 1000).await;
+    // One that is there already, under the id of another.
+    world.execute("INSERT INTO jobs (staged_id, job_name, job_args, staged_at) VALUES (77, 'n', '0', now())").await;
+    let world = world.restarted(enqueuing).await;
+    world.until_count("staged_jobs", 0).await;
+    assert_eq!(world.count("jobs").await, 997);
+    assert_eq!(world.count(&MISPLACED.replace("jobs)", "jobs WHERE staged_id <> 77)")).await, 0);
+    let dead = world.query("SELECT staged_id, error, attempts FROM dead_jobs ORDER BY staged_id", &[]).await;
+    let ids: Vec<i64> = dead.iter().map(|row| row.get(0)).collect();
+    assert_eq!(ids, [13, 77, 500, 501]);
+    for (row, said) in dead.iter().zip(["no_unlucky", "jobs_pkey", "no_unlucky", "no_unlucky"]) {
+        let (error, attempts): (String, i32) = (row.get(1), row.get(2));
+        assert!(error.contains(said) && attempts == 1, "{error}");
+    }
+    assert_eq!(world.count("dead_jobs WHERE died_in = 'outbox' AND job_args::text = staged_id::text").await, 4);
 }
 
 #[tokio::test]
@@ -55,9 +87,7 @@ async fn two_enqueuers_and_late_commits_lose_and_double_nothing() {
     let late = cluster::connect(&world.database_config).await;
     late.batch_execute("BEGIN; INSERT INTO staged_jobs (job_name, job_args) VALUES ('late', '0')").await.unwrap();
     for _ in 0..20 {
-        world
-            .execute("INSERT INTO staged_jobs (job_name, job_args) SELECT 'n', to_jsonb(n) FROM generate_series(1, 500) n")
-            .await;
+        stage(&world, 500).await;
     }
     world.until_count("jobs", 10_000).await;
     late.batch_execute("COMMIT").await.unwrap();

@@ -10,18 +10,29 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batched;
+mod books;
 mod completer;
 mod contract;
 mod differences;
 mod engine;
 mod enqueuer;
+mod foreign;
 mod house;
+mod jobs;
 mod load;
+mod metrics;
+mod nats;
 mod plans;
 mod private_postgres;
 mod process;
+mod queues;
 mod reaper;
+mod receipts;
 mod recovery;
+mod redis;
 mod schema;
 mod shutdown;
+mod sidekiq;
 mod simulator;
+mod worker;

@@ -96,6 +96,9 @@ async fn nonsense_is_refused_in_one_line_with_its_own_exit_code() {
         ("stripe.timeout=18446744073709551615s", 78, "stripe.timeout"),
         ("shutdown.notice=60s", 78, "shutdown.deadline"),
         ("roles.stripe_sandbox=false", 78, "stripe.api_base"),
+        ("enqueuer.queue=redis", 78, "REDIS_URL"),
+        ("enqueuer.queue=nats", 78, "NATS_URL"),
+        ("enqueuer.queue=kafka", 78, "enqueuer.queue"),
         (nobody_there.as_str(), 69, "database"),
         (taken.as_str(), 1, "api.listen"),
     ] {

@@ -170,7 +170,9 @@ async fn a_worker_whose_lease_leaves_no_time_for_the_call_asks_stripe_for_nothin
     };
     // The call may take ten seconds, and the lease has one left: as for a worker that was paused.
     let short = Duration::from_secs(1);
-    let Acquired::Lease(lease) = acquire(&database, &request, short, short).await.unwrap() else { panic!("new") };
+    let Acquired::Lease(lease) = acquire(&database, request.into(), short, short).await.unwrap() else {
+        panic!("new")
+    };
     let rides = Rides::new(database, world.stripe(), Duration::from_secs(3600), Arc::default());
     let driven = rides.drive(&Booking { lease, user, params, raise_error: false }).await;
     assert!(matches!(driven.result, Err(RideError::LeaseLost)), "{driven:?}");

@@ -1,8 +1,14 @@
 //! What every test stands on: a database of its own, a whole supervisor on free ports, and a client.
 
+pub mod broker;
 pub mod client;
 pub mod cluster;
+pub mod nats;
 pub mod process;
+pub mod redis;
+pub mod server;
+pub mod smtp;
+pub mod tls;
 pub mod world;
 
 use std::time::Duration;

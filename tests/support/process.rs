@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use super::client::Http;
 use super::{PATIENCE, cluster, eventually};
@@ -17,6 +18,7 @@ use super::{PATIENCE, cluster, eventually};
 pub struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    readers: JoinSet<()>,
 }
 
 impl Process {
@@ -37,7 +39,7 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .expect("spawn");
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let (log, mut readers) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
         let (stderr, stdout) = (child.stderr.take().expect("piped"), child.stdout.take().expect("piped"));
         for mut lines in [
             Box::new(BufReader::new(stderr)) as Box<dyn tokio::io::AsyncBufRead + Send + Unpin>,
@@ -46,18 +48,24 @@ impl Process {
         .map(AsyncBufReadExt::lines)
         {
             let log = Arc::clone(&log);
-            tokio::spawn(async move {
+            readers.spawn(async move {
                 while let Ok(Some(line)) = lines.next_line().await {
                     log.lock().expect("no panic").push(line);
                 }
             });
         }
-        Self { child, log }
+        Self { child, log, readers }
     }
 
     /// Everything said so far, a line each.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().expect("no panic").clone()
+    }
+
+    /// Everything that it has said, once it has ended.
+    pub async fn all_said(mut self) -> Vec<String> {
+        while self.readers.join_next().await.is_some() {}
+        self.log()
     }
 
     /// The API, once it is ready.
@@ -107,6 +115,7 @@ pub fn arguments(database: Option<&tokio_postgres::Config>, dir: &Path, more: &[
         "stripe_sandbox.listen=127.0.0.1:0".to_owned(),
         "roles.simulator=false".to_owned(),
         format!("stripe_sandbox.ledger={}", dir.join("ledger.jsonl").display()),
+        format!("receipts.dir={}", dir.join("receipts").display()),
         format!("database.data_dir={}", dir.join("postgres").display()),
         "stripe_sandbox.faults.latency=0s".to_owned(),
         "stripe_sandbox.faults.server_error=0".to_owned(),

@@ -151,7 +151,7 @@ pub enum EmbeddedError {
         /// What Postgres answered.
         source: tokio_postgres::Error,
     },
-    /// Postgres still did not accept connections at the deadline.
+    /// Postgres said nothing until the deadline.
     #[error("Postgres did not accept connections within {within:?} (log: `{log}`): {tail}")]
     TimedOut {
         /// The deadline.

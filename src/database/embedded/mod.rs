@@ -32,9 +32,11 @@ use child::{Account, Guardian};
 use data_dir::{DataDir, Lock, Log, NAME, PORT};
 pub use error::EmbeddedError;
 
-/// How long Postgres may take to accept connections. A start takes milliseconds; a start that replays the
-/// [`max_wal_size`](SETTINGS) of a crash on a slow disk takes tens of seconds.
+/// How long Postgres may say nothing at all. A start takes milliseconds; one that replays the
+/// [`max_wal_size`](SETTINGS) of a crash on a slow disk takes minutes, and says so.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a long recovery is spoken of.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 const START_POLL: Duration = Duration::from_millis(10);
 
 /// How long an immediate shutdown may take before the postmaster is killed: it writes nothing, and only has to
@@ -43,7 +45,7 @@ const QUIT_GRACE: Duration = Duration::from_secs(1);
 
 /// Settings on the command line, where they win over an edited `postgresql.conf` and follow this program's version
 /// rather than the one that ran initdb.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: &[&str] = &[
     "listen_addresses=",
     "unix_socket_permissions=0700",
     // A pool per process, several processes, and a person with psql.
@@ -57,6 +59,10 @@ const SETTINGS: [&str; 9] = [
     "logging_collector=off",
     // A failed statement is its client's to handle and to log.
     "log_min_messages=log",
+    // After a crash, one flush of the file system instead of one for each file: 0.3 s instead of 57 s, measured with
+    // 20,000 files.
+    #[cfg(target_os = "linux")]
+    "recovery_init_sync_method=syncfs",
 ];
 
 /// A running Postgres that belongs to this process. Dropping it ends Postgres without a checkpoint, so that the
@@ -194,38 +200,47 @@ impl EmbeddedPostgres {
         Ok(Self { child, pid, psql: binaries.psql(), data_dir, log, _guardian: guardian, _lock: lock })
     }
 
-    async fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
-        match tokio::time::timeout(START_TIMEOUT, self.first_connection()).await {
-            Ok(result) => result,
-            Err(_) => Err(EmbeddedError::TimedOut {
-                within: START_TIMEOUT,
-                log: self.log.path().to_owned(),
-                tail: self.log.tail(),
-            }),
-        }
-    }
-
     /// Tries until the database can be connected to, creating it on the way: a kill may have come between initdb
     /// and its creation.
-    async fn first_connection(&mut self) -> Result<(), EmbeddedError> {
+    ///
+    /// A server that says it is recovering gets all the time it needs: whoever killed it for being late would have the
+    /// next one begin anew.
+    async fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
+        let mut heard_of = Instant::now();
+        let mut announced = heard_of;
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let (log, tail) = (self.log.path().to_owned(), self.log.tail());
                 return Err(EmbeddedError::Ended { status, log, tail });
             }
-            let error = match self.config().connect(NoTls).await {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
+            let connected = tokio::time::timeout(START_TIMEOUT, self.config().connect(NoTls)).await;
+            let error = match connected {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(self.timed_out()),
             };
             match error.code() {
-                // Not listening yet, or still replaying.
-                None | Some(&SqlState::CANNOT_CONNECT_NOW) => tokio::time::sleep(START_POLL).await,
+                None if heard_of.elapsed() > START_TIMEOUT => return Err(self.timed_out()),
+                None => {}
+                Some(&SqlState::CANNOT_CONNECT_NOW) => {
+                    heard_of = Instant::now();
+                    if announced.elapsed() > ANNOUNCE_EVERY {
+                        announced = heard_of;
+                        tracing::info!(log = %self.log.path().display(), "Postgres is recovering; waiting for it");
+                    }
+                }
                 Some(&SqlState::INVALID_CATALOG_NAME) => {
                     self.create_database().await.map_err(|error| self.refused(error))?;
                 }
                 Some(_) => return Err(self.refused(error)),
             }
+            tokio::time::sleep(START_POLL).await;
         }
+    }
+
+    fn timed_out(&self) -> EmbeddedError {
+        let (log, tail) = (self.log.path().to_owned(), self.log.tail());
+        EmbeddedError::TimedOut { within: START_TIMEOUT, log, tail }
     }
 
     async fn create_database(&self) -> Result<(), tokio_postgres::Error> {

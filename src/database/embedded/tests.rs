@@ -96,6 +96,8 @@ async fn is_durable_and_listens_on_its_socket_only() {
         ("server_encoding", "UTF8"),
         ("lc_collate", "C"),
         ("max_connections", "200"),
+        #[cfg(target_os = "linux")]
+        ("recovery_init_sync_method", "syncfs"),
     ];
     for (name, value) in expected {
         let sql = "SELECT coalesce(current_setting($1, true), (SELECT datcollate FROM pg_database \

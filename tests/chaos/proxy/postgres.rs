@@ -48,9 +48,11 @@ pub(super) async fn relay(client: TcpStream, script: Script, server: tokio_postg
         flight.push(script.rewritten(message));
         match tag {
             QUERY | SYNC => {
-                let boundary = Boundary { target: Target::Postgres, label: statements.label(&flight) };
+                let label = statements.label(&flight);
+                let boundary = Boundary { target: Target::Postgres, label: label.clone() };
                 let bytes = std::mem::take(&mut flight).concat();
                 let Some(reply) = script.carry(boundary, &bytes, &mut backend).await? else { return Ok(()) };
+                script.answered(&label, &reply);
                 to.write_all(&reply).await?;
             }
             TERMINATE => return backend.to.write_all(&flight.concat()).await,
@@ -119,7 +121,6 @@ impl Upstream for Backend {
 impl Script {
     /// The same message, with the bug in its SQL if one is planted.
     fn rewritten(&self, message: Vec<u8>) -> Vec<u8> {
-        let Some(bug) = self.state().bug else { return message };
         let start = match message[0] {
             QUERY => 5,
             PARSE => 5 + text(&message[5..]).len() + 1,
@@ -127,7 +128,7 @@ impl Script {
         };
         let sql = text(&message[start..]);
         let mut payload = message[5..start].to_vec();
-        payload.extend_from_slice(bug(&sql).as_bytes());
+        payload.extend_from_slice(self.sql(&sql).as_bytes());
         payload.extend_from_slice(&message[start + sql.len()..]);
         let length = u32::try_from(payload.len() + 4).expect("a short message").to_be_bytes();
         [&[message[0]], length.as_slice(), payload.as_slice()].concat()

@@ -17,6 +17,7 @@ struct Sandbox {
 
 /// Relays one connection from its start to its end.
 pub(super) async fn relay(client: TcpStream, script: Script, sandbox: SocketAddr) -> io::Result<()> {
+    let _open = script.call();
     let (from, mut to) = client.into_split();
     let mut client = Messages::new(from);
     let (from, to_sandbox) = TcpStream::connect(sandbox).await?.into_split();
@@ -26,10 +27,27 @@ pub(super) async fn relay(client: TcpStream, script: Script, sandbox: SocketAddr
         // Method and path; what is asked for in detail only makes labels differ from run to run.
         let label = line.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" ");
         let boundary = Boundary { target: Target::Stripe, label };
+        let request = script.request(request);
         let Some(reply) = script.carry(boundary, &request, &mut sandbox).await? else { return Ok(()) };
-        to.write_all(&reply).await?;
+        to.write_all(&script.reply(reply)).await?;
     }
     Ok(())
+}
+
+/// A connection to Stripe, for as long as it is open.
+struct Call(Script);
+
+impl Script {
+    fn call(&self) -> Call {
+        self.state().calls += 1;
+        Call(self.clone())
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.state().calls -= 1;
+    }
 }
 
 impl Upstream for Sandbox {

@@ -1,0 +1,175 @@
+//! One statement for many requests: while a batch is under way, those who want the same statement queue up, and go
+//! together in the next.
+//!
+//! What a statement costs is mostly the same for one row and for a hundred: the round trip, the wake-ups, the flush. So
+//! the busier the database is, the cheaper each request becomes; and a request that comes alone waits for nobody.
+//!
+//! Nobody above can tell a batch from a statement of one's own. A row that the database refuses fails alone, because the
+//! batch is halved until it stands by itself; and whoever stops waiting takes nobody along, because a batch is a task.
+
+use std::any::{Any, TypeId};
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+
+use super::{Database, DatabaseError};
+
+/// More rows in a statement make it no cheaper for each, and everybody in it wait for the last.
+const LARGEST: usize = 128;
+/// While one batch is flushed to disk another can be computed. With more of them each would be smaller, and they would
+/// take connections from the other statements.
+const UNDER_WAY: usize = 2;
+/// How often a batch is run again that met a deadlock or a serialization failure, which undo it as a whole.
+const TRIES: usize = 3;
+
+/// What one caller wants of a statement that takes arrays.
+pub trait Batched: Send + Sync + Sized + 'static {
+    /// What the caller gets.
+    type Output: Send + 'static;
+
+    /// The order of rows within a batch. Statements that lock rows lock them in this order, so that two batches never
+    /// wait for each other.
+    fn order(&self, other: &Self) -> Ordering;
+
+    /// Runs one statement for all of them and returns an output for each, in their order.
+    fn run(
+        database: &Database,
+        items: &[Self],
+    ) -> impl Future<Output = Result<Vec<Self::Output>, DatabaseError>> + Send;
+}
+
+/// One parameter of a batch's statement: an array with an element for each item.
+pub fn column<T, C>(items: impl IntoIterator<Item = T>, value: impl FnMut(T) -> C) -> Vec<C> {
+    items.into_iter().map(value).collect()
+}
+
+impl Database {
+    /// Runs `item`'s statement, together with whoever else wants the same one just now.
+    ///
+    /// When the caller is cancelled the statement is still carried out.
+    pub async fn batched<T: Batched>(&self, item: T) -> Result<T::Output, DatabaseError> {
+        let answer = self.queues.of::<T>().join(item, self);
+        // Without an answer only if the statement's code panicked, which has been said.
+        answer.await.unwrap_or(Err(DatabaseError::Lost(None)))
+    }
+}
+
+/// The queues, one for each statement.
+#[derive(Debug, Default)]
+pub(super) struct Queues(RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>);
+
+impl Queues {
+    fn of<T: Batched>(&self) -> Arc<Queue<T>> {
+        let kind = TypeId::of::<T>();
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
+        let queue = known.unwrap_or_else(|| {
+            let mut queues = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(queues.entry(kind).or_insert_with(|| Arc::new(Queue::<T>::default())))
+        });
+        queue.downcast().expect("kept under its own type")
+    }
+}
+
+/// Those who wait for a statement.
+struct Queue<T: Batched>(Mutex<State<T>>);
+
+struct State<T: Batched> {
+    waiting: VecDeque<Waiting<T>>,
+    under_way: usize,
+}
+
+struct Waiting<T: Batched> {
+    item: T,
+    answer: oneshot::Sender<Result<T::Output, DatabaseError>>,
+}
+
+impl<T: Batched> Default for Queue<T> {
+    fn default() -> Self {
+        Self(Mutex::new(State { waiting: VecDeque::new(), under_way: 0 }))
+    }
+}
+
+impl<T: Batched> Queue<T> {
+    fn join(self: Arc<Self>, item: T, database: &Database) -> oneshot::Receiver<Result<T::Output, DatabaseError>> {
+        let (answer, answered) = oneshot::channel();
+        let mut state = self.state();
+        state.waiting.push_back(Waiting { item, answer });
+        if state.under_way < UNDER_WAY {
+            state.under_way += 1;
+            drop(state);
+            tokio::spawn(self.work(database.clone()));
+        }
+        answered
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Batch after batch, until nobody waits.
+    async fn work(self: Arc<Self>, database: Database) {
+        while let Some(batch) = self.next_batch() {
+            // A panic has been printed, and those in the batch see their senders dropped; the next batch must go on.
+            let _ = AssertUnwindSafe(serve(batch, &database)).catch_unwind().await;
+        }
+    }
+
+    fn next_batch(&self) -> Option<Vec<Waiting<T>>> {
+        let mut state = self.state();
+        if state.waiting.is_empty() {
+            state.under_way -= 1;
+            return None;
+        }
+        let size = state.waiting.len().min(LARGEST);
+        Some(state.waiting.drain(..size).collect())
+    }
+}
+
+async fn serve<T: Batched>(mut batch: Vec<Waiting<T>>, database: &Database) {
+    batch.sort_by(|a, b| a.item.order(&b.item));
+    let (items, answers): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
+    let mut answers: Vec<_> = answers.into_iter().map(Some).collect();
+    let mut parts: Vec<_> = std::iter::once(0..items.len()).collect();
+    while let Some(part) = parts.pop() {
+        match run::<T>(database, &items[part.clone()]).await {
+            Ok(outputs) => {
+                assert_eq!(outputs.len(), part.len(), "an output for each item");
+                for (answer, output) in answers[part].iter_mut().zip(outputs) {
+                    tell(answer, Ok(output));
+                }
+            }
+            Err(DatabaseError::Refused(error)) if part.len() > 1 && !super::is_transient(&error) => {
+                parts.extend(halves(part));
+            }
+            Err(error) => answers[part].iter_mut().for_each(|answer| tell(answer, Err(error.clone()))),
+        }
+    }
+}
+
+async fn run<T: Batched>(database: &Database, items: &[T]) -> Result<Vec<T::Output>, DatabaseError> {
+    let mut tries = 1;
+    loop {
+        match T::run(database, items).await {
+            Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
+            done => return done,
+        }
+    }
+}
+
+/// Who has stopped waiting need not be told.
+fn tell<O>(answer: &mut Option<oneshot::Sender<Result<O, DatabaseError>>>, output: Result<O, DatabaseError>) {
+    if let Some(answer) = answer.take() {
+        let _ = answer.send(output);
+    }
+}
+
+fn halves(part: Range<usize>) -> [Range<usize>; 2] {
+    let middle = part.start.midpoint(part.end);
+    [middle..part.end, part.start..middle]
+}

@@ -1,0 +1,155 @@
+//! The way out to a queue outside this database: claim, push, settle, and no transaction open meanwhile.
+//!
+//! While one batch is pushed, the one before it is settled and the next is claimed, so that database and queue work at
+//! the same time. Pushes themselves never overlap: they keep the order of staging.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::health::QueueHealth;
+use super::outbox::{self, Batch, Verdicts};
+use super::{Delivery, Drained, Outlet, Queue, QueueDown, ROUND, START, dead};
+use crate::database::{Database, DatabaseError};
+
+/// How much is pushed at once, for how long, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct PushPolicy {
+    /// Jobs in one push.
+    pub batch: i64,
+    /// Deadline for one push.
+    pub timeout: Duration,
+    /// How long claimed jobs are ours: longer than two pushes, because a batch may wait for the one before it.
+    pub lease: Duration,
+    /// Pause after a job's first failure; it doubles with each.
+    pub retry_after: Duration,
+    /// A job that was refused this often is a dead letter.
+    pub max_attempts: i32,
+}
+
+/// The way out to `queue`.
+#[derive(Debug)]
+pub struct ToForeign<Q> {
+    /// Where the outbox is.
+    pub database: Database,
+    /// Where jobs go.
+    pub queue: Q,
+    /// How it is pushed to.
+    pub policy: PushPolicy,
+    /// What is known of the queue.
+    pub health: Arc<QueueHealth>,
+}
+
+/// A batch that was pushed, and what is to be done about it.
+struct Pushed {
+    batch: Batch,
+    verdicts: Verdicts,
+}
+
+impl<Q: Queue> Outlet for ToForeign<Q> {
+    async fn drain(&self) -> Result<Drained, DatabaseError> {
+        let began = Instant::now();
+        let mut drained = Drained::default();
+        let (mut before, mut current) = (None, self.claim(START).await?);
+        while let Some(batch) = current.take() {
+            drained.more |= batch.full;
+            let behind = batch.jobs.last().map(|job| job.id);
+            let behind = behind.filter(|_| batch.full && began.elapsed() < ROUND);
+            let (pushed, database) = tokio::join!(self.push(&batch), async {
+                self.settle(before.take(), &mut drained).await?;
+                match behind {
+                    Some(last) => self.claim(last).await,
+                    None => Ok(None),
+                }
+            });
+            let up = pushed.is_ok();
+            let verdicts = pushed.unwrap_or_else(|_| release(&batch));
+            before = Some(Pushed { batch, verdicts });
+            match database {
+                Ok(next) if up => current = next,
+                Ok(next) => {
+                    drained.more = false;
+                    let next = next.map(|batch| Pushed { verdicts: release(&batch), batch });
+                    self.settle(next, &mut drained).await?;
+                }
+                Err(error) => {
+                    // What was pushed is still worth settling; what cannot be is due again when its lease runs out.
+                    let _ = self.settle(before.take(), &mut drained).await;
+                    return Err(error);
+                }
+            }
+        }
+        self.settle(before, &mut drained).await?;
+        Ok(drained)
+    }
+}
+
+impl<Q: Queue> ToForeign<Q> {
+    /// The next batch behind the job `after`, if anything is due.
+    async fn claim(&self, after: i64) -> Result<Option<Batch>, DatabaseError> {
+        let limit = self.health.share_of(self.policy.batch);
+        let batch = outbox::claim(&self.database, after, limit, self.policy.lease).await?;
+        Ok(Some(batch).filter(|batch| !batch.jobs.is_empty()))
+    }
+
+    /// Pushes a batch within the deadline and judges each job.
+    async fn push(&self, batch: &Batch) -> Result<Verdicts, QueueDown> {
+        let deadline = self.policy.timeout;
+        if batch.runs_out < Instant::now() + deadline {
+            // This process stood still, and others may take these jobs before the push has ended.
+            return Ok(release(batch));
+        }
+        let pushed = tokio::time::timeout(deadline, self.queue.push(&batch.jobs)).await;
+        match pushed.unwrap_or_else(|_| Err(QueueDown(format!("no answer within {deadline:?}").into()))) {
+            Ok(deliveries) => {
+                self.health.took_jobs();
+                Ok(self.judge(batch, deliveries))
+            }
+            Err(error) => {
+                self.health.took_nothing(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn judge(&self, batch: &Batch, deliveries: Vec<Delivery>) -> Verdicts {
+        let mut verdicts = Verdicts::default();
+        let mut deliveries = deliveries.into_iter();
+        for (job, attempts) in batch.jobs.iter().zip(&batch.attempts) {
+            match deliveries.next() {
+                Some(Delivery::Delivered) => verdicts.delivered.push(job.id),
+                Some(Delivery::Transient(error)) if attempts + 1 < self.policy.max_attempts => {
+                    verdicts.failed.push(job.id, &error);
+                }
+                Some(Delivery::Transient(error)) => {
+                    let attempts = attempts + 1;
+                    verdicts.dead.push(job.id, &format!("gave up after {attempts} attempts: {error}"));
+                }
+                Some(Delivery::Permanent(error)) => verdicts.dead.push(job.id, &error),
+                // A queue that forgets to speak of a job is asked again.
+                None => verdicts.released.push(job.id),
+            }
+        }
+        verdicts
+    }
+
+    async fn settle(&self, pushed: Option<Pushed>, drained: &mut Drained) -> Result<(), DatabaseError> {
+        let Some(Pushed { batch, verdicts }) = pushed else { return Ok(()) };
+        let settled = outbox::settle(&self.database, &batch, &verdicts, self.policy.retry_after).await?;
+        for (id, error) in verdicts.dead.ids.iter().zip(&verdicts.dead.errors) {
+            dead::tell(*id, error);
+        }
+        if let Some(error) = verdicts.failed.errors.first() {
+            let (queue, failed) = (self.queue.name(), settled.failed);
+            tracing::warn!(queue, failed, error, "the queue refused some jobs; trying them again later");
+        }
+        drained.delivered += settled.delivered;
+        drained.failed += settled.failed;
+        drained.dead += settled.dead;
+        Ok(())
+    }
+}
+
+/// Gives the whole batch back, and blames no job.
+fn release(batch: &Batch) -> Verdicts {
+    Verdicts { released: batch.jobs.iter().map(|job| job.id).collect(), ..Verdicts::default() }
+}

@@ -1,0 +1,138 @@
+//! Whether the queue takes jobs just now, and when to ask it again.
+//!
+//! An outage belongs to the queue and not to a job, so it is remembered here, once, and spends no job's attempts. The
+//! enqueuer leaves a queue alone for growing pauses, and comes back with small batches: one that is too slow for a
+//! large batch still gets on, and one that is down costs a lease on a few rows.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::QueueDown;
+use crate::errors::chain;
+
+/// How long a queue is left alone when it first refuses; this doubles with each further refusal, give or take a fifth.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Up to this: a queue that is back should not stand idle for long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Batches are halved this often at most: a million becomes one.
+const MOST_HALVINGS: u32 = 20;
+
+/// What is known of one queue, shared by who delivers to it and who is asked about it.
+#[derive(Debug)]
+pub struct QueueHealth {
+    queue: &'static str,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    down: Option<Outage>,
+    /// How often a batch is halved before it is pushed.
+    halvings: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Outage {
+    since: SystemTime,
+    began: Instant,
+    refusals: u32,
+    ask_again: Instant,
+}
+
+impl QueueHealth {
+    /// A queue is up until it has been asked.
+    pub fn new(queue: &'static str) -> Self {
+        Self { queue, state: Mutex::default() }
+    }
+
+    /// The queue's name.
+    pub fn queue(&self) -> &'static str {
+        self.queue
+    }
+
+    /// Since when it has taken nothing, by this host's clock; `None` if it is up.
+    pub fn down_since(&self) -> Option<SystemTime> {
+        self.state().down.map(|outage| outage.since)
+    }
+
+    /// For how long it is still to be left alone.
+    pub fn pause(&self) -> Option<Duration> {
+        let ask_again = self.state().down?.ask_again;
+        Some(ask_again.saturating_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
+    }
+
+    /// How much of a batch it is to be given now.
+    pub(super) fn share_of(&self, batch: i64) -> i64 {
+        (batch >> self.state().halvings).max(1)
+    }
+
+    /// It took a push.
+    pub(super) fn took_jobs(&self) {
+        let mut state = self.state();
+        state.halvings = state.halvings.saturating_sub(1);
+        if let Some(outage) = state.down.take() {
+            let down_s = outage.began.elapsed().as_secs();
+            tracing::info!(queue = self.queue, down_s, "the queue takes jobs again");
+        }
+    }
+
+    /// It took nothing. Said once, when that begins.
+    pub(super) fn took_nothing(&self, error: &QueueDown) {
+        let mut state = self.state();
+        state.halvings = (state.halvings + 1).min(MOST_HALVINGS);
+        let refusals = state.down.map_or(0, |outage| outage.refusals);
+        let pause = (FIRST_PAUSE * 2_u32.pow(refusals.min(16))).min(LONGEST_PAUSE);
+        let (now, ask_again) = (Instant::now(), Instant::now() + pause.mul_f64(rand::random_range(0.8..1.2)));
+        if state.down.is_none() {
+            let error = chain(error);
+            tracing::warn!(queue = self.queue, error, "the queue takes no jobs; they wait in the outbox");
+        }
+        let outage = state.down.get_or_insert(Outage { since: SystemTime::now(), began: now, refusals, ask_again });
+        (outage.refusals, outage.ask_again) = (refusals + 1, ask_again);
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while locked")
+    }
+}
+
+/// For people: `up`, or since when it is down.
+impl std::fmt::Display for QueueHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.down_since() {
+            Some(since) => {
+                write!(f, "down since {}", humantime_serde::re::humantime::format_rfc3339_seconds(since))
+            }
+            None => f.write_str("up"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_is_down_is_left_alone_for_longer_and_longer() {
+        let health = QueueHealth::new("test");
+        assert_eq!((health.pause(), health.share_of(1000)), (None, 1000));
+        let mut longest = Duration::ZERO;
+        for refusal in 1..=40 {
+            health.took_nothing(&QueueDown("no".into()));
+            let pause = health.pause().expect("a pause");
+            assert!(pause <= LONGEST_PAUSE.mul_f64(1.2), "{pause:?}");
+            assert!(refusal < 6 || pause >= LONGEST_PAUSE.mul_f64(0.75), "{pause:?}");
+            longest = longest.max(pause);
+        }
+        assert_eq!(health.share_of(1000), 1);
+        let since = health.down_since().expect("down");
+        assert!(since <= SystemTime::now());
+        assert!(health.to_string().starts_with("down since 2") && health.to_string().ends_with('Z'), "{health}");
+        health.took_jobs();
+        assert_eq!((health.down_since(), health.pause(), health.to_string()), (None, None, "up".to_owned()));
+        for _ in 0..40 {
+            health.took_jobs();
+        }
+        assert_eq!(health.share_of(1000), 1000);
+    }
+}

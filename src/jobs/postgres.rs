@@ -1,0 +1,106 @@
+//! The default queue: the table `jobs` in the same database.
+
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use super::{Drained, Outlet, ROUND, START, dead};
+use crate::database::{Database, DatabaseError};
+
+/// This queue's name in config, logs and metrics.
+pub const NAME: &str = "postgres";
+
+/// The way out to the table `jobs`.
+#[derive(Debug)]
+pub struct ToPostgres {
+    /// Where both tables are.
+    pub database: Database,
+    /// Jobs moved by one statement.
+    pub batch: i64,
+}
+
+/// Delete and insert are one statement, so there is no moment in which a job is in neither table or in both.
+/// `RETURNING` has no order, so the insert restores that of staging.
+fn move_jobs(chosen: &str) -> String {
+    format!(
+        "WITH due AS MATERIALIZED (
+            SELECT id FROM staged_jobs WHERE next_attempt_at <= now() {chosen} FOR UPDATE SKIP LOCKED
+        ), taken AS (
+            DELETE FROM staged_jobs s USING due WHERE s.id = due.id
+            RETURNING s.id, s.job_name, s.job_args, s.created_at
+        ), delivered AS (
+            INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
+            SELECT id, job_name, job_args, created_at FROM taken ORDER BY id
+            RETURNING staged_id
+        )
+        SELECT count(*) AS delivered, max(staged_id) AS last FROM delivered"
+    )
+}
+
+static DELIVER: LazyLock<String> = LazyLock::new(|| move_jobs("AND id > $2 ORDER BY id LIMIT $1"));
+static DELIVER_THESE: LazyLock<String> = LazyLock::new(|| move_jobs("AND id = ANY($1::bigint[])"));
+
+impl Outlet for ToPostgres {
+    async fn drain(&self) -> Result<Drained, DatabaseError> {
+        let (began, mut drained, mut after) = (Instant::now(), Drained::default(), START);
+        loop {
+            let moved = match deliver(&self.database, after, self.batch).await {
+                Err(error) if error.blames_data() => {
+                    let bisected = bisect(&self.database, self.batch).await?;
+                    return Ok(Drained { delivered: drained.delivered + bisected.delivered, ..bisected });
+                }
+                moved => moved?,
+            };
+            let full = moved.jobs == self.batch;
+            drained.delivered += moved.jobs;
+            drained.more |= full;
+            match moved.last.filter(|_| full && began.elapsed() < ROUND) {
+                Some(last) => after = last,
+                None => return Ok(drained),
+            }
+        }
+    }
+}
+
+/// What one statement moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Moved {
+    /// How many.
+    pub jobs: i64,
+    /// The last of them.
+    pub last: Option<i64>,
+}
+
+/// Moves up to `limit` staged jobs behind the job `after` to the table `jobs`, oldest first.
+///
+/// Locks the staged rows and skips rows that others have locked, so that several enqueuers share the work. Rows
+/// are found by what is there, never by a remembered id: a transaction that commits late has a low one.
+pub async fn deliver(database: &Database, after: i64, limit: i64) -> Result<Moved, DatabaseError> {
+    let row = database.query_opt(&DELIVER, &[&limit, &after]).await?;
+    Ok(row.map_or_else(Moved::default, |row| Moved { jobs: row.get("delivered"), last: row.get("last") }))
+}
+
+/// Delivers a batch that the table refuses as a whole: halves what is refused, in order, until the jobs that are to
+/// blame stand alone, and those become dead letters. A batch with one bad job takes about twice as many statements as
+/// the batch has binary digits.
+///
+/// Locks, statement by statement, the staged rows that it moves; others may take theirs in between.
+async fn bisect(database: &Database, limit: i64) -> Result<Drained, DatabaseError> {
+    const DUE: &str = "SELECT id FROM staged_jobs WHERE next_attempt_at <= now() ORDER BY id LIMIT $1";
+    let due: Vec<i64> = database.query(DUE, &[&limit]).await?.iter().map(|row| row.get("id")).collect();
+    let mut drained = Drained { more: true, ..Drained::default() };
+    let mut parts = vec![due.as_slice()];
+    while let Some(part) = parts.pop() {
+        match (database.query_opt(&DELIVER_THESE, &[&part]).await, part) {
+            (Ok(row), _) => drained.delivered += row.map_or(0, |row| row.get("delivered")),
+            (Err(error), [id]) if error.blames_data() => {
+                drained.dead += i64::from(dead::bury(database, *id, &error).await?);
+            }
+            (Err(error), part) if error.blames_data() => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    Ok(drained)
+}

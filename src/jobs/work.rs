@@ -1,0 +1,288 @@
+//! Working the table `jobs`: taking jobs, keeping them, and the three ways to let go of one.
+//!
+//! It is the engine's way over again. A worker holds a job by a lease whose token is random for each attempt, and
+//! every statement that ends an attempt begins with the fence: it writes only where that token is still on the row. So
+//! a worker that was away for longer than its lease writes nothing, whatever it believes to have done meanwhile.
+//! `next_attempt_at` is both the end of a lease and the end of a pause, because to everybody else they are the same:
+//! the moment from which anybody may take the job.
+//!
+//! A job is done at least once. What it does cannot be part of the statement that finishes it, so it is done again if
+//! the process or the database is lost between the two, or if the worker is held up there until its lease has gone.
+//! Nothing else repeats a job: a finished one is never taken up again.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::database::{Batched, Database, DatabaseError, column};
+
+/// The right to work a job until it runs out. Holding one is no proof that it is still valid: only a statement that
+/// compares the token decides that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobLease {
+    /// The job's id, which it had in the outbox already.
+    pub job_id: i64,
+    /// Random for each attempt.
+    pub token: Uuid,
+}
+
+/// A job to work.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The right to.
+    pub lease: JobLease,
+    /// What is to be done.
+    pub name: String,
+    /// With what.
+    pub args: Value,
+    /// When its request was finished, by the database's clock.
+    pub staged_at: SystemTime,
+    /// How often it has been taken up, this time included.
+    pub attempt: i32,
+}
+
+/// What one look at the queue found.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// To be worked now.
+    pub claimed: Vec<Claimed>,
+    /// Dead letters now: they were taken up as often as a job may be, and nobody ever said how the last attempt ended.
+    pub buried: Vec<i64>,
+}
+
+/// When to try again, and when to stop.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryPolicy {
+    /// Pause after the first failed attempt; it doubles with each, up to [`LONGEST_PAUSE`], give or take a quarter.
+    pub retry_after: Duration,
+    /// A job that was taken up this often and did not succeed is a dead letter.
+    pub max_attempts: i32,
+}
+
+/// Mail that a server turned away for now is worth four tries a day and no more.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
+
+/// Flushed, because the work follows: a claim that a crash of the database forgot would leave a worker that has done
+/// its work with no lease to finish the job under, and the work would be done again.
+const CLAIM: &str = "
+    WITH due AS MATERIALIZED (
+        SELECT staged_id, attempts >= $3 AS exhausted
+        FROM jobs WHERE finished_at IS NULL AND next_attempt_at <= now()
+        ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM jobs j USING due WHERE j.staged_id = due.staged_id AND due.exhausted RETURNING j.*
+    ), buried AS (
+        INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
+        SELECT staged_id, job_name, job_args, staged_at, 'queue', attempts,
+               'its worker never came back' || coalesce('; an earlier attempt: ' || last_error, '')
+        FROM gone
+        RETURNING staged_id
+    ), claimed AS (
+        UPDATE jobs j
+        SET lease_token = gen_random_uuid(), attempts = j.attempts + 1,
+            next_attempt_at = now() + make_interval(secs => $2)
+        FROM due WHERE j.staged_id = due.staged_id AND NOT due.exhausted
+        RETURNING j.*
+    )
+    SELECT staged_id, lease_token, job_name, job_args, staged_at, attempts FROM claimed
+    UNION ALL
+    SELECT staged_id, NULL, NULL, NULL, NULL, NULL FROM buried";
+
+/// Takes up to `limit` jobs that are due, those first that have been due for longest, under leases that last for
+/// `lease`; buries those that were taken up `max_attempts` times already.
+///
+/// Locks the rows it returns and skips rows that others have locked, so that several workers share the work.
+pub async fn claim(
+    database: &Database,
+    limit: i64,
+    lease: Duration,
+    max_attempts: i32,
+) -> Result<Claims, DatabaseError> {
+    let mut claims = Claims::default();
+    for row in database.query(CLAIM, &[&limit, &lease.as_secs_f64(), &max_attempts]).await? {
+        let job_id = row.get("staged_id");
+        match row.get::<_, Option<Uuid>>("lease_token") {
+            Some(token) => claims.claimed.push(Claimed {
+                lease: JobLease { job_id, token },
+                name: row.get("job_name"),
+                args: row.get("job_args"),
+                staged_at: row.get("staged_at"),
+                attempt: row.get("attempts"),
+            }),
+            None => claims.buried.push(job_id),
+        }
+    }
+    Ok(claims)
+}
+
+const EXTEND: &str = "
+    UPDATE jobs j SET next_attempt_at = now() + make_interval(secs => $3)
+    FROM unnest($1::bigint[], $2::uuid[]) AS held (job_id, lease_token)
+    WHERE j.staged_id = held.job_id AND j.lease_token = held.lease_token
+    RETURNING j.lease_token";
+
+/// Lets these leases last for `lease` from now on, all in one statement, and returns the tokens of those that were
+/// still their holders' own. Not one that has merely run out is given up: if nobody took the job, it goes on.
+///
+/// Locks the jobs' rows in the order of their ids.
+pub async fn extend(
+    database: &Database,
+    leases: &mut [JobLease],
+    lease: Duration,
+) -> Result<HashSet<Uuid>, DatabaseError> {
+    leases.sort_unstable();
+    let ids = column(leases.iter(), |lease| lease.job_id);
+    let tokens = column(leases.iter(), |lease| lease.token);
+    let rows = database.query(EXTEND, &[&ids, &tokens, &lease.as_secs_f64()]).await?;
+    Ok(rows.iter().map(|row| row.get("lease_token")).collect())
+}
+
+/// A receipt that was handed over, as the books have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentReceipt {
+    /// For which ride.
+    pub ride_id: i64,
+    /// As which message.
+    pub message_id: String,
+}
+
+/// The receipt is recorded from the fenced CTE, in the transaction that ends the job: a job that is finished has its
+/// receipt in the books, and one whose worker came too late has recorded nothing.
+const FINISH: &str = "
+    WITH input AS MATERIALIZED (
+        SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::text[])
+            AS i (job_id, lease_token, ride_id, message_id)
+    ), fenced AS (
+        UPDATE jobs j SET finished_at = now(), lease_token = NULL, last_error = NULL
+        FROM input i WHERE j.staged_id = i.job_id AND j.lease_token = i.lease_token
+        RETURNING i.job_id, i.lease_token, i.ride_id, i.message_id
+    ), recorded AS (
+        INSERT INTO receipts (ride_id, staged_id, message_id)
+        SELECT ride_id, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL
+        ON CONFLICT (ride_id) DO NOTHING
+    )
+    SELECT lease_token FROM fenced";
+
+/// Finishes a job, durably, and records the receipt that it sent, if it sent one. `false` if the lease was no longer
+/// ours, in which case nothing is written.
+///
+/// Locks the job's row.
+pub async fn finish(
+    database: &Database,
+    lease: JobLease,
+    sent: Option<SentReceipt>,
+) -> Result<bool, DatabaseError> {
+    database.batched(Finish { lease, sent }).await
+}
+
+struct Finish {
+    lease: JobLease,
+    sent: Option<SentReceipt>,
+}
+
+impl Batched for Finish {
+    type Output = bool;
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.lease.cmp(&other.lease)
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<bool>, DatabaseError> {
+        let sent = || items.iter().map(|finish| finish.sent.as_ref());
+        let rows = database
+            .query(
+                FINISH,
+                &[
+                    &column(items, |finish| finish.lease.job_id),
+                    &column(items, |finish| finish.lease.token),
+                    &column(sent(), |sent| sent.map(|sent| sent.ride_id)),
+                    &column(sent(), |sent| sent.map(|sent| sent.message_id.as_str())),
+                ],
+            )
+            .await?;
+        let finished: HashSet<Uuid> = rows.iter().map(|row| row.get("lease_token")).collect();
+        Ok(column(items, |finish| finished.contains(&finish.lease.token)))
+    }
+}
+
+/// What became of a job whose attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Failed {
+    /// It is tried again after this pause.
+    Retried(Duration),
+    /// It is a dead letter.
+    Buried,
+    /// The lease was no longer ours: it is somebody else's to say. Nothing was written.
+    LeaseLost,
+}
+
+const FAIL: &str = "
+    WITH fenced AS MATERIALIZED (
+        SELECT staged_id, $4 OR attempts >= $5 AS dies FROM jobs
+        WHERE staged_id = $1 AND lease_token = $2 FOR UPDATE
+    ), gone AS (
+        DELETE FROM jobs j USING fenced f WHERE j.staged_id = f.staged_id AND f.dies RETURNING j.*
+    ), buried AS (
+        INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
+        SELECT staged_id, job_name, job_args, staged_at, 'queue', attempts, $3 FROM gone
+    ), retried AS (
+        UPDATE jobs j
+        SET lease_token = NULL, last_error = $3,
+            next_attempt_at = now() + make_interval(
+                secs => least($6 * 2 ^ least(j.attempts - 1, 30), $7) * (0.75 + random() / 2))
+        FROM fenced f WHERE j.staged_id = f.staged_id AND NOT f.dies
+        RETURNING extract(epoch FROM j.next_attempt_at - now())::float8 AS pause
+    )
+    SELECT (SELECT pause FROM retried) AS pause FROM fenced";
+
+/// Ends a failed attempt: the job is tried again after a pause, or is a dead letter if the failure is `permanent` or
+/// this was its last attempt.
+///
+/// Locks the job's row.
+pub async fn fail(
+    database: &Database,
+    lease: JobLease,
+    error: &str,
+    permanent: bool,
+    policy: &RetryPolicy,
+) -> Result<Failed, DatabaseError> {
+    let row = database
+        .query_opt(
+            FAIL,
+            &[
+                &lease.job_id,
+                &lease.token,
+                &error,
+                &permanent,
+                &policy.max_attempts,
+                &policy.retry_after.as_secs_f64(),
+                &LONGEST_PAUSE.as_secs_f64(),
+            ],
+        )
+        .await?;
+    Ok(match row.map(|row| row.get::<_, Option<f64>>("pause")) {
+        None => Failed::LeaseLost,
+        Some(None) => Failed::Buried,
+        Some(Some(pause)) => Failed::Retried(Duration::try_from_secs_f64(pause).unwrap_or_default()),
+    })
+}
+
+const SWEEP: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT staged_id FROM jobs WHERE finished_at <= now() - make_interval(secs => $1)
+        ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM jobs j USING old WHERE j.staged_id = old.staged_id RETURNING j.staged_id
+    )
+    SELECT count(*) AS swept FROM gone";
+
+/// Removes up to `limit` jobs that were finished at least `keep` ago, and says how many. Their receipts stay.
+///
+/// Locks their rows and skips rows that others have locked.
+pub async fn sweep(database: &Database, keep: Duration, limit: i64) -> Result<i64, DatabaseError> {
+    let row = database.query_opt(SWEEP, &[&keep.as_secs_f64(), &limit]).await?;
+    Ok(row.map_or(0, |row| row.get("swept")))
+}

@@ -1,0 +1,201 @@
+//! What this process tells Prometheus, as `GET /metrics`.
+//!
+//! The registry belongs to a supervisor and is not global, so that two of them in one test process count for
+//! themselves. What the process counts is always told; what only the database knows ([`depths`]) is told while the
+//! database answers, and left out rather than waited for while it does not.
+//!
+//! Names begin with `rocket_rides_`, and units are base units. A label never holds what a client made up.
+
+pub mod depths;
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::{Method, StatusCode};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::database::Database;
+use crate::jobs::health::QueueHealth;
+use crate::jobs::{Drained, postgres};
+use depths::Depths;
+
+/// The type of what [`Metrics::render`] gives.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const PREFIX: &str = "rocket_rides";
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Answered, Counter>,
+    request_seconds: Family<Asked, Histogram, fn() -> Histogram>,
+    delivered: Family<ToQueue, Counter>,
+    failed: Family<ToQueue, Counter>,
+    died: Family<ToQueue, Counter>,
+    worked: Family<Ended, Counter>,
+    depths: Depths,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Asked {
+    method: &'static str,
+    path: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    method: &'static str,
+    path: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ToQueue {
+    queue: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    outcome: &'static str,
+}
+
+/// How an attempt at a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Outcome {
+    Done,
+    Retried,
+    Died,
+    LeaseLost,
+}
+
+impl Outcome {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retried => "retried",
+            Self::Died => "died",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+}
+
+/// From a millisecond, which a replay takes, to 16 s, which two calls to a slow Stripe do.
+fn request_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let started: Gauge<f64, AtomicU64> = Gauge::default();
+        started.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        let help = "When this process's roles were started, since the epoch";
+        registry.register_with_unit("process_start_time", help, Unit::Seconds, started);
+        let request_seconds = Family::new_with_constructor(request_seconds as fn() -> Histogram);
+        let help = "Time from a request's head to its answer";
+        registry.register_with_unit("http_request_duration", help, Unit::Seconds, request_seconds.clone());
+        Self {
+            requests: counter(&mut registry, "http_requests", "Requests answered"),
+            delivered: counter(&mut registry, "jobs_delivered", "Staged jobs that a queue has taken"),
+            failed: counter(&mut registry, "jobs_failed", "Attempts to deliver a job that its queue refused"),
+            died: counter(&mut registry, "jobs_died", "Staged jobs that became dead letters"),
+            worked: counter(&mut registry, "jobs_worked", "Attempts of this process's worker, by how they ended"),
+            request_seconds,
+            registry,
+            depths: Depths::default(),
+        }
+    }
+}
+
+/// A counter for each set of labels that comes along.
+fn counter<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Counter>
+where
+    L: EncodeLabelSet + Clone + std::fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static,
+{
+    let family = Family::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+impl Metrics {
+    /// One request was answered.
+    pub fn count_request(&self, method: &Method, path: &str, status: StatusCode, took: Duration) {
+        let (method, path) = (method_label(method), path_label(path));
+        self.requests.get_or_create(&Answered { method, path, status: status.as_u16() }).inc();
+        self.request_seconds.get_or_create(&Asked { method, path }).observe(took.as_secs_f64());
+    }
+
+    /// One look at the outbox.
+    pub fn count_drained(&self, queue: &'static str, drained: &Drained) {
+        for (family, count) in
+            [(&self.delivered, drained.delivered), (&self.failed, drained.failed), (&self.died, drained.dead)]
+        {
+            family.get_or_create(&ToQueue { queue }).inc_by(count.unsigned_abs());
+        }
+    }
+
+    /// One attempt of the worker.
+    pub fn count_worked(&self, outcome: Outcome) {
+        self.worked.get_or_create(&Ended { outcome: outcome.name() }).inc();
+    }
+
+    /// All of it, as text. Waits for the database no longer than [`depths::PATIENCE`].
+    pub async fn render(&self, database: &Database, queue: Option<&QueueHealth>) -> String {
+        let mut now = Registry::with_prefix(PREFIX);
+        let mut gauge = |name: &str, help: &str, value: i64| now.register(name, help, ConstGauge::new(value));
+        let depths = self.depths.read(database).await;
+        gauge("database_up", "Whether the database answers", depths.is_some().into());
+        let (in_use, idle) = database.connections();
+        gauge("database_connections_in_use", "Connections of the pool that somebody uses", in_use.into());
+        gauge("database_connections_idle", "Connections of the pool that lie idle", idle.into());
+        if let Some(health) = queue {
+            // The default queue is in the database, and is up when that is.
+            let up = depths.is_some() || health.queue() != postgres::NAME;
+            let family = Family::<ToQueue, Gauge>::default();
+            let gauge = family.get_or_create_owned(&ToQueue { queue: health.queue() });
+            gauge.set((up && health.down_since().is_none()).into());
+            now.register("queue_up", "Whether the queue takes jobs", family);
+        }
+        if let Some(depths) = depths {
+            depths.register(&mut now);
+        }
+        if let Some(bytes) = resident_bytes() {
+            let help = "Memory of this process that is in RAM";
+            now.register_with_unit("process_resident_memory", help, Unit::Bytes, ConstGauge::new(bytes));
+        }
+        let mut text = String::new();
+        encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &now))
+            .and_then(|()| encode_eof(&mut text))
+            .expect("a String takes all that is written");
+        text
+    }
+}
+
+/// The resident set, where the system tells it as Linux does.
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(resident.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024)
+}
+
+/// Methods and paths are the client's to make up, so all that we do not serve are one.
+const OTHER: &str = "other";
+
+fn method_label(method: &Method) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER)
+}
+
+fn path_label(path: &str) -> &'static str {
+    const KNOWN: [&str; 4] = ["/rides", "/healthz", "/readyz", "/metrics"];
+    KNOWN.into_iter().find(|known| *known == path).unwrap_or(OTHER)
+}

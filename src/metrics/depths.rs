@@ -1,0 +1,107 @@
+//! How much waits in the database, and for how long.
+//!
+//! Asked when Prometheus asks, and at most once a second, however many ask. Every figure walks an index that holds
+//! only what waits, and none walks further than [`MOST`] entries, which takes some tens of milliseconds: an outbox
+//! with a million jobs in it says 100,000, and that is alarming enough.
+
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::Mutex;
+
+use crate::database::{Database, DatabaseError};
+
+/// Counts end here.
+pub const MOST: i64 = 100_000;
+/// A database that does not answer by now counts as down. Prometheus waits for 10 s by default.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long an answer, or none, serves whoever asks next.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The last answer.
+#[derive(Debug, Default)]
+pub(super) struct Depths {
+    last: Mutex<Option<(Instant, Option<Waiting>)>>,
+}
+
+/// What waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiting {
+    keys_unfinished: i64,
+    keys_parked: i64,
+    staged_jobs: i64,
+    staged_age: f64,
+    queued_jobs: i64,
+    queued_age: f64,
+    dead_jobs: i64,
+}
+
+/// Each `ORDER BY` names the index to walk. Past [`MOST`] unfinished jobs the oldest is the oldest of those that are
+/// due first.
+const ASK: &str = "
+    SELECT
+        (SELECT count(*) FROM (SELECT FROM idempotency_keys WHERE response_code IS NULL AND parked_at IS NULL
+                               ORDER BY next_attempt_at LIMIT $1) k) AS keys_unfinished,
+        (SELECT count(*) FROM (SELECT FROM idempotency_keys WHERE parked_at IS NOT NULL
+                               ORDER BY parked_at LIMIT $1) k) AS keys_parked,
+        (SELECT count(*) FROM (SELECT FROM staged_jobs ORDER BY id LIMIT $1) s) AS staged_jobs,
+        (SELECT extract(epoch FROM now() - created_at)::float8 FROM staged_jobs ORDER BY id LIMIT 1) AS staged_age,
+        queued.jobs AS queued_jobs, queued.age AS queued_age,
+        (SELECT count(*) FROM (SELECT FROM dead_jobs ORDER BY staged_id LIMIT $1) d) AS dead_jobs
+    FROM (
+        SELECT count(*) AS jobs, extract(epoch FROM now() - min(enqueued_at))::float8 AS age
+        FROM (SELECT enqueued_at FROM jobs WHERE finished_at IS NULL ORDER BY next_attempt_at LIMIT $1) j
+    ) AS queued";
+
+impl Depths {
+    /// What waits, as of a second ago at most; `None` if the database does not say. Locks no rows.
+    pub(super) async fn read(&self, database: &Database) -> Option<Waiting> {
+        let mut last = self.last.lock().await;
+        if let Some((at, waiting)) = *last
+            && at.elapsed() < FRESH
+        {
+            return waiting;
+        }
+        // The pool logs what keeps it from connecting, and `database_up` tells the rest.
+        let answer = tokio::time::timeout(PATIENCE, ask(database)).await.ok().and_then(Result::ok);
+        *last = Some((Instant::now(), answer));
+        answer
+    }
+}
+
+async fn ask(database: &Database) -> Result<Waiting, DatabaseError> {
+    let rows = database.query(ASK, &[&MOST]).await?;
+    let row = &rows[0];
+    // Nothing waits, or since a moment that a clock set back has not reached yet.
+    let age = |name| row.get::<_, Option<f64>>(name).unwrap_or(0.0).max(0.0);
+    Ok(Waiting {
+        keys_unfinished: row.get("keys_unfinished"),
+        keys_parked: row.get("keys_parked"),
+        staged_jobs: row.get("staged_jobs"),
+        staged_age: age("staged_age"),
+        queued_jobs: row.get("queued_jobs"),
+        queued_age: age("queued_age"),
+        dead_jobs: row.get("dead_jobs"),
+    })
+}
+
+impl Waiting {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        for (name, help, depth) in [
+            ("keys_unfinished", "Requests under way or waiting for the completer", self.keys_unfinished),
+            ("keys_parked", "Requests that wait for a person", self.keys_parked),
+            ("staged_jobs", "Jobs in the outbox", self.staged_jobs),
+            ("queued_jobs", "Jobs in the default queue that are not finished", self.queued_jobs),
+            ("dead_jobs", "Dead letters, which wait for a person", self.dead_jobs),
+        ] {
+            registry.register(name, format!("{help}, {MOST} at most"), ConstGauge::new(depth));
+        }
+        for (name, help, age) in [
+            ("staged_jobs_oldest_age", "How long the oldest job has been in the outbox", self.staged_age),
+            ("queued_jobs_oldest_age", "How long the oldest unfinished job has been queued", self.queued_age),
+        ] {
+            registry.register_with_unit(name, help, Unit::Seconds, ConstGauge::new(age));
+        }
+    }
+}

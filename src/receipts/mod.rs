@@ -1,0 +1,209 @@
+//! Receipts: what `send_ride_receipt` asks for, as an e-mail.
+//!
+//! Everything about a receipt follows from the ride and the staged job, its date and its message id included, so that
+//! the same job makes the same mail however often it is worked. A mail cannot be part of a transaction, and so it is
+//! handed over first and recorded afterwards, by the statement that finishes the job. What happens if that never comes,
+//! because the process dies between the two, is the transport's to say:
+//!
+//! - [`file`](mod@file): the file is replaced by itself. There is one file for a ride, come what may.
+//! - [`smtp`]: the mail server gets the mail again, under the same message id, by which mailboxes that drop repeats
+//!   know it. SMTP has no way to make sure of more: if a connection breaks after the mail was sent and before the answer
+//!   came, nobody can know whether it was taken.
+//!
+//! The address is read when the receipt is sent. It is not staged with the job, where it would lie in queues and dead
+//! letters, and no log and no error holds one.
+
+pub mod file;
+mod render;
+pub mod smtp;
+mod store;
+
+use std::time::Duration;
+
+use lettre::address::Envelope;
+use lettre::message::Mailbox;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::config;
+use crate::database::{Database, DatabaseError};
+use crate::jobs::work::Claimed;
+use file::Directory;
+use smtp::Smtp;
+
+/// Sends receipts.
+#[derive(Debug, Clone)]
+pub struct Receipts {
+    /// Where rides and users are.
+    pub database: Database,
+    /// This database's own name, so that a database made anew, whose ids begin again, does not send under the message
+    /// ids of another.
+    pub installation: Uuid,
+    /// How they leave.
+    pub sender: Sender,
+}
+
+/// How receipts leave, and from whom: all that can be known and checked without a database.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    from: Mailbox,
+    transport: Transport,
+    timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum Transport {
+    File(Directory),
+    Smtp(Box<Smtp>),
+}
+
+/// Why no receipt can be sent with this config, whatever the receipt.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Nothing can be written there.
+    #[error("receipts.dir: cannot write to {dir:?}")]
+    Directory {
+        /// As configured.
+        dir: std::path::PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It names no mail server.
+    #[error("receipts.smtp_url")]
+    Url(#[from] smtp::UrlError),
+    /// It is no address.
+    #[error("receipts.from")]
+    From(#[from] lettre::address::AddressError),
+}
+
+/// A receipt, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Mail {
+    /// The ride it is for.
+    pub ride_id: i64,
+    /// As in its header, angle brackets included.
+    pub message_id: String,
+    /// Its file's name, if it becomes one: unlike any other receipt's, of whatever database.
+    pub file_name: String,
+    envelope: Envelope,
+    bytes: Vec<u8>,
+}
+
+/// Why a receipt was not sent, as far as anybody knows.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiptError {
+    /// The job's arguments are not those of a receipt.
+    #[error("the arguments make no sense")]
+    Arguments(#[source] serde_json::Error),
+    /// They are, and there is no such ride to receipt.
+    #[error("the arguments make no sense: {0}")]
+    Ride(&'static str),
+    /// What the user is known by is no address that a mail could be sent to.
+    #[error("the user has no e-mail address")]
+    Address(#[source] lettre::address::AddressError),
+    /// The ride could not be read.
+    #[error("the ride could not be read")]
+    Database(#[from] DatabaseError),
+    /// The file could not be written.
+    #[error("the receipt could not be written to receipts.dir")]
+    File(#[source] std::io::Error),
+    /// The mail server did not take it.
+    #[error("the mail server did not take the receipt")]
+    Smtp(#[from] smtp::SmtpError),
+    /// Nobody knows whether it was taken.
+    #[error("the receipt was not handed over within {0:?}")]
+    TimedOut(Duration),
+}
+
+impl ReceiptError {
+    /// Whether no further attempt can end otherwise.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Arguments(_) | Self::Ride(_) | Self::Address(_) => true,
+            Self::Smtp(error) => error.is_permanent(),
+            Self::Database(_) | Self::File(_) | Self::TimedOut(_) => false,
+        }
+    }
+}
+
+impl Sender {
+    /// Checks all of the config, and that files can be written where receipts are to be files.
+    pub fn new(config: &config::Receipts) -> Result<Self, SetupError> {
+        let transport = match config.transport {
+            config::Transport::File => {
+                let open = Directory::open(&config.dir);
+                Transport::File(open.map_err(|source| SetupError::Directory { dir: config.dir.clone(), source })?)
+            }
+            config::Transport::Smtp => {
+                let url = config.smtp_url.as_ref().map_or("", |url| url.expose_secret());
+                Transport::Smtp(Box::new(Smtp::parse(url)?))
+            }
+        };
+        Ok(Self { from: config.from.parse()?, transport, timeout: config.timeout })
+    }
+
+    /// The longest that [`Sender::send`] takes.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Hands the mail over. When it returns without an error the mail is on disk, or the server has taken it.
+    pub async fn send(&self, mail: &Mail) -> Result<(), ReceiptError> {
+        let late = |_| ReceiptError::TimedOut(self.timeout);
+        match &self.transport {
+            Transport::File(directory) => {
+                let written = tokio::time::timeout(self.timeout, directory.put(&mail.file_name, &mail.bytes));
+                written.await.map_err(late)?.map_err(ReceiptError::File)
+            }
+            Transport::Smtp(smtp) => {
+                let sent = tokio::time::timeout(self.timeout, smtp.send(&mail.envelope, &mail.bytes));
+                // Only now is the server told goodbye: a farewell that takes too long must not look like a mail that
+                // was not taken.
+                sent.await.map_err(late)??.farewell();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What is staged with a paid ride.
+#[derive(Debug, Deserialize)]
+struct Arguments {
+    ride_id: i64,
+    user_id: i64,
+    amount: u32,
+    currency: String,
+}
+
+impl Receipts {
+    /// The mail that the job asks for, or `None` if the ride's receipt was sent before. Locks nothing.
+    pub async fn prepare(&self, job: &Claimed) -> Result<Option<Mail>, ReceiptError> {
+        let arguments = Arguments::deserialize(&job.args).map_err(ReceiptError::Arguments)?;
+        let Some(ride) = store::find_ride(&self.database, arguments.ride_id).await? else {
+            return Err(ReceiptError::Ride("there is no such ride"));
+        };
+        if ride.receipted {
+            return Ok(None);
+        }
+        if ride.user_id != arguments.user_id {
+            return Err(ReceiptError::Ride("the ride is another user's"));
+        }
+        let Some(charge_id) = &ride.charge_id else {
+            return Err(ReceiptError::Ride("the ride was not paid"));
+        };
+        let receipt = render::Receipt {
+            ride_id: arguments.ride_id,
+            staged_id: job.lease.job_id,
+            paid_at: job.staged_at,
+            amount: arguments.amount,
+            currency: &arguments.currency,
+            origin: ride.origin,
+            target: ride.target,
+            charge_id,
+        };
+        let to = ride.email.parse().map_err(ReceiptError::Address)?;
+        Ok(Some(render::mail(&receipt, self.sender.from.clone(), to, self.installation)))
+    }
+}

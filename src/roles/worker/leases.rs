@@ -1,0 +1,109 @@
+//! The leases that a worker holds, and the heartbeat that extends them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::database::Database;
+use crate::errors::chain;
+use crate::jobs::work::{self, JobLease};
+
+/// A lease that is not extended by the second heartbeat still has a third of its time left.
+const BEATS_PER_LEASE: u32 = 3;
+
+/// All leases of one worker, by their tokens.
+#[derive(Debug, Default)]
+pub(super) struct Leases(Mutex<HashMap<Uuid, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    lease: JobLease,
+    /// By this host's clock and no later than by the database's, because it is reckoned from before the statement.
+    runs_out: Instant,
+    lost: CancellationToken,
+}
+
+/// A lease in the hands of the task that works the job. It is no longer extended when this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    leases: Arc<Leases>,
+    lease: JobLease,
+    lost: CancellationToken,
+}
+
+impl Held {
+    pub(super) fn job_id(&self) -> i64 {
+        self.lease.job_id
+    }
+
+    /// Resolves when the job is somebody else's, or may be.
+    pub(super) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Whether the job is surely ours for so long.
+    pub(super) fn outlasts(&self, time: Duration) -> bool {
+        let runs_out = self.leases.lock().get(&self.lease.token).map(|entry| entry.runs_out);
+        runs_out.is_some_and(|runs_out| Instant::now() + time < runs_out)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.leases.lock().remove(&self.lease.token);
+    }
+}
+
+impl Leases {
+    /// Keeps this lease alive for as long as the job is worked.
+    pub(super) fn hold(self: &Arc<Self>, lease: JobLease, runs_out: Instant) -> Held {
+        let lost = CancellationToken::new();
+        self.lock().insert(lease.token, Entry { lease, runs_out, lost: lost.clone() });
+        Held { leases: Arc::clone(self), lease, lost }
+    }
+
+    /// Extends all leases at intervals, and tells the holders of those that are lost. Ends never.
+    pub(super) async fn beat(self: Arc<Self>, database: Database, lasts: Duration) {
+        let mut beats = interval(lasts / BEATS_PER_LEASE);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            let mut leases: Vec<_> = self.lock().values().map(|entry| entry.lease).collect();
+            if leases.is_empty() {
+                continue;
+            }
+            let runs_out = Instant::now() + lasts;
+            match work::extend(&database, &mut leases, lasts).await {
+                Ok(kept) => {
+                    for lease in leases {
+                        let kept = kept.contains(&lease.token);
+                        self.update(
+                            lease,
+                            |entry| if kept { entry.runs_out = runs_out } else { entry.lost.cancel() },
+                        );
+                    }
+                }
+                Err(error) => tracing::warn!(error = chain(&error), "the leases on jobs could not be extended"),
+            }
+            self.lock()
+                .values()
+                .filter(|entry| entry.runs_out <= Instant::now())
+                .for_each(|entry| entry.lost.cancel());
+        }
+    }
+
+    fn update(&self, lease: JobLease, change: impl FnOnce(&mut Entry)) {
+        // It is gone if the job has ended meanwhile.
+        if let Some(entry) = self.lock().get_mut(&lease.token) {
+            change(entry);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,50 @@
+//! Workers in this process, past a script that may hold them, break what they say, or plant a bug in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rocket_rides_atomic::config;
+use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::rides::Rides;
+use rocket_rides_atomic::roles::completer::Completer;
+use rocket_rides_atomic::stripe;
+use secrecy::SecretString;
+use tokio::sync::Notify;
+
+use super::lane::Route;
+use super::proxy::Bug;
+use crate::support::world::World;
+
+/// How long Stripe remembers a key: far longer than a test takes.
+const KEY_RETENTION: Duration = Duration::from_secs(3600);
+
+/// A process's worth of workers, whom a script can hold. The completer looks when it is told to and not by itself,
+/// so that a round does what its seed says.
+pub struct Crew {
+    pub route: Route,
+    pub api: World,
+    pub completer: Completer,
+}
+
+impl Crew {
+    pub async fn new(world: &World, bug: Option<Bug>) -> Arc<Self> {
+        let route = Route::new(world).await;
+        if let Some(bug) = bug {
+            route.script.plant(bug);
+        }
+        let (url, api_base) = (route.database_url(), route.stripe_url());
+        let (postgres, _) = tls::parse(&url).unwrap();
+        let database = Database::connect(postgres, tls::none(), 1, Duration::from_secs(5)).await.unwrap();
+        let stripe = stripe::Client::new(&api_base, &"sk_test_zombie".into(), Duration::from_secs(5)).unwrap();
+        let rides = Rides::new(database.clone(), stripe, KEY_RETENTION, Arc::new(Notify::new()));
+        let lock_timeout = world.config.idempotency.lock_timeout;
+        let completer = Completer { database, rides, config: config::Completer::default(), lock_timeout };
+        let api = world
+            .neighbour(|config| {
+                config.database.url = Some(SecretString::from(url));
+                config.stripe.api_base = Some(api_base);
+            })
+            .await;
+        Arc::new(Self { route, api, completer })
+    }
+}

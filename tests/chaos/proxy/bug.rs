@@ -1,0 +1,107 @@
+//! Bugs on request: what the program sends, or is told, is changed on its way, as if the program had been written
+//! differently. So the program needs no switch for its own tests.
+
+use std::collections::BTreeSet;
+
+use super::Script;
+
+/// Makes of a whole message another one.
+pub type Rewrite = fn(&str) -> String;
+
+/// A bug that is planted to be found.
+#[derive(Debug, Clone, Copy)]
+pub enum Bug {
+    /// In statements to Postgres, each of the first texts becomes the second. Runs of white space count as one space.
+    Sql(&'static [(&'static str, &'static str)]),
+    /// In requests to Stripe.
+    ToStripe(Rewrite),
+    /// In Stripe's replies.
+    FromStripe(Rewrite),
+}
+
+/// A bug, and how much of it came to be.
+pub(super) struct Planted {
+    bug: Bug,
+    /// Parts of it that changed something.
+    seen: BTreeSet<usize>,
+    /// A changed statement that Postgres does not understand is no bug but a typing error.
+    refused: Option<String>,
+}
+
+impl Script {
+    /// Applies `bug` to all that crosses from now on.
+    pub fn plant(&self, bug: Bug) {
+        self.state().bug = Some(Planted { bug, seen: BTreeSet::new(), refused: None });
+    }
+
+    /// Lets everything cross as it is again.
+    pub fn uproot(&self) {
+        self.state().bug = None;
+    }
+
+    /// Why the bug that was planted did not come to be: a bug that was not there has not been found.
+    pub fn not_planted(&self) -> Option<String> {
+        let state = self.state();
+        let Some(Planted { bug, seen, refused }) = &state.bug else { return Some("no bug".to_owned()) };
+        let parts = if let Bug::Sql(parts) = bug { parts.len() } else { 1 };
+        let unseen =
+            || (0..parts).find(|part| !seen.contains(part)).map(|part| format!("part {part} matched nothing"));
+        refused.clone().or_else(unseen)
+    }
+
+    pub(super) fn sql(&self, sql: &str) -> String {
+        let mut state = self.state();
+        let Some(Planted { bug: Bug::Sql(parts), seen, .. }) = &mut state.bug else { return sql.to_owned() };
+        let mut rewritten = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut changed = false;
+        for (part, (from, to)) in parts.iter().enumerate() {
+            if rewritten.contains(from) {
+                rewritten = rewritten.replace(from, to);
+                seen.insert(part);
+                changed = true;
+            }
+        }
+        if changed { rewritten } else { sql.to_owned() }
+    }
+
+    pub(super) fn request(&self, request: Vec<u8>) -> Vec<u8> {
+        self.http(request, |bug| if let Bug::ToStripe(rewrite) = bug { rewrite } else { unchanged })
+    }
+
+    pub(super) fn reply(&self, reply: Vec<u8>) -> Vec<u8> {
+        self.http(reply, |bug| if let Bug::FromStripe(rewrite) = bug { rewrite } else { unchanged })
+    }
+
+    /// A message whose length is what its head says it is, rewritten or not.
+    fn http(&self, message: Vec<u8>, rewrite: impl Fn(Bug) -> Rewrite) -> Vec<u8> {
+        let mut state = self.state();
+        let Some(planted) = &mut state.bug else { return message };
+        let text = String::from_utf8(message).expect("UTF-8");
+        let rewritten = rewrite(planted.bug)(&text);
+        if rewritten == text {
+            return text.into_bytes();
+        }
+        planted.seen.insert(0);
+        let (head, body) = rewritten.split_once("\r\n\r\n").expect("a head");
+        let head: String = head
+            .lines()
+            .filter(|line| !line.to_ascii_lowercase().starts_with("content-length:"))
+            .map(|line| format!("{line}\r\n"))
+            .collect();
+        format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }
+
+    /// Hears what Postgres says to a statement: an error of class 42 means that it does not understand it.
+    pub(super) fn answered(&self, label: &str, reply: &[u8]) {
+        if !reply.windows(4).any(|bytes| bytes == b"\0C42") {
+            return;
+        }
+        if let Some(planted) = &mut self.state().bug {
+            planted.refused.get_or_insert_with(|| format!("{label}: {}", String::from_utf8_lossy(reply)));
+        }
+    }
+}
+
+fn unchanged(message: &str) -> String {
+    message.to_owned()
+}

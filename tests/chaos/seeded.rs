@@ -1,0 +1,326 @@
+//! The checker is checked: bugs are planted, and `verify` must name the invariant that each of them breaks.
+//!
+//! Each bug of the [table](bugs) is played twice on a database of its own: planted, when its invariant must be violated,
+//! and not planted, when none may be. What is planted is changed on its way between program and Postgres or Stripe, so
+//! the program under test is the one that ships. Where a constraint or a trigger would refuse the bug before it does
+//! harm, that guard is lifted for the scenario, with the bug or without it: the constraints have tests of their own
+//! (`engine.rs`), and here the checker must stand alone.
+//!
+//! Two of the original's faults leave nothing in the books and are not here: conflicts between requests that have
+//! nothing to do with each other, and a key that is too long. `load.rs` and `differences.rs` have them. Nor are bugs
+//! here that another layer makes harmless by itself, such as a lease that is taken over early, because the fence
+//! holds; or a job that is finished without a lease, because its receipt is out by then and recorded once at most.
+
+mod bugs;
+mod work;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use rocket_rides_atomic::idempotency::reap::reap;
+use rocket_rides_atomic::invariants::{Invariant, Report, Traffic};
+use rocket_rides_atomic::jobs;
+use rocket_rides_atomic::roles::periodic::Periodic;
+use tokio::task::JoinHandle;
+
+use self::bugs::SEEDED;
+use self::work::Disk;
+use super::crew::Crew;
+use super::proxy::{Bug, Fault};
+use super::zombie::expire_lease;
+use crate::say;
+use crate::support::client::{Answer, DECLINED_USER, Post};
+use crate::support::world::World;
+
+/// Bugs played side by side.
+const SIDE_BY_SIDE: usize = 4;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A bug, and what must come of it.
+struct Seeded {
+    name: &'static str,
+    bug: Bug,
+    lifted: &'static [Guard],
+    scenario: Scenario,
+    caught_by: Invariant,
+}
+
+/// What the schema has against bugs.
+#[derive(Debug, Clone, Copy)]
+enum Guard {
+    /// Of the keys. It is back when the checker looks, which would miss it otherwise.
+    Trigger(&'static str),
+    /// Of this table.
+    Constraint(&'static str, &'static str),
+}
+
+/// What happens while the bug is there.
+#[derive(Debug, Clone, Copy)]
+enum Scenario {
+    /// A ride is booked.
+    Booked,
+    /// A card is declined.
+    Declined,
+    /// A client asks once more than it needs to.
+    Repeated,
+    /// Three rides' receipts are delivered.
+    Delivered,
+    /// Stripe charges and answers 500; the client asks again.
+    Unanswered,
+    /// Stripe answers 500 without having charged; the client asks again.
+    Failed,
+    /// Stripe charges, its answer is lost, it forgets the key, and then the client asks again.
+    Forgotten,
+    /// An attempt is asked to fail, and the next is not.
+    Raised,
+    /// An attempt breaks off before there is a ride; somebody asks for another ride with the same key, then the client
+    /// for the same again.
+    Mismatched,
+    /// An attempt breaks off before there is a ride, and the client does not come back.
+    Abandoned,
+    /// The completer has tried it as often as it may.
+    Hopeless,
+    /// A worker is late with its ride. Its heir has finished by then.
+    LateRide,
+    /// A worker is late with its answer. Its heir has finished by then.
+    LateAnswer,
+    /// A worker is late in giving up. Its heir has finished by then.
+    LateRelease,
+    /// A worker has been told that the card is declined, and is late with that by more than Stripe remembers. Its heir
+    /// is just having the card charged, which is good again.
+    LateDecline,
+    /// The reaper comes by an old request whose charge got no answer.
+    OldUnfinished,
+    /// The reaper comes by an old request that is being worked on.
+    OldUnderWay,
+    /// A worker sends the receipt of a paid ride; the ride before it was declined.
+    Worked,
+    /// A receipt cannot be written at first.
+    FailedOnce,
+    /// A worker is late in saying that it sent a receipt. Its job is a dead letter by then.
+    LateReceipt,
+    /// A worker is late in saying that it could not send a receipt. Its heir has sent it by then.
+    LateFailure,
+}
+
+/// Where it happens.
+struct Stage {
+    /// Prepares and checks; no bug gets there.
+    house: World,
+    /// Has the bug.
+    crew: Arc<Crew>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_seeded_bug_is_caught() {
+    let began = Instant::now();
+    let plays = SEEDED.iter().map(|seeded| async { (seeded.name, tokio::spawn(seeded.judge()).await) });
+    let judged: Vec<_> = stream::iter(plays).buffered(SIDE_BY_SIDE).collect().await;
+    let mut missed = Vec::new();
+    for (name, verdict) in &judged {
+        match verdict {
+            Ok(Ok(named)) => say(&format!("  caught: {name}: {named}")),
+            Ok(Err(problem)) => missed.push(format!("{name}: {problem}")),
+            Err(panic) => missed.push(format!("{name}: {panic}")),
+        }
+    }
+    let (all, caught) = (judged.len(), judged.len() - missed.len());
+    let seconds = began.elapsed().as_secs_f64();
+    say(&format!("seeded: {caught} of {all} seeded bugs caught, {seconds:.1} s"));
+    assert!(missed.is_empty(), "{missed:#?}");
+    for invariant in Invariant::ALL {
+        assert!(
+            SEEDED.iter().any(|seeded| seeded.caught_by == invariant),
+            "nothing was planted against {invariant:?}"
+        );
+    }
+}
+
+impl Seeded {
+    /// What the checker says against the bug, or how it fails.
+    async fn judge(&self) -> Result<String, String> {
+        let sound = self.play(None).await.1;
+        if !sound.violated().is_empty() {
+            return Err(format!("violations without the bug: {sound}"));
+        }
+        let (stage, report) = self.play(Some(self.bug)).await;
+        if let Some(why) = stage.crew.route.script.not_planted() {
+            return Err(format!("not planted: {why}"));
+        }
+        let found = report.findings().find(|(invariant, _)| *invariant == self.caught_by);
+        match found.and_then(|(invariant, finding)| Some((invariant, finding.named.first()?))) {
+            Some((invariant, offender)) => Ok(format!("{} {}: {offender}", invariant.number(), invariant.name())),
+            None => Err(format!("not caught by {:?}: {report}", self.caught_by)),
+        }
+    }
+
+    async fn play(&self, bug: Option<Bug>) -> (Stage, Report) {
+        let house = World::start().await;
+        for guard in self.lifted {
+            let lift = match guard {
+                Guard::Trigger(name) => format!("ALTER TABLE idempotency_keys DISABLE TRIGGER {name}"),
+                Guard::Constraint(table, name) => format!("ALTER TABLE {table} DROP CONSTRAINT {name}"),
+            };
+            house.execute(&lift).await;
+        }
+        let stage = Stage { crew: Crew::new(&house, bug).await, house };
+        self.scenario.play(&stage).await;
+        stage.deliver().await;
+        for guard in self.lifted {
+            if let Guard::Trigger(name) = guard {
+                stage.house.execute(&format!("ALTER TABLE idempotency_keys ENABLE TRIGGER {name}")).await;
+            }
+        }
+        let report = stage.house.verify(Traffic::Quiet).await;
+        (stage, report)
+    }
+}
+
+impl Scenario {
+    /// Says nothing about the answers, which depend on the bug.
+    async fn play(self, stage: &Stage) {
+        let (post, house) = (Post::default(), &stage.house);
+        match self {
+            Self::Booked => stage.ask(&post, &[]).await,
+            Self::Declined => stage.ask(&post.user(DECLINED_USER), &[]).await,
+            Self::Repeated => {
+                stage.ask(&post, &[]).await;
+                stage.ask(&post, &[]).await;
+            }
+            Self::Delivered => {
+                for _ in 0..3 {
+                    house.post(Post::default()).await;
+                }
+            }
+            Self::Unanswered => {
+                stage.ask(&post, &["charged_then_server_error"]).await;
+                stage.ask(&post, &[]).await;
+            }
+            Self::Failed => {
+                stage.ask(&post, &["server_error"]).await;
+                stage.ask(&post, &[]).await;
+            }
+            Self::Forgotten => {
+                stage.ask(&post, &["reply_lost"]).await;
+                house.forget().await;
+                let days = "foreign_call_intended_at = now() - interval '2 days'";
+                house.execute(&format!("UPDATE idempotency_keys SET {days}")).await;
+                stage.ask(&post, &[]).await;
+            }
+            Self::Raised => {
+                stage.ask(&post.clone().raising(), &[]).await;
+                stage.ask(&post, &[]).await;
+            }
+            Self::Mismatched => {
+                stage.break_off_before_the_ride(&post).await;
+                let elsewhere = "origin_lat=1&origin_lon=2&target_lat=3&target_lon=4";
+                stage.ask(&Post { body: elsewhere.into(), ..post.clone() }, &[]).await;
+                stage.ask(&post, &[]).await;
+            }
+            Self::Abandoned => {
+                stage.break_off_before_the_ride(&post).await;
+                stage.crew.completer.run_once().await.unwrap();
+            }
+            Self::Hopeless => {
+                stage.ask(&post, &["unauthorized", "unauthorized"]).await;
+                house.execute("UPDATE idempotency_keys SET completer_attempts = 32, next_attempt_at = now()").await;
+                stage.crew.completer.run_once().await.unwrap();
+            }
+            Self::LateRide => stage.outlive("execute update idempotency_keys + insert rides", &post, &[]).await,
+            Self::LateAnswer => {
+                stage.outlive("execute update idempotency_keys + insert staged_jobs", &post, &[]).await;
+            }
+            Self::LateRelease => stage.outlive("POST /v1/charges", &post, &["server_error"]).await,
+            Self::LateDecline => stage.decline_late(&post).await,
+            Self::OldUnfinished => {
+                stage.ask(&post, &["reply_lost"]).await;
+                stage.reap().await;
+            }
+            Self::OldUnderWay => {
+                house.script(&["hold"]).await;
+                let worker = stage.spawn(&post);
+                house.until_held().await;
+                stage.reap().await;
+                house.release_held().await;
+                worker.await.unwrap();
+            }
+            Self::Worked => {
+                stage.ask(&Post::default().user(DECLINED_USER), &[]).await;
+                stage.queue_a_receipt().await;
+                stage.work(Disk::Good).await;
+            }
+            Self::FailedOnce => {
+                stage.queue_a_receipt().await;
+                stage.work(Disk::Gone).await;
+                stage.expire_jobs().await;
+                stage.work(Disk::Good).await;
+            }
+            Self::LateReceipt => stage.outlive_a_dead_letter().await,
+            Self::LateFailure => stage.outlive_a_receipt().await,
+        }
+    }
+}
+
+impl Stage {
+    /// Has the crew work on this request, with these faults at Stripe.
+    async fn ask(&self, post: &Post, faults: &[&str]) {
+        self.house.script(faults).await;
+        self.spawn(post).await.unwrap();
+    }
+
+    fn spawn(&self, post: &Post) -> JoinHandle<Answer> {
+        let (api, post) = (self.crew.api.api.clone(), post.clone());
+        tokio::spawn(async move { api.post(post).await })
+    }
+
+    async fn deliver(&self) {
+        jobs::postgres::deliver(&self.crew.completer.database, jobs::START, 1000).await.unwrap();
+    }
+
+    /// Three days after all that was done so far.
+    async fn reap(&self) {
+        let age = "created_at = now() - interval '73 hours', last_run_at = now() - interval '73 hours'";
+        self.house.execute(&format!("UPDATE idempotency_keys SET {age}")).await;
+        let lease = self.crew.completer.lock_timeout;
+        reap(&self.crew.completer.database, 3 * DAY, lease, 1000).await.unwrap();
+    }
+
+    async fn break_off_before_the_ride(&self, post: &Post) {
+        let script = &self.crew.route.script;
+        script.arm_from("execute update idempotency_keys + insert rides", vec![(1, Fault::DropBeforeSend)]);
+        self.ask(post, &[]).await;
+        script.disarm();
+        expire_lease(&self.house, post).await;
+    }
+
+    /// A worker is held from here on, until an heir without the bug has finished its request.
+    async fn outlive(&self, held: &'static str, post: &Post, faults: &[&str]) {
+        let script = &self.crew.route.script;
+        let fault = if held.starts_with("POST") { Fault::HoldReply } else { Fault::Hold };
+        self.house.script(faults).await;
+        script.arm_from(held, vec![(1, fault)]);
+        let late = self.spawn(post);
+        script.until_held().await;
+        expire_lease(&self.house, post).await;
+        self.house.post(post.clone()).await;
+        script.release();
+        late.await.unwrap();
+    }
+
+    async fn decline_late(&self, post: &Post) {
+        let script = &self.crew.route.script;
+        self.house.script(&["declined", "hold"]).await;
+        script.arm_from("POST /v1/charges", vec![(1, Fault::HoldReply)]);
+        let late = self.spawn(post);
+        script.until_held().await;
+        expire_lease(&self.house, post).await;
+        self.house.forget().await;
+        let heir = self.spawn(post);
+        self.house.until_held().await;
+        script.release();
+        late.await.unwrap();
+        self.house.release_held().await;
+        heir.await.unwrap();
+    }
+}

@@ -1,0 +1,365 @@
+//! The bugs.
+
+use rocket_rides_atomic::invariants::Invariant as I;
+use uuid::Uuid;
+
+use super::Guard::{Constraint, Trigger};
+use super::{Bug, Scenario, Seeded};
+
+const ONE_RIDE: super::Guard = Constraint("rides", "rides_idempotency_key_id_key");
+const ONE_JOB: super::Guard = Constraint("jobs", "jobs_pkey");
+const FINISHED_IS_ANSWERED: super::Guard = Constraint("idempotency_keys", "finished_is_answered");
+const NEVER_MOVES_BACK: super::Guard = Trigger("recovery_point_never_moves_back");
+const NEVER_CHANGES: super::Guard = Trigger("answer_never_changes");
+const NEVER_REMOVED: super::Guard = Trigger("unfinished_is_never_removed");
+
+/// Parts of statements that more than one bug is about.
+const RELEASE: &str = "SET lease_token = NULL, locked_at = NULL, last_error = mine.error";
+const FENCE: &str = "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point =";
+const DELIVERED: &str = "FROM taken ORDER BY id";
+const STAGED: &str = "SELECT job_name, job_args FROM fenced WHERE job_name IS NOT NULL";
+const TAKEN_OVER: &str = "SET lease_token = t.token,";
+const RECORD: &str = "origin_ip, ride_id, 'ride', user_id FROM numbered";
+const RECEIPT: &str = "SELECT ride_id, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL";
+
+pub(super) const SEEDED: &[Seeded] = &[
+    // The original's, as far as they leave a trace.
+    Seeded {
+        name: "original: the enqueuer deletes jobs that it never enqueued",
+        bug: Bug::Sql(&[(DELIVERED, "FROM taken ORDER BY id LIMIT 2")]),
+        lifted: &[],
+        scenario: Scenario::Delivered,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "original: any error at Stripe is answered for good",
+        bug: Bug::Sql(&[(
+            RELEASE,
+            "SET lease_token = NULL, locked_at = NULL, last_error = NULL, recovery_point = 'finished',
+                 response_code = 503, response_body = '{}'",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Unanswered,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "original: a worker that outlives its lock repeats what follows",
+        bug: Bug::Sql(&[(
+            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = i.recovery_point",
+            "WHERE k.id = i.key_id",
+        )]),
+        lifted: &[],
+        scenario: Scenario::LateAnswer,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "original: unlocking does not ask whose lock it is",
+        bug: Bug::Sql(&[("WHERE k.id = mine.id AND k.lease_token = mine.lease_token", "WHERE k.id = mine.id")]),
+        lifted: &[],
+        scenario: Scenario::LateRelease,
+        caught_by: I::StaleLeaseWritesNothing,
+    },
+    Seeded {
+        name: "original: the reaper removes unfinished keys",
+        bug: Bug::Sql(&[("AND old.finished", ""), ("AND NOT old.finished", "AND false")]),
+        lifted: &[NEVER_REMOVED],
+        scenario: Scenario::OldUnfinished,
+        caught_by: I::UnfinishedIsNeverRemoved,
+    },
+    Seeded {
+        name: "original: the reaper removes keys that are locked",
+        bug: Bug::Sql(&[
+            ("AND (locked_at IS NULL OR locked_at <= now() - make_interval(secs => $2))", "AND $2::float8 > 0"),
+            ("AND old.finished", ""),
+            ("AND NOT old.finished", "AND false"),
+        ]),
+        lifted: &[NEVER_REMOVED],
+        scenario: Scenario::OldUnderWay,
+        caught_by: I::UnfinishedIsNeverRemoved,
+    },
+    Seeded {
+        name: "original: the completer never gives up on a hopeless key",
+        bug: Bug::Sql(&[(
+            "k.completer_attempts >= $5 AS exhausted",
+            "k.completer_attempts < least($5, 0) AS exhausted",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Hopeless,
+        caught_by: I::NothingIsForgotten,
+    },
+    Seeded {
+        name: "original: the completer records its own address as the client's",
+        bug: Bug::Sql(&[("k.user_id, k.origin_ip,", "k.user_id, inet '192.0.2.1' AS origin_ip,")]),
+        lifted: &[],
+        scenario: Scenario::Abandoned,
+        caught_by: I::OnlyTheRequestIsExecuted,
+    },
+    Seeded {
+        name: "original: Stripe is asked within a transaction, which a failure rolls back",
+        bug: Bug::Sql(&[(
+            ") UPDATE idempotency_keys k SET lease_token = NULL",
+            "), undone AS (
+                    DELETE FROM rides WHERE idempotency_key_id IN (SELECT id FROM mine) RETURNING id
+                ), unrecorded AS (
+                    DELETE FROM audit_records WHERE resource_id IN (SELECT id FROM undone)
+                )
+                UPDATE idempotency_keys k
+                SET recovery_point = 'started', foreign_call_intended_at = NULL, lease_token = NULL",
+        )]),
+        lifted: &[NEVER_MOVES_BACK],
+        scenario: Scenario::Unanswered,
+        caught_by: I::RecoveryPointAgrees,
+    },
+    // Leases and fences.
+    Seeded {
+        name: "the fence asks for nothing",
+        bug: Bug::Sql(&[(
+            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = 'started'",
+            "WHERE k.id = i.key_id",
+        )]),
+        lifted: &[ONE_RIDE, FINISHED_IS_ANSWERED, NEVER_MOVES_BACK],
+        scenario: Scenario::LateRide,
+        caught_by: I::OneRidePerKey,
+    },
+    Seeded {
+        name: "the fence asks for the recovery point, but not for the lease's token",
+        bug: Bug::Sql(&[(FENCE, "WHERE k.id = i.key_id AND k.recovery_point =")]),
+        lifted: &[],
+        scenario: Scenario::LateDecline,
+        caught_by: I::DeclinedIsNotCharged,
+    },
+    Seeded {
+        name: "a lease that is taken over keeps its token",
+        bug: Bug::Sql(&[
+            (TAKEN_OVER, "SET lease_token = coalesce(k.lease_token, t.token),"),
+            ("RETURNING k.id, k.lease_token,", "RETURNING k.id, t.token,"),
+        ]),
+        lifted: &[],
+        scenario: Scenario::LateDecline,
+        caught_by: I::DeclinedIsNotCharged,
+    },
+    Seeded {
+        name: "a finished request is executed again",
+        bug: Bug::Sql(&[
+            ("num_nulls(k.response_code, k.parked_at) = 2", "k.parked_at IS NULL"),
+            (
+                TAKEN_OVER,
+                "SET recovery_point = 'started', response_code = NULL, response_body = NULL, lease_token = t.token,",
+            ),
+        ]),
+        lifted: &[ONE_RIDE, NEVER_MOVES_BACK, NEVER_CHANGES],
+        scenario: Scenario::Repeated,
+        caught_by: I::OneRidePerKey,
+    },
+    Seeded {
+        name: "a key is good for any request",
+        bug: Bug::Sql(&[("AND k.request_params = i.request_params AS same", "AS same")]),
+        lifted: &[],
+        scenario: Scenario::Mismatched,
+        caught_by: I::OnlyTheRequestIsExecuted,
+    },
+    // Money.
+    Seeded {
+        name: "each attempt sends Stripe a key of its own",
+        bug: Bug::ToStripe(with_a_key_of_its_own),
+        lifted: &[],
+        scenario: Scenario::Unanswered,
+        caught_by: I::OneChargePerKey,
+    },
+    Seeded {
+        name: "Stripe's key is made anew with each lease",
+        bug: Bug::Sql(&[(TAKEN_OVER, "SET foreign_call_key = gen_random_uuid(), lease_token = t.token,")]),
+        lifted: &[],
+        scenario: Scenario::Unanswered,
+        caught_by: I::OneChargePerKey,
+    },
+    Seeded {
+        name: "a 500 from Stripe is taken for a decline",
+        bug: Bug::FromStripe(declined_for_500),
+        lifted: &[],
+        scenario: Scenario::Unanswered,
+        caught_by: I::DeclinedIsNotCharged,
+    },
+    Seeded {
+        name: "a 500 from Stripe is taken for a success",
+        bug: Bug::FromStripe(charged_for_500),
+        lifted: &[],
+        scenario: Scenario::Failed,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "the look-up finds nothing, whatever there is",
+        bug: Bug::FromStripe(empty_list),
+        lifted: &[],
+        scenario: Scenario::Forgotten,
+        caught_by: I::OneChargePerKey,
+    },
+    Seeded {
+        name: "the ride does not learn its charge",
+        bug: Bug::Sql(&[("SET stripe_charge_id = f.stripe_charge_id", "SET stripe_charge_id = NULL")]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "a charge does not advance the recovery point",
+        bug: Bug::Sql(&[("SET recovery_point = 'charge_created'", "SET recovery_point = 'ride_created'")]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::RecoveryPointAgrees,
+    },
+    // Answers and receipts.
+    Seeded {
+        name: "a decline is stored as a 201",
+        bug: Bug::Sql(&[("response_code = i.response_code", "response_code = 201")]),
+        lifted: &[],
+        scenario: Scenario::Declined,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "a failure that was asked for is answered for good",
+        bug: Bug::Sql(&[(
+            RELEASE,
+            "SET lease_token = NULL, locked_at = NULL, last_error = NULL, recovery_point = 'finished',
+                 response_code = 500, response_body = '{}'",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Raised,
+        caught_by: I::AnswerNeverChanges,
+    },
+    Seeded {
+        name: "the receipt is not staged",
+        bug: Bug::Sql(&[(STAGED, "SELECT job_name, job_args FROM fenced WHERE job_name = ''")]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "a decline gets a receipt",
+        bug: Bug::Sql(&[(
+            STAGED,
+            "SELECT 'send_ride_receipt', jsonb_build_object('ride_id', rides.id)
+             FROM fenced JOIN input USING (lease_token) JOIN rides ON rides.idempotency_key_id = input.key_id",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Declined,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "the enqueuer delivers a job twice",
+        bug: Bug::Sql(&[(DELIVERED, "FROM taken, generate_series(1, 2) ORDER BY id")]),
+        lifted: &[ONE_JOB],
+        scenario: Scenario::Delivered,
+        caught_by: I::StagedIsDelivered,
+    },
+    Seeded {
+        name: "the enqueuer passes a job over for ever",
+        bug: Bug::Sql(&[(
+            "FROM staged_jobs WHERE next_attempt_at",
+            "FROM staged_jobs WHERE id % 2 = 0 AND next_attempt_at",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Delivered,
+        caught_by: I::StagedIsDelivered,
+    },
+    // Rides and who asked for them.
+    Seeded {
+        name: "the ride goes the other way",
+        bug: Bug::Sql(&[(
+            "SELECT ride_id, key_id, user_id, origin_lat, origin_lon, target_lat, target_lon FROM numbered",
+            "SELECT ride_id, key_id, user_id, target_lat, target_lon, origin_lat, origin_lon FROM numbered",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::OnlyTheRequestIsExecuted,
+    },
+    Seeded {
+        name: "the ride is recorded twice",
+        bug: Bug::Sql(&[(RECORD, "origin_ip, ride_id, 'ride', user_id FROM numbered, generate_series(1, 2)")]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::StaleLeaseWritesNothing,
+    },
+    Seeded {
+        name: "the ride is not recorded",
+        bug: Bug::Sql(&[(RECORD, "origin_ip, ride_id, 'ride', user_id FROM numbered WHERE false")]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::RecoveryPointAgrees,
+    },
+    Seeded {
+        name: "the completer never picks anything up",
+        bug: Bug::Sql(&[("k.next_attempt_at <= now()", "k.next_attempt_at > 'infinity'")]),
+        lifted: &[],
+        scenario: Scenario::Abandoned,
+        caught_by: I::NothingIsForgotten,
+    },
+    // Jobs and who works them.
+    Seeded {
+        name: "a job is finished without its receipt",
+        bug: Bug::Sql(&[(RECEIPT, "SELECT ride_id, job_id, message_id FROM fenced WHERE false")]),
+        lifted: &[],
+        scenario: Scenario::Worked,
+        caught_by: I::StagedIsDelivered,
+    },
+    Seeded {
+        name: "the receipt is recorded with another ride, which was not paid",
+        bug: Bug::Sql(&[(RECEIPT, "SELECT ride_id - 1, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL")]),
+        lifted: &[],
+        scenario: Scenario::Worked,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+    Seeded {
+        name: "a receipt is recorded whoever has the lease on its job",
+        bug: Bug::Sql(&[(RECEIPT, "SELECT ride_id, job_id, message_id FROM input WHERE ride_id IS NOT NULL")]),
+        lifted: &[],
+        scenario: Scenario::LateReceipt,
+        caught_by: I::StagedIsDelivered,
+    },
+    Seeded {
+        name: "giving up a job does not ask whose it is",
+        bug: Bug::Sql(&[(
+            "WHERE staged_id = $1 AND lease_token = $2 FOR UPDATE",
+            "WHERE staged_id = $1 AND $2::uuid IS NOT NULL FOR UPDATE",
+        )]),
+        lifted: &[],
+        scenario: Scenario::LateFailure,
+        caught_by: I::StagedIsDelivered,
+    },
+    Seeded {
+        name: "a job that failed is deleted, not tried again",
+        bug: Bug::Sql(&[
+            ("AND f.dies RETURNING j.*", "RETURNING j.*"),
+            ("'queue', attempts, $3 FROM gone", "'queue', attempts, $3 FROM gone WHERE false"),
+            ("AND NOT f.dies RETURNING", "AND false RETURNING"),
+        ]),
+        lifted: &[],
+        scenario: Scenario::FailedOnce,
+        caught_by: I::BookedIsChargedAndReceipted,
+    },
+];
+
+fn with_a_key_of_its_own(request: &str) -> String {
+    const HEADER: &str = "idempotency-key: ";
+    let Some((before, key_and_rest)) = request.split_once(HEADER) else { return request.to_owned() };
+    let (_, rest) = key_and_rest.split_once("\r\n").expect("a line");
+    format!("{before}{HEADER}{}\r\n{rest}", Uuid::new_v4())
+}
+
+fn declined_for_500(reply: &str) -> String {
+    const DECLINED: &str = "HTTP/1.1 402 Payment Required\r\ncontent-type: application/json\r\n\r\n\
+        {\"error\":{\"type\":\"card_error\",\"code\":\"card_declined\",\"message\":\"Your card was declined.\"}}";
+    if reply.starts_with("HTTP/1.1 500") { DECLINED.to_owned() } else { reply.to_owned() }
+}
+
+fn charged_for_500(reply: &str) -> String {
+    const CHARGED: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n\
+        {\"id\":\"ch_taken_for_granted\",\"status\":\"succeeded\"}";
+    if reply.starts_with("HTTP/1.1 500") { CHARGED.to_owned() } else { reply.to_owned() }
+}
+
+fn empty_list(reply: &str) -> String {
+    let Some((before, _)) = reply.split_once("\"data\":[") else { return reply.to_owned() };
+    let (head, _) = before.split_once("\r\n\r\n").expect("a head");
+    format!("{head}\r\n\r\n{{\"object\":\"list\",\"has_more\":false,\"data\":[]}}")
+}

@@ -1,0 +1,99 @@
+//! Jobs on the stage, and who works them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rocket_rides_atomic::config;
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::receipts::{Receipts, Sender};
+use rocket_rides_atomic::roles::worker::Worker;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::super::proxy::Fault;
+use super::Stage;
+use crate::support::client::Post;
+use crate::support::world::pool;
+
+/// Where receipts are to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disk {
+    Good,
+    /// Nothing can be written any more.
+    Gone,
+}
+
+impl Stage {
+    /// A ride is booked, and its receipt is in the queue.
+    pub(super) async fn queue_a_receipt(&self) {
+        self.ask(&Post::default(), &[]).await;
+        self.deliver().await;
+    }
+
+    /// A worker that has the bug works what is due.
+    pub(super) async fn work(&self, disk: Disk) {
+        self.look(&self.crew.completer.database, disk, config::Worker::default().max_attempts).await;
+    }
+
+    /// Has every job's lease run out, and every pause end.
+    pub(super) async fn expire_jobs(&self) {
+        self.house.execute("UPDATE jobs SET next_attempt_at = now() WHERE finished_at IS NULL").await;
+    }
+
+    /// A worker is held when it has sent a receipt, until an heir without the bug has found that this was the job's last
+    /// attempt.
+    pub(super) async fn outlive_a_dead_letter(&self) {
+        let script = &self.crew.route.script;
+        self.queue_a_receipt().await;
+        script.arm_from("execute update jobs + insert receipts", vec![(1, Fault::Hold)]);
+        let heir = async {
+            script.until_held().await;
+            self.expire_jobs().await;
+            self.look(&pool(&self.house.database_config).await, Disk::Good, 1).await;
+            script.release();
+        };
+        tokio::join!(self.work(Disk::Good), heir);
+    }
+
+    /// A worker with a bad disk and one attempt is held when it has read the ride, until an heir without the bug has sent
+    /// the receipt.
+    pub(super) async fn outlive_a_receipt(&self) {
+        let script = &self.crew.route.script;
+        self.queue_a_receipt().await;
+        // It would not try again otherwise, having seen that there is a receipt.
+        script.arm_from("execute SELECT r.user_id,", vec![(1, Fault::HoldReply)]);
+        let heir = async {
+            script.until_held().await;
+            self.expire_jobs().await;
+            let database = pool(&self.house.database_config).await;
+            self.look(&database, Disk::Good, config::Worker::default().max_attempts).await;
+            script.release();
+        };
+        tokio::join!(self.look(&self.crew.completer.database, Disk::Gone, 1), heir);
+    }
+
+    /// The role as it ships takes what is due, once, and ends when that has ended.
+    async fn look(&self, database: &Database, disk: Disk, max_attempts: i32) {
+        let dir = &self.house.config.receipts.dir;
+        let worker = Arc::new(Worker {
+            database: database.clone(),
+            receipts: Receipts { database: database.clone(), installation: Uuid::nil(), sender: sender(dir, disk) },
+            config: config::Worker { max_attempts, ..config::Worker::default() },
+            delivered: Arc::new(Notify::new()),
+            metrics: Arc::default(),
+        });
+        let stop = CancellationToken::new();
+        // It has begun to take jobs before it hears that it is to stop.
+        tokio::join!(biased; worker.run(stop.clone()), async { stop.cancel() });
+    }
+}
+
+fn sender(dir: &Path, disk: Disk) -> Sender {
+    let dir = dir.join(format!("{disk:?}"));
+    let sender = Sender::new(&config::Receipts { dir: dir.clone(), ..config::Receipts::default() }).unwrap();
+    if disk == Disk::Gone {
+        std::fs::remove_dir(dir).unwrap();
+    }
+    sender
+}

@@ -1,0 +1,75 @@
+//! Dead letters: listed, put back to where they died, and forgotten, by the commands that a person uses.
+
+use crate::support::process::{Process, arguments};
+use crate::support::world::{TempDir, World, stage};
+
+/// What `jobs …` prints, line by line.
+async fn jobs(world: &World, command: &[&str]) -> Vec<String> {
+    let dir = TempDir::new();
+    let mut words = arguments(Some(&world.database_config), dir.path(), &[]);
+    words.extend(["jobs"].iter().chain(command).map(|word| (*word).to_owned()));
+    let mut process = Process::spawn(&words);
+    assert_eq!(process.exit().await.code(), Some(0), "{:#?}", process.log());
+    process.all_said().await
+}
+
+async fn dead_in_queue(world: &World, ids: std::ops::RangeInclusive<i64>) {
+    let sql = format!(
+        "INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
+         SELECT n, 'q', '{{\"ride_id\":7}}', now() - interval '1 hour', 'queue', 9, 'no such ride'
+         FROM generate_series({}, {}) n",
+        ids.start(),
+        ids.end()
+    );
+    world.execute(&sql).await;
+}
+
+#[tokio::test]
+async fn dead_letters_go_back_to_where_they_died() {
+    let world = World::with(|config| config.roles.enqueuer = true).await;
+    world.execute("ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (job_args <> '2')").await;
+    stage(&world, 3).await;
+    world.until_count("dead_jobs", 1).await;
+    let staged_at: std::time::SystemTime = world.get("SELECT staged_at FROM dead_jobs").await;
+    dead_in_queue(&world, 900..=901).await;
+
+    let listed = jobs(&world, &["list"]).await;
+    assert_eq!(listed[0], "3 dead");
+    assert!(listed[1].starts_with("2  n  died in the outbox after 1 attempts, "), "{listed:?}");
+    assert!(listed[1].contains("unlucky"), "{listed:?}");
+    assert!(listed[2].starts_with("900  q  died in the queue after 9 attempts, "), "{listed:?}");
+    assert_eq!(jobs(&world, &["list", "--limit", "1"]).await.len(), 2);
+
+    // Nothing has changed, so the one dies again; the other is in the queue, as if never tried.
+    let retried = jobs(&world, &["retry", "2", "900", "5"]).await;
+    assert_eq!(retried, ["2  will be tried again", "900  will be tried again", "5  is not dead"]);
+    world.until_count("dead_jobs", 2).await;
+    let again = "jobs WHERE staged_id = 900 AND attempts = 0 AND finished_at IS NULL AND last_error IS NULL
+                 AND job_args = '{\"ride_id\":7}' AND staged_at < now() - interval '59 minutes'";
+    assert_eq!(world.count(again).await, 1);
+
+    world.execute("ALTER TABLE jobs DROP CONSTRAINT unlucky").await;
+    jobs(&world, &["retry", "2"]).await;
+    world.until_count("jobs WHERE staged_id = 2", 1).await;
+    let delivered: std::time::SystemTime = world.get("SELECT staged_at FROM jobs WHERE staged_id = 2").await;
+    assert_eq!(delivered, staged_at);
+
+    assert_eq!(jobs(&world, &["purge", "2", "901"]).await, ["2  is not dead", "901  is gone"]);
+    assert_eq!(jobs(&world, &["list"]).await, ["0 dead"]);
+    // Staging goes on with ids of its own.
+    stage(&world, 1).await;
+    world.until_count("jobs WHERE staged_id = 4", 1).await;
+}
+
+#[tokio::test]
+async fn all_of_them_at_once() {
+    let world = World::start().await;
+    dead_in_queue(&world, 1..=2500).await;
+    assert_eq!(jobs(&world, &["retry", "--all"]).await.len(), 2500);
+    assert_eq!((world.count("dead_jobs").await, world.count("jobs").await), (0, 2500));
+    dead_in_queue(&world, 3001..=3003).await;
+    assert_eq!(jobs(&world, &["purge", "--all"]).await, ["3001  is gone", "3002  is gone", "3003  is gone"]);
+    assert_eq!(world.count("dead_jobs").await, 0);
+    let mut both = Process::spawn(&["jobs", "purge", "--all", "1"].map(str::to_owned));
+    assert_eq!(both.exit().await.code(), Some(2));
+}

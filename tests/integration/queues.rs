@@ -1,0 +1,213 @@
+//! What holds for every queue outside the database, told once; `redis` and `nats` run it against the real servers.
+
+use std::time::{Duration, SystemTime};
+
+use hyper::Method;
+use nix::sys::signal::Signal;
+use rocket_rides_atomic::jobs::{Delivery, Queue, StagedJob};
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::support::broker::Broker;
+use crate::support::process::{Process, arguments};
+use crate::support::world::{TempDir, World};
+use crate::support::{cluster, eventually};
+
+/// A push that takes this long hangs.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub fn job(id: i64, name: &str) -> StagedJob {
+    let args = RawValue::from_string(json!({ "n": id }).to_string()).unwrap();
+    StagedJob { id, name: name.to_owned(), args, staged_at: SystemTime::now() }
+}
+
+pub fn batch(ids: std::ops::RangeInclusive<i64>) -> Vec<StagedJob> {
+    ids.map(|id| job(id, "send_ride_receipt")).collect()
+}
+
+/// What became of the jobs, or the whole chain of why nothing did.
+pub async fn push(queue: &impl Queue, jobs: &[StagedJob]) -> Result<Vec<Delivery>, String> {
+    let pushed = tokio::time::timeout(DEADLINE, queue.push(jobs)).await.expect("an answer");
+    pushed.map_err(|error| rocket_rides_atomic::errors::chain(&error))
+}
+
+/// The numbers of the jobs that wait, in the order in which workers get them.
+pub async fn numbers(broker: &impl Broker) -> Vec<i64> {
+    broker.jobs().await.iter().map(|args| args["n"].as_i64().expect("a number")).collect()
+}
+
+async fn assert_each_once(broker: &impl Broker, count: i64) {
+    let mut numbers = numbers(broker).await;
+    numbers.sort_unstable();
+    assert!(numbers.iter().copied().eq(1..=count), "{} jobs for {count}", numbers.len());
+}
+
+const STAGE: &str =
+    "INSERT INTO staged_jobs (job_name, job_args) SELECT 'send_ride_receipt', jsonb_build_object('n', n)";
+
+async fn stage(world: &World, first: i64, last: i64) {
+    world.execute(&format!("{STAGE} FROM generate_series({first}, {last}) n")).await;
+}
+
+/// A queue that was down costs nobody an attempt.
+async fn assert_no_attempts_spent(world: &World) {
+    assert_eq!(world.count("staged_jobs WHERE attempts > 0").await, 0);
+    assert_eq!(world.count("dead_jobs").await, 0);
+}
+
+async fn world(broker: &impl Broker) -> World {
+    World::with(|config| broker.configure(config)).await
+}
+
+/// Pushed again, whole or in part, in another order, by another process: each job is there once, in order.
+pub async fn a_repeated_push_adds_nothing<B: Broker, Q: Queue>(broker: &B, open: impl Fn() -> Q) {
+    let (first, second) = (open(), open());
+    let delivered = |count| Ok(vec![Delivery::Delivered; count]);
+    assert_eq!(push(&first, &batch(1..=1500)).await, delivered(1500));
+    assert_eq!(push(&first, &batch(1..=1500)).await, delivered(1500));
+    let mut backwards = batch(1400..=1600);
+    backwards.reverse();
+    assert_eq!(push(&second, &backwards).await, delivered(201));
+    assert_eq!(broker.depth().await, 1600);
+    let numbers = numbers(broker).await;
+    assert!(numbers[..1500].iter().copied().eq(1..=1500));
+    assert!(numbers[1500..].iter().copied().eq((1501..=1600).rev()));
+}
+
+/// The process dies when the queue has the jobs and the outbox has them too.
+pub async fn killed_between_push_and_delete<B: Broker>() {
+    let mut broker = B::start().await;
+    let (database, dir) = (cluster::database().await, TempDir::new());
+    let settings = broker.settings();
+    let mut more: Vec<&str> = settings.iter().map(String::as_str).collect();
+    more.extend(["enqueuer.push_timeout=20s", "enqueuer.lease=60s"]);
+    let arguments = arguments(Some(&database), dir.path(), &more);
+
+    let mut process = Process::spawn(&arguments);
+    process.api().await;
+    let outbox = cluster::connect(&database).await;
+    let count = async |rows: &str| -> i64 {
+        outbox.query_one(&format!("SELECT count(*) FROM {rows}"), &[]).await.unwrap().get(0)
+    };
+    broker.server().pause();
+    outbox.batch_execute(&format!("{STAGE} FROM generate_series(1, 500) n")).await.unwrap();
+    eventually("a lease on the jobs", async || {
+        (count("staged_jobs WHERE lease_token IS NOT NULL").await == 500).then_some(())
+    })
+    .await;
+    // Whoever wants to delete them waits for us.
+    let blocker = cluster::connect(&database).await;
+    blocker.batch_execute("BEGIN; SELECT FROM staged_jobs FOR UPDATE").await.unwrap();
+    broker.server().resume();
+    eventually("the push", async || (broker.depth().await == 500).then_some(())).await;
+    eventually("the delete", async || {
+        (count("pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await == 1)
+            .then_some(())
+    })
+    .await;
+    process.signal(Signal::SIGKILL);
+    process.exit().await;
+    // Postgres would still carry the statement out: it does not look whether anybody waits for it.
+    let terminate = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    outbox.execute(terminate, &[]).await.unwrap();
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(count("staged_jobs").await, 500);
+    // The dead process's lease runs out in its own time; nobody has to wait for that here.
+    outbox.execute("UPDATE staged_jobs SET next_attempt_at = now()", &[]).await.unwrap();
+
+    let process = Process::spawn(&arguments);
+    process.api().await;
+    eventually("an empty outbox", async || (count("staged_jobs").await == 0).then_some(())).await;
+    assert!(process.log().iter().any(|line| line.contains(r#""repeated":500"#)), "{:#?}", process.log());
+    assert_each_once(&broker, 500).await;
+}
+
+/// The queue dies in the middle of it, twice, and comes back.
+pub async fn the_queue_dies_while_jobs_are_pushed<B: Broker>() {
+    let mut broker = B::start().await;
+    let mut world = world(&broker).await;
+    for death in 1..=2 {
+        stage(&world, 1 + (death - 1) * 10_000, death * 10_000).await;
+        eventually("some jobs in the queue", async || (world.count("staged_jobs").await < 9_000).then_some(()))
+            .await;
+        broker.server().kill();
+        broker.server().restart();
+    }
+    world.until_count("staged_jobs WHERE attempts = 0", 0).await;
+    assert_no_attempts_spent(&world).await;
+    world.stop().await.unwrap();
+    assert_each_once(&broker, 20_000).await;
+}
+
+/// A queue that is not there keeps nobody from starting, nor rides from being booked.
+pub async fn down_at_start<B: Broker>() {
+    let mut broker = B::start().await;
+    broker.server().kill();
+    let world = world(&broker).await;
+    stage(&world, 1, 10).await;
+    eventually("a ride", async || (world.post(Default::default()).await.status == 201).then_some(())).await;
+    assert_eq!(world.count("staged_jobs").await, 11);
+    broker.server().restart();
+    world.until_count("staged_jobs", 0).await;
+    assert_eq!(broker.depth().await, 11);
+}
+
+/// 100,000 jobs, two enqueuers, and low ids that commit after all others are through.
+pub async fn late_commits_are_neither_lost_nor_doubled<B: Broker>() {
+    let broker = B::start().await;
+    let mut world = world(&broker).await;
+    let mut neighbour = world.neighbour(|config| config.roles.api = false).await;
+    let late = cluster::connect(&world.database_config).await;
+    late.batch_execute(&format!("BEGIN; {STAGE} FROM generate_series(99001, 100000) n")).await.unwrap();
+    for tenth in 0..10 {
+        stage(&world, 1 + tenth * 9_900, (tenth + 1) * 9_900).await;
+    }
+    // In steps, each of which has the patience of a whole test: a busy machine takes its time.
+    for left in [80_000, 60_000, 40_000, 20_000, 0] {
+        eventually("the outbox to drain", async || (world.count("staged_jobs").await <= left).then_some(())).await;
+    }
+    assert_eq!(broker.depth().await, 99_000);
+    late.batch_execute("COMMIT").await.unwrap();
+    eventually("the late ones", async || (broker.depth().await == 100_000).then_some(())).await;
+    world.until_count("staged_jobs", 0).await;
+    assert_eq!(world.count("dead_jobs").await, 0);
+    world.stop().await.unwrap();
+    neighbour.stop().await.unwrap();
+    assert_each_once(&broker, 100_000).await;
+}
+
+/// Not even to the most curious reader of logs.
+pub async fn no_password_is_logged<B: Broker>() {
+    let broker = B::start().await;
+    let (database, dir) = (cluster::database().await, TempDir::new());
+    let [queue, url] = broker.settings().map(|setting| setting.replace("://", "://rides:hunter2@"));
+    let process = Process::spawn(&arguments(Some(&database), dir.path(), &[&queue, &url, "log.filter=trace"]));
+    assert_eq!(process.api().await.post(Default::default()).await.status, 201);
+    // A NATS that asks for no password takes any; a Redis does not.
+    let line = eventually("a word on the push", async || {
+        let said = |line: &String| line.contains("takes no jobs") || line.contains("moved staged jobs");
+        process.log().into_iter().find(said)
+    })
+    .await;
+    assert!(line.contains(B::QUEUE.name()) || line.contains("moved"), "{line}");
+    for line in process.log() {
+        assert!(!line.contains("hunter2"), "{line}");
+    }
+}
+
+/// A queue that is full takes no more, until it is not full any more.
+pub async fn full_and_then_relieved<B: Broker>(broker: &B, relieve: impl AsyncFnOnce()) {
+    let mut world = world(broker).await;
+    stage(&world, 1, 500).await;
+    eventually("a refusal", async || {
+        let metrics = String::from_utf8(world.api.call(Method::GET, "/metrics", "").await.body.to_vec()).unwrap();
+        metrics.contains(&format!("queue_up{{queue=\"{}\"}} 0", B::QUEUE.name())).then_some(())
+    })
+    .await;
+    relieve().await;
+    world.until_count("staged_jobs", 0).await;
+    assert_no_attempts_spent(&world).await;
+    world.stop().await.unwrap();
+    assert_each_once(broker, 500).await;
+}
