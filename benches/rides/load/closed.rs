@@ -1,0 +1,54 @@
+//! The closed loop: each client sends its next request when it has the answer to the last.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::Tally;
+use super::keys::Keys;
+use super::wire::Connection;
+
+/// Runs `connections` clients for `warm_up` and then `window`, or until there are no more keys.
+pub(crate) async fn run(
+    address: SocketAddr,
+    connections: usize,
+    keys: Keys,
+    warm_up: Duration,
+    window: Duration,
+) -> Tally {
+    let keys = Arc::new(keys);
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        clients.push(Connection::open(address).await.expect("connect to the API"));
+    }
+    let began = Instant::now() + warm_up;
+    let ends = began + window;
+    let mut running = JoinSet::new();
+    for client in clients {
+        running.spawn(one(client, Arc::clone(&keys), began, ends));
+    }
+    let mut tally = Tally::default();
+    while let Some(ended) = running.join_next().await {
+        tally.add(ended.expect("no client panics"));
+    }
+    // A set of keys that was used up ends the measurement early.
+    tally.window = window.min(began.elapsed());
+    tally
+}
+
+async fn one(mut client: Connection, keys: Arc<Keys>, began: Instant, ends: Instant) -> Tally {
+    let mut tally = Tally::default();
+    while Instant::now() < ends
+        && let Some(key) = keys.next()
+    {
+        let answer = client.book(&key).await;
+        let now = Instant::now();
+        if answer.is_ok() && now >= began && now < ends {
+            tally.answers += 1;
+        }
+        tally.count(&answer);
+    }
+    tally
+}

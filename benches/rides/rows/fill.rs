@@ -1,0 +1,111 @@
+//! Tables as years of rides leave them, written by SQL in seconds.
+
+use tokio_postgres::Client;
+
+use super::Bench;
+use crate::servers::postgres::Database;
+use crate::servers::process::Process;
+
+/// A key's columns that are the same in whatever state it is.
+const KEY: &str = "idempotency_key, user_id, request_method, request_path, request_params, origin_ip";
+const KEY_VALUES: &str = r#"gen_random_uuid(), 1, 'POST', '/rides', '{"origin_lat": 37.7749, "origin_lon": -122.4194,
+    "target_lat": 34.0522, "target_lon": -118.2437}', '127.0.0.1'"#;
+
+/// Name and arguments of the job of the ride number `g`.
+const RECEIPT: &str = "'send_ride_receipt',
+    jsonb_build_object('ride_id', g, 'user_id', 1, 'amount', 2000, 'currency', 'usd')";
+
+impl Bench {
+    /// A database with the schema and the two users, and a connection to it.
+    pub(super) async fn seeded(&self, part: &str) -> (Database, Client) {
+        let database = self.postgres.fresh(part).await;
+        Process::start("api", &database, self.sandbox, &[]).await.stop().await;
+        let client = database.connect().await;
+        (database, client)
+    }
+}
+
+/// Finished keys with their rides. `age` is SQL for how old the key number `g` of `count` is.
+pub(super) async fn finished_keys(client: &Client, count: u32, age: &str) {
+    let keys = format!(
+        "INSERT INTO idempotency_keys ({KEY}, created_at, last_run_at, next_attempt_at, foreign_call_intended_at,
+             recovery_point, response_code, response_body)
+         SELECT {KEY_VALUES}, at, at, at + interval '5 minutes', at, 'finished', 201,
+             '{{\"message\":\"Your ride is booked and paid. The pilot is on the way.\"}}'
+         FROM (SELECT now() - ({age}) AS at FROM generate_series(1, {count}) AS g) AS keys"
+    );
+    fill(client, &format!("{keys}; {}", rides("'ch_' || gen_random_uuid()"))).await;
+}
+
+/// Keys whose clients gave up between the ride and the charge, ten minutes ago.
+pub(super) async fn abandoned_keys(client: &Client, count: u32) {
+    let keys = format!(
+        "INSERT INTO idempotency_keys ({KEY}, created_at, last_run_at, next_attempt_at, foreign_call_intended_at,
+             recovery_point)
+         SELECT {KEY_VALUES}, at, at, at + interval '5 minutes', at, 'ride_created'
+         FROM (SELECT now() - interval '10 minutes' AS at FROM generate_series(1, {count})) AS keys"
+    );
+    fill(client, &format!("{keys}; {}", rides("NULL"))).await;
+}
+
+/// Jobs that wait in the outbox.
+pub(super) async fn staged_jobs(client: &Client, count: u32) {
+    let jobs = format!(
+        "INSERT INTO staged_jobs (job_name, job_args) SELECT {RECEIPT} FROM generate_series(1, {count}) AS g"
+    );
+    fill(client, &jobs).await;
+}
+
+/// Jobs that wait in the table `jobs`, with their rides. The tables have been emptied, so rides are numbered from 1.
+pub(super) async fn queued_receipts(client: &Client, count: u32) {
+    finished_keys(client, count, "interval '1 minute'").await;
+    let jobs = format!(
+        "INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
+         SELECT g, {RECEIPT}, now() FROM generate_series(1, {count}) AS g"
+    );
+    fill(client, &jobs).await;
+}
+
+/// Removes all rows but the users.
+pub(super) async fn empty(client: &Client) {
+    let sql = "TRUNCATE idempotency_keys, rides, audit_records, staged_jobs, jobs, receipts, dead_jobs
+        RESTART IDENTITY CASCADE";
+    client.batch_execute(sql).await.expect("empty the tables");
+}
+
+/// A ride for each key.
+fn rides(charge: &str) -> String {
+    format!(
+        "INSERT INTO rides (created_at, idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon,
+             stripe_charge_id)
+         SELECT created_at, id, user_id, 37.7749, -122.4194, 34.0522, -118.2437, {charge}
+         FROM idempotency_keys ORDER BY id"
+    )
+}
+
+/// Runs the inserts while the tables have no indexes, and makes those afterwards, which takes a fifth of the time. Then
+/// what autovacuum would do some time, so that it does not do it in the middle of a measurement.
+async fn fill(client: &Client, inserts: &str) {
+    const CONSTRAINTS: &str = "
+        SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
+               format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+        FROM pg_constraint
+        WHERE contype IN ('p', 'u', 'f') AND conrelid::regclass::text IN ('idempotency_keys', 'rides', 'staged_jobs', 'jobs')
+        ORDER BY contype = 'f' DESC";
+    const INDEXES: &str = "
+        SELECT format('DROP INDEX %I', indexname), indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename IN ('idempotency_keys', 'rides', 'staged_jobs', 'jobs')
+          AND NOT EXISTS (SELECT FROM pg_constraint WHERE conname = indexname)";
+    let mut found = client.query(CONSTRAINTS, &[]).await.expect("list the constraints");
+    found.extend(client.query(INDEXES, &[]).await.expect("list the indexes"));
+    let drop_them = found.iter().map(|row| row.get::<_, String>(0));
+    // Foreign keys were the first to go, because they need other tables' indexes; so they are the last to come.
+    let make_them = found.iter().rev().map(|row| row.get::<_, String>(1));
+
+    let settings = ["SET maintenance_work_mem = '512MB'; SET synchronous_commit = off".to_owned()];
+    let inserts = [inserts.to_owned()];
+    let all: Vec<String> = settings.into_iter().chain(drop_them).chain(inserts).chain(make_them).collect();
+    client.batch_execute(&all.join(";\n")).await.expect("fill the tables");
+    client.batch_execute("VACUUM (ANALYZE)").await.expect("vacuum");
+    client.batch_execute("CHECKPOINT").await.expect("a checkpoint");
+}

@@ -1,0 +1,7 @@
+//! Everything that runs besides this program.
+
+pub(crate) mod pgbench;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod queue;
+pub(crate) mod usage;

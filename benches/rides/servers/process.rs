@@ -1,0 +1,170 @@
+//! The release binary as a process of its own.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+use super::postgres::Database;
+use crate::load::wire;
+use crate::options::scratch_dir;
+
+/// A start or an end takes well under a second; the sandbox has nothing to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(1);
+const LEDGER: &str = "ledger.jsonl";
+
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) pid: u32,
+    pub(crate) log: PathBuf,
+    /// Of the API or the sandbox, whichever it runs.
+    pub(crate) address: SocketAddr,
+    /// From its start to the first 200 of `/readyz`.
+    pub(crate) ready_after: Duration,
+}
+
+/// Where the stand-in for Stripe is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sandbox {
+    pub(crate) address: SocketAddr,
+    pub(crate) pid: u32,
+}
+
+impl Process {
+    /// Runs `roles` over the database with the settings of production, and waits until it is ready.
+    pub(crate) async fn start(roles: &str, database: &Database, stripe: Sandbox, settings: &[&str]) -> Self {
+        let url = format!("database.url={}", database.url());
+        Self::start_without_database(roles, stripe, &[&[url.as_str()], settings].concat(), None).await
+    }
+
+    /// The same, with settings that say where the database is.
+    pub(crate) async fn start_without_database(
+        roles: &str,
+        stripe: Sandbox,
+        settings: &[&str],
+        pg_bin: Option<&Path>,
+    ) -> Self {
+        let address = free_port();
+        let always = [
+            format!("api.listen={address}"),
+            format!("stripe.api_base=http://{}", stripe.address),
+            // The two users, one of whom books; the API is otherwise as in production.
+            "demo.enabled=true".to_owned(),
+            format!("receipts.dir={}", receipts_dir().display()),
+        ];
+        let settings: Vec<&str> = always.iter().map(String::as_str).chain(settings.iter().copied()).collect();
+        let mut process = Self::spawn(roles, address, &settings, pg_bin);
+        if roles.split(',').any(|role| role == "api") {
+            process.wait_until(|| wire::is_ready(address)).await;
+        } else {
+            let log = process.log.clone();
+            process.wait_until(|| roles_are_up(&log)).await;
+        }
+        process
+    }
+
+    /// The stand-in for Stripe: no delays and no faults until told. It needs a database like every role, and leaves it
+    /// alone.
+    pub(crate) async fn sandbox(database: &Database) -> (Self, Sandbox) {
+        let address = free_port();
+        let ledger = scratch_dir().join(LEDGER);
+        let _ = std::fs::remove_file(&ledger);
+        let settings = [
+            format!("database.url={}", database.url()),
+            format!("stripe_sandbox.listen={address}"),
+            format!("stripe_sandbox.ledger={}", ledger.display()),
+            "stripe_sandbox.faults.latency=0s".to_owned(),
+        ];
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let mut process = Self::spawn("stripe_sandbox", address, &settings, None);
+        let log = process.log.clone();
+        process.wait_until(|| roles_are_up(&log)).await;
+        let pid = process.pid;
+        (process, Sandbox { address, pid })
+    }
+
+    fn spawn(roles: &str, address: SocketAddr, settings: &[&str], pg_bin: Option<&Path>) -> Self {
+        let log = scratch_dir().join(format!("{}-{}.log", roles.replace(',', "-"), address.port()));
+        let file = File::create(&log).expect("create a log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rocket-rides-atomic"));
+        command
+            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/production.toml"), "--only", roles])
+            .args(["--set", "stripe.api_key=sk_test_bench"])
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
+            // Variables of the developer's shell would be settings, too.
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
+            .envs(pg_bin.map(|dir| ("PG_BIN", dir)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .kill_on_drop(true);
+        let child = command.spawn().expect("start the release binary");
+        let pid = child.id().expect("it has not been waited for");
+        Self { child, pid, log, address, ready_after: Duration::ZERO }
+    }
+
+    async fn wait_until<F: Future<Output = bool>>(&mut self, mut is_up: impl FnMut() -> F) {
+        let began = Instant::now();
+        while !is_up().await {
+            let ended = self.child.try_wait().expect("look after the process");
+            assert!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "the process did not become ready ({ended:?}); its log is {}",
+                self.log.display()
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+        self.ready_after = began.elapsed();
+    }
+
+    /// Ends it in order, so that the next measurement does not meet its remains.
+    pub(crate) async fn stop(mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.pid).expect("a process number"));
+        kill(pid, Signal::SIGTERM).expect("signal the process");
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.expect("the process ends in time").expect("wait for the process");
+        assert!(status.success(), "the process ended with {status}; its log is {}", self.log.display());
+        // A line a request: hundreds of megabytes in the end.
+        let _ = std::fs::remove_file(&self.log);
+        // A file a ride, if it ran a worker. No two do at a time.
+        let _ = std::fs::remove_dir_all(receipts_dir());
+    }
+
+    /// The same, and its ledger goes with it.
+    pub(crate) async fn stop_sandbox(self) {
+        self.stop().await;
+        let _ = std::fs::remove_file(scratch_dir().join(LEDGER));
+    }
+
+    /// The JSON lines that it has logged so far and that hold this field.
+    pub(crate) fn logged(&self, field: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.log).expect("read the log");
+        let named = format!("\"{field}\":");
+        let lines = text.lines().filter(|line| line.contains(&named));
+        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+}
+
+/// Processes without an API say what they run when they run it.
+async fn roles_are_up(log: &Path) -> bool {
+    std::fs::read_to_string(log).is_ok_and(|text| text.contains("\"message\":\"roles\""))
+}
+
+/// Where workers put receipts.
+pub(crate) fn receipts_dir() -> PathBuf {
+    scratch_dir().join("receipts")
+}
+
+/// The sandbox cannot tell its port, and `/readyz` is asked before the process has told its own.
+pub(crate) fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address")
+}
