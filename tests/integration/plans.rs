@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::database::Database;
 use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
 use rocket_rides_atomic::jobs::postgres::{ToPostgres, deliver};
@@ -18,7 +19,7 @@ use crate::support::world::{World, insert_keys, pool_of, stage};
 
 #[tokio::test]
 async fn no_statement_of_the_program_reads_a_whole_table() {
-    let mut world = World::with(|config| {
+    let mut world = world(|config| {
         config.roles.completer = true;
         config.roles.enqueuer = true;
         config.roles.worker = true;
@@ -68,7 +69,7 @@ async fn no_statement_of_the_program_reads_a_whole_table() {
 
 #[tokio::test]
 async fn nor_do_the_metrics() {
-    let world = World::start().await;
+    let world = world(|_| {}).await;
     let only = pool_of(&world.database_config, 1).await;
     assert!(Metrics::default().render(&only, None).await.contains("\nrocket_rides_database_up 1\n"));
     insert_keys(&world, 100_000, "1 hour").await;
@@ -89,7 +90,7 @@ async fn nor_do_the_metrics() {
 
 #[tokio::test]
 async fn nor_does_the_outbox() {
-    let world = World::start().await;
+    let world = world(|_| {}).await;
     let only = pool_of(&world.database_config, 1).await;
     stage(&world, 13).await;
     move_thirteen(&world, &only, 1).await;
@@ -104,7 +105,7 @@ async fn nor_does_the_outbox() {
 
 #[tokio::test]
 async fn nor_does_the_worker() {
-    let world = World::start().await;
+    let world = world(|_| {}).await;
     let only = pool_of(&world.database_config, 1).await;
     work_five(&world, &only, 1).await;
     // Finished ones that are kept, and ones whose time has not come.
@@ -120,6 +121,12 @@ async fn nor_does_the_worker() {
     drop(only);
     until_removed(&world, "jobs", 2).await;
     assert_nothing_was_read_whole(&world, "").await;
+}
+
+/// Over a schema that is no longer new: to make an index is to read its table, and a backend may report that as late as
+/// when it ends.
+async fn world(change: impl FnOnce(&mut Config)) -> World {
+    World::with(change).await.restarted(|_| {}).await
 }
 
 /// Every statement of the worker and the sweep, over five jobs from `first` on.
@@ -188,6 +195,11 @@ async fn until_removed(world: &World, table: &str, count: i64) {
     .await;
 }
 
+/// Entries that a scan may read of an index that has 100,000. A poll passes over those of the few keys that were finished
+/// just now, until Postgres knows that nobody can see them any more; a long transaction delays that, even one in another
+/// database, as other tests have.
+const ENTRIES: i64 = 100;
+
 async fn assert_nothing_was_read_whole(world: &World, but: &str) {
     for row in world.query("SELECT relname::text, seq_scan, seq_tup_read FROM pg_stat_user_tables", &[]).await {
         let (table, scans, read): (String, i64, i64) = (row.get(0), row.get(1), row.get(2));
@@ -196,6 +208,6 @@ async fn assert_nothing_was_read_whole(world: &World, but: &str) {
     for row in world.query("SELECT indexrelname::text, idx_scan, idx_tup_read FROM pg_stat_user_indexes", &[]).await
     {
         let (index, scans, read): (String, i64, i64) = (row.get(0), row.get(1), row.get(2));
-        assert!(read <= scans * 10, "{index}: {scans} scans read {read} entries");
+        assert!(read <= scans * ENTRIES, "{index}: {scans} scans read {read} entries");
     }
 }
