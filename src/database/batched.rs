@@ -5,7 +5,9 @@
 //! the busier the database is, the cheaper each request becomes; and a request that comes alone waits for nobody.
 //!
 //! Nobody above can tell a batch from a statement of one's own. A row that the database refuses fails alone, because the
-//! batch is halved until it stands by itself; and whoever stops waiting takes nobody along, because a batch is a task.
+//! batch is halved until it stands by itself; and whoever stops waiting takes nobody along, because what goes together
+//! does so in a task of its own. A statement for its caller alone needs no task, and gets none: with one client at a
+//! time, the wake-ups that this saves are a twentieth of a ride.
 
 use std::any::{Any, TypeId};
 use std::cmp::Ordering;
@@ -51,11 +53,16 @@ pub fn column<T, C>(items: impl IntoIterator<Item = T>, value: impl FnMut(T) -> 
 impl Database {
     /// Runs `item`'s statement, together with whoever else wants the same one just now.
     ///
-    /// When the caller is cancelled the statement is still carried out.
+    /// When the caller is cancelled, the statement may still be carried out.
     pub async fn batched<T: Batched>(&self, item: T) -> Result<T::Output, DatabaseError> {
-        let answer = self.queues.of::<T>().join(item, self);
-        // Without an answer only if the statement's code panicked, which has been said.
-        answer.await.unwrap_or(Err(DatabaseError::Lost(None)))
+        match self.queues.of::<T>().join(item, self) {
+            Place::Turn(item, _turn) => {
+                let outputs = run(self, std::slice::from_ref(&item)).await?;
+                Ok(outputs.into_iter().next().expect("an output for each item"))
+            }
+            // Without an answer only if the statement's code panicked, which has been said.
+            Place::InLine(answer) => answer.await.unwrap_or(Err(DatabaseError::Lost(None))),
+        }
     }
 }
 
@@ -94,31 +101,56 @@ impl<T: Batched> Default for Queue<T> {
     }
 }
 
+/// What joining a queue leads to.
+enum Place<T: Batched> {
+    /// To run the statement at once.
+    Turn(T, Turn<T>),
+    /// To go with the next batch.
+    InLine(oneshot::Receiver<Result<T::Output, DatabaseError>>),
+}
+
+/// One of the places of [`UNDER_WAY`]. However its holder ends, those who came meanwhile go next.
+struct Turn<T: Batched> {
+    queue: Arc<Queue<T>>,
+    database: Database,
+}
+
+impl<T: Batched> Drop for Turn<T> {
+    fn drop(&mut self) {
+        if let Some(batch) = self.queue.next_batch() {
+            tokio::spawn(Arc::clone(&self.queue).work(batch, self.database.clone()));
+        }
+    }
+}
+
 impl<T: Batched> Queue<T> {
-    fn join(self: Arc<Self>, item: T, database: &Database) -> oneshot::Receiver<Result<T::Output, DatabaseError>> {
-        let (answer, answered) = oneshot::channel();
+    fn join(self: Arc<Self>, item: T, database: &Database) -> Place<T> {
         let mut state = self.state();
-        state.waiting.push_back(Waiting { item, answer });
         if state.under_way < UNDER_WAY {
             state.under_way += 1;
             drop(state);
-            tokio::spawn(self.work(database.clone()));
+            return Place::Turn(item, Turn { queue: self, database: database.clone() });
         }
-        answered
+        let (answer, answered) = oneshot::channel();
+        state.waiting.push_back(Waiting { item, answer });
+        Place::InLine(answered)
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Batch after batch, until nobody waits.
-    async fn work(self: Arc<Self>, database: Database) {
-        while let Some(batch) = self.next_batch() {
+    /// This batch and those after it, until nobody waits.
+    async fn work(self: Arc<Self>, batch: Vec<Waiting<T>>, database: Database) {
+        let mut next = Some(batch);
+        while let Some(batch) = next {
             // A panic has been printed, and those in the batch see their senders dropped; the next batch must go on.
             let _ = AssertUnwindSafe(serve(batch, &database)).catch_unwind().await;
+            next = self.next_batch();
         }
     }
 
+    /// Who goes next; if nobody waits, the place is free.
     fn next_batch(&self) -> Option<Vec<Waiting<T>>> {
         let mut state = self.state();
         if state.waiting.is_empty() {

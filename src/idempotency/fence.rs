@@ -58,30 +58,28 @@ impl Fence {
         } else {
             ""
         };
-        let commit = self.durability.source();
+        let commit = self.durability.column();
         format!(
-            "WITH input AS MATERIALIZED (
-                SELECT i.* FROM {commit} unnest($1::bigint[], $2::uuid[]{arrays}) AS i (key_id, lease_token{names})
-            ), fenced AS (
+            "WITH fenced AS (
                 UPDATE idempotency_keys k
                 SET recovery_point = '{to}'{intent}
-                FROM input i
+                FROM unnest($1::bigint[], $2::uuid[]{arrays}) AS i (key_id, lease_token{names})
                 WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = '{from}'
-                RETURNING k.id AS key_id, i.lease_token, k.user_id, k.origin_ip{returned}
+                RETURNING k.id AS key_id, i.lease_token, k.user_id, k.origin_ip{returned}{commit}
             )"
         )
     }
 }
 
 impl Durability {
-    /// A first item for a statement's `FROM`, which sets how its own transaction commits.
+    /// A last column for the rows that a statement has written, which sets how its own transaction commits.
     ///
-    /// The setting is local to the transaction, and a lone statement is one. A volatile function in a
-    /// sub-select is neither folded nor dropped, so it runs before the rows that follow it.
-    pub(crate) const fn source(self) -> &'static str {
+    /// The setting is local to the transaction, and a lone statement is one. A sub-select that refers to nothing is
+    /// evaluated once, with the first row; without any row there is nothing to flush.
+    pub(crate) const fn column(self) -> &'static str {
         match self {
             Self::Flushed => "",
-            Self::Later => "(SELECT set_config('synchronous_commit', 'off', true)) AS commit_later,",
+            Self::Later => ", (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later",
         }
     }
 }

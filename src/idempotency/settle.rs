@@ -12,14 +12,12 @@ use crate::database::{Batched, Database, DatabaseError, column};
 /// Advances the key to `finished` as any phase does, and gives the lease back in the same breath. It takes
 /// the recovery point as a parameter, because a request can be finished from more than one.
 const FINISH: &str = "
-    WITH input AS MATERIALIZED (
-        SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::jsonb[])
-            AS i (key_id, lease_token, recovery_point, response_code, response_body, job_name, job_args)
-    ), fenced AS (
+    WITH fenced AS (
         UPDATE idempotency_keys k
         SET recovery_point = 'finished', response_code = i.response_code, response_body = i.response_body::json,
             lease_token = NULL, locked_at = NULL, last_error = NULL
-        FROM input i
+        FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::jsonb[])
+            AS i (key_id, lease_token, recovery_point, response_code, response_body, job_name, job_args)
         WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = i.recovery_point
         RETURNING i.lease_token, i.job_name, i.job_args
     ), staged AS (
@@ -77,14 +75,13 @@ impl Batched for Finish {
 }
 
 static RELEASE: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.source();
+    let commit = Durability::Later.column();
     format!(
-        "WITH mine AS MATERIALIZED (
-            SELECT m.* FROM {commit} unnest($1::bigint[], $2::uuid[], $3::text[]) AS m (id, lease_token, error)
-        )
-        UPDATE idempotency_keys k
+        "UPDATE idempotency_keys k
         SET lease_token = NULL, locked_at = NULL, last_error = mine.error
-        FROM mine WHERE k.id = mine.id AND k.lease_token = mine.lease_token"
+        FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS mine (id, lease_token, error)
+        WHERE k.id = mine.id AND k.lease_token = mine.lease_token
+        RETURNING k.id{commit}"
     )
 });
 

@@ -35,15 +35,15 @@ pub struct Batch {
 /// The rows are walked by their primary key, which is the order of staging. Rows that are not due lie in the way, but
 /// only what is under way or was refused by itself is not due; an outage of the queue releases all it has touched.
 static CLAIM: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.source();
+    let commit = Durability::Later.column();
     format!(
         "WITH due AS MATERIALIZED (
             SELECT id FROM staged_jobs WHERE id > $4 AND next_attempt_at <= now()
             ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
         )
         UPDATE staged_jobs s SET lease_token = $2, next_attempt_at = now() + make_interval(secs => $3)
-        FROM {commit} due WHERE s.id = due.id
-        RETURNING s.id, s.job_name, s.job_args, s.created_at, s.attempts"
+        FROM due WHERE s.id = due.id
+        RETURNING s.id, s.job_name, s.job_args, s.created_at, s.attempts{commit}"
     )
 });
 
@@ -99,7 +99,7 @@ impl Failures {
 }
 
 static SETTLE: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.source();
+    let commit = Durability::Later.column();
     format!(
         "WITH delivered AS (
             DELETE FROM staged_jobs WHERE id = ANY($2::bigint[]) AND lease_token = $1 RETURNING id
@@ -122,8 +122,7 @@ static SETTLE: LazyLock<String> = LazyLock::new(|| {
             WHERE id = ANY($7::bigint[]) AND lease_token = $1
         )
         SELECT (SELECT count(*) FROM delivered) AS delivered, (SELECT count(*) FROM failed) AS failed,
-               (SELECT count(*) FROM gone) AS dead
-        FROM {commit} (SELECT) AS one_row"
+               (SELECT count(*) FROM gone) AS dead{commit}"
     )
 });
 

@@ -150,7 +150,7 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
     let heir = if finished == Some(false) { heir } else { Worker::Api };
     let heir_finished = heir_finished || finished == Some(true);
     let taking_the_lease = if heir_finished { Plan::new() } else { vec![(1, Fault::HoldReply)] };
-    other.route.script.arm_from("update idempotency_keys", taking_the_lease);
+    other.route.script.arm_from("execute update idempotency_keys", taking_the_lease);
     let mut inheritance = other.work(heir, &post);
     if heir_finished {
         (&mut inheritance).await.unwrap();

@@ -123,11 +123,39 @@ async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
     under_way(1).await;
     let doomed = call(true);
     under_way(2).await;
+    // Both places are taken: these wait, and one of them takes its batch along, but not the next.
+    let doomed_together: Vec<_> = (0..128).map(|n| call(n == 7)).collect();
+    tokio::task::yield_now().await;
     let together: Vec<_> = (0..10).map(|_| call(false)).collect();
     tokio::task::yield_now().await;
     gate.add_permits(1);
     assert_eq!(alone.await.unwrap().unwrap(), 1);
-    assert!(matches!(doomed.await.unwrap(), Err(DatabaseError::Lost(None))));
+    assert!(doomed.await.unwrap_err().is_panic(), "a statement of one's own panics in its caller");
+    for call in doomed_together {
+        assert!(matches!(call.await.unwrap(), Err(DatabaseError::Lost(None))));
+    }
+    for call in together {
+        assert_eq!(call.await.unwrap().unwrap(), 10);
+    }
+    assert_eq!(begun.load(Relaxed), 4);
+}
+
+#[tokio::test]
+async fn whoever_leaves_in_the_middle_lets_the_next_go_on() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let call = || {
+        let (database, begun, gate) = (database.clone(), Arc::clone(&begun), Arc::clone(&gate));
+        tokio::spawn(async move { database.batched(Fragile { panics: false, begun, gate }).await })
+    };
+    let first = [call(), call()];
+    eventually("two statements", async || (begun.load(Relaxed) == 2).then_some(())).await;
+    let together: Vec<_> = (0..10).map(|_| call()).collect();
+    tokio::task::yield_now().await;
+    first.iter().for_each(tokio::task::JoinHandle::abort);
+    gate.add_permits(1);
     for call in together {
         assert_eq!(call.await.unwrap().unwrap(), 10);
     }

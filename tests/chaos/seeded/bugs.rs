@@ -18,7 +18,7 @@ const RELEASE: &str = "SET lease_token = NULL, locked_at = NULL, last_error = mi
 const FENCE: &str = "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point =";
 const DELIVERED: &str = "FROM taken ORDER BY id";
 const STAGED: &str = "SELECT job_name, job_args FROM fenced WHERE job_name IS NOT NULL";
-const TAKEN_OVER: &str = "SET lease_token = t.token,";
+const TAKEN_OVER: &str = "SET lease_token = i.token,";
 const RECORD: &str = "origin_ip, ride_id, 'ride', user_id FROM numbered";
 const RECEIPT: &str = "SELECT ride_id, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL";
 
@@ -97,14 +97,15 @@ pub(super) const SEEDED: &[Seeded] = &[
     Seeded {
         name: "original: Stripe is asked within a transaction, which a failure rolls back",
         bug: Bug::Sql(&[(
-            ") UPDATE idempotency_keys k SET lease_token = NULL",
-            "), undone AS (
-                    DELETE FROM rides WHERE idempotency_key_id IN (SELECT id FROM mine) RETURNING id
+            "UPDATE idempotency_keys k SET lease_token = NULL, locked_at = NULL, last_error",
+            "WITH undone AS (
+                    DELETE FROM rides WHERE idempotency_key_id = ANY($1::bigint[]) RETURNING id
                 ), unrecorded AS (
                     DELETE FROM audit_records WHERE resource_id IN (SELECT id FROM undone)
                 )
                 UPDATE idempotency_keys k
-                SET recovery_point = 'started', foreign_call_intended_at = NULL, lease_token = NULL",
+                SET recovery_point = 'started', foreign_call_intended_at = NULL, lease_token = NULL,
+                    locked_at = NULL, last_error",
         )]),
         lifted: &[NEVER_MOVES_BACK],
         scenario: Scenario::Unanswered,
@@ -131,8 +132,8 @@ pub(super) const SEEDED: &[Seeded] = &[
     Seeded {
         name: "a lease that is taken over keeps its token",
         bug: Bug::Sql(&[
-            (TAKEN_OVER, "SET lease_token = coalesce(k.lease_token, t.token),"),
-            ("RETURNING k.id, k.lease_token,", "RETURNING k.id, t.token,"),
+            (TAKEN_OVER, "SET lease_token = coalesce(k.lease_token, i.token),"),
+            ("RETURNING k.id, k.lease_token,", "RETURNING k.id, i.token AS lease_token,"),
         ]),
         lifted: &[],
         scenario: Scenario::LateDecline,
@@ -142,9 +143,10 @@ pub(super) const SEEDED: &[Seeded] = &[
         name: "a finished request is executed again",
         bug: Bug::Sql(&[
             ("num_nulls(k.response_code, k.parked_at) = 2", "k.parked_at IS NULL"),
+            ("WHEN response_code IS NOT NULL THEN 'finished'", ""),
             (
                 TAKEN_OVER,
-                "SET recovery_point = 'started', response_code = NULL, response_body = NULL, lease_token = t.token,",
+                "SET recovery_point = 'started', response_code = NULL, response_body = NULL, lease_token = i.token,",
             ),
         ]),
         lifted: &[ONE_RIDE, NEVER_MOVES_BACK, NEVER_CHANGES],
@@ -168,7 +170,7 @@ pub(super) const SEEDED: &[Seeded] = &[
     },
     Seeded {
         name: "Stripe's key is made anew with each lease",
-        bug: Bug::Sql(&[(TAKEN_OVER, "SET foreign_call_key = gen_random_uuid(), lease_token = t.token,")]),
+        bug: Bug::Sql(&[(TAKEN_OVER, "SET foreign_call_key = gen_random_uuid(), lease_token = i.token,")]),
         lifted: &[],
         scenario: Scenario::Unanswered,
         caught_by: I::OneChargePerKey,
@@ -239,7 +241,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[(
             STAGED,
             "SELECT 'send_ride_receipt', jsonb_build_object('ride_id', rides.id)
-             FROM fenced JOIN input USING (lease_token) JOIN rides ON rides.idempotency_key_id = input.key_id",
+             FROM fenced JOIN idempotency_keys k USING (lease_token) JOIN rides ON rides.idempotency_key_id = k.id",
         )]),
         lifted: &[],
         scenario: Scenario::Declined,
