@@ -1,7 +1,7 @@
 //! The one loop under every role that polls.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use tokio::sync::Notify;
@@ -14,7 +14,7 @@ use crate::errors::chain;
 /// What one batch says about the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The batch was full: look again at once.
+    /// The batch was full: look again at once, or after a rest.
     More,
     /// It was not: there is time.
     Idle,
@@ -33,6 +33,12 @@ pub trait Periodic: Send + Sync {
         None
     }
 
+    /// Pause after a full batch that took so long, for work that nobody waits for: it leaves the database to others for a
+    /// share of the time, and for longer when that is slow.
+    fn rest(&self, _batch: Duration) -> Duration {
+        Duration::ZERO
+    }
+
     /// Works one batch.
     fn run_once(&self) -> impl Future<Output = Result<Progress, DatabaseError>> + Send;
 }
@@ -48,6 +54,10 @@ impl<P: Periodic> Periodic for Arc<P> {
         P::wake(self)
     }
 
+    fn rest(&self, batch: Duration) -> Duration {
+        P::rest(self, batch)
+    }
+
     fn run_once(&self) -> impl Future<Output = Result<Progress, DatabaseError>> + Send {
         P::run_once(self)
     }
@@ -59,8 +69,12 @@ pub(crate) const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Works batches until `stop`, which is heeded between batches and never within one.
 pub async fn poll(role: impl Periodic, stop: CancellationToken) {
     while !stop.is_cancelled() {
+        let began = Instant::now();
         let pause = match role.run_once().await {
-            Ok(Progress::More) => continue,
+            Ok(Progress::More) => match role.rest(began.elapsed()) {
+                Duration::ZERO => continue,
+                rest => rest,
+            },
             Ok(Progress::Idle) => role.interval(),
             Err(error) => {
                 report(&role, &error);

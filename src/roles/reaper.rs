@@ -28,6 +28,11 @@ impl Periodic for Reaper {
         self.config.poll_interval
     }
 
+    /// Half of the time. Nobody waits for the reaper, and clients do wait for the processor and the disk that it uses.
+    fn rest(&self, batch: Duration) -> Duration {
+        batch
+    }
+
     async fn run_once(&self) -> Result<Progress, DatabaseError> {
         let config::Reaper { retention, batch, .. } = self.config;
         let reaped = reap(&self.database, retention, self.lock_timeout, batch).await?;
