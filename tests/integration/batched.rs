@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rocket_rides_atomic::database::{Batched, Database, DatabaseError, column};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::eventually;
 use crate::support::world::{World, pool};
@@ -77,7 +77,7 @@ async fn who_stops_waiting_takes_nobody_along() {
             }
         }
         tokio::task::yield_now().await;
-        impatient.iter().for_each(tokio::task::JoinHandle::abort);
+        impatient.iter().for_each(JoinHandle::abort);
         for (by, quotient) in callers.join_all().await {
             assert_eq!(quotient, 100 / by);
         }
@@ -106,57 +106,64 @@ impl Batched for Fragile {
     }
 }
 
+/// Calls that wait at a gate, and how many statements have begun.
+struct Gate {
+    database: Database,
+    gate: Arc<Semaphore>,
+    begun: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    async fn over(world: &World) -> Self {
+        let database = pool(&world.database_config).await;
+        Self { database, gate: Arc::new(Semaphore::new(0)), begun: Arc::default() }
+    }
+
+    fn call(&self, panics: bool) -> JoinHandle<Result<usize, DatabaseError>> {
+        let (database, begun, gate) = (self.database.clone(), Arc::clone(&self.begun), Arc::clone(&self.gate));
+        tokio::spawn(async move { database.batched(Fragile { panics, begun, gate }).await })
+    }
+
+    async fn until_begun(&self, statements: usize) {
+        eventually("a statement", async || (self.begun.load(Relaxed) == statements).then_some(())).await;
+    }
+}
+
 #[tokio::test]
 async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
     let world = World::start().await;
-    let database = pool(&world.database_config).await;
-    let gate = Arc::new(Semaphore::new(0));
-    let begun = Arc::new(AtomicUsize::new(0));
-    let call = |panics| {
-        let (database, begun, gate) = (database.clone(), Arc::clone(&begun), Arc::clone(&gate));
-        tokio::spawn(async move { database.batched(Fragile { panics, begun, gate }).await })
-    };
-    let under_way = async |n| {
-        eventually("a batch begins", async || (begun.load(Relaxed) == n).then_some(())).await;
-    };
-    let alone = call(false);
-    under_way(1).await;
-    let doomed = call(true);
-    under_way(2).await;
-    // Both places are taken: these wait, and one of them takes its batch along, but not the next.
-    let doomed_together: Vec<_> = (0..128).map(|n| call(n == 7)).collect();
+    let gate = Gate::over(&world).await;
+    let alone = gate.call(false);
+    gate.until_begun(1).await;
+    // A full batch waits for nobody. One of it panics and takes the others along, but not those who come after.
+    let doomed: Vec<_> = (0..128).map(|n| gate.call(n == 7)).collect();
+    gate.until_begun(2).await;
+    let together: Vec<_> = (0..10).map(|_| gate.call(false)).collect();
     tokio::task::yield_now().await;
-    let together: Vec<_> = (0..10).map(|_| call(false)).collect();
-    tokio::task::yield_now().await;
-    gate.add_permits(1);
+    gate.gate.add_permits(1);
     assert_eq!(alone.await.unwrap().unwrap(), 1);
-    assert!(doomed.await.unwrap_err().is_panic(), "a statement of one's own panics in its caller");
-    for call in doomed_together {
+    for call in doomed {
         assert!(matches!(call.await.unwrap(), Err(DatabaseError::Lost(None))));
     }
     for call in together {
         assert_eq!(call.await.unwrap().unwrap(), 10);
     }
-    assert_eq!(begun.load(Relaxed), 4);
+    assert_eq!(gate.begun.load(Relaxed), 3);
 }
 
 #[tokio::test]
-async fn whoever_leaves_in_the_middle_lets_the_next_go_on() {
+async fn whoever_ends_early_lets_the_next_go_on() {
     let world = World::start().await;
-    let database = pool(&world.database_config).await;
-    let gate = Arc::new(Semaphore::new(0));
-    let begun = Arc::new(AtomicUsize::new(0));
-    let call = || {
-        let (database, begun, gate) = (database.clone(), Arc::clone(&begun), Arc::clone(&gate));
-        tokio::spawn(async move { database.batched(Fragile { panics: false, begun, gate }).await })
-    };
-    let first = [call(), call()];
-    eventually("two statements", async || (begun.load(Relaxed) == 2).then_some(())).await;
-    let together: Vec<_> = (0..10).map(|_| call()).collect();
+    let gate = Gate::over(&world).await;
+    let impatient = gate.call(false);
+    gate.until_begun(1).await;
+    let together: Vec<_> = (0..10).map(|_| gate.call(false)).collect();
     tokio::task::yield_now().await;
-    first.iter().for_each(tokio::task::JoinHandle::abort);
-    gate.add_permits(1);
+    impatient.abort();
+    gate.gate.add_permits(1);
     for call in together {
         assert_eq!(call.await.unwrap().unwrap(), 10);
     }
+    assert!(gate.call(true).await.unwrap_err().is_panic(), "a statement of one's own panics in its caller");
+    assert_eq!(gate.call(false).await.unwrap().unwrap(), 1);
 }
