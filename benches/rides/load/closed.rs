@@ -11,6 +11,9 @@ use super::keys::Keys;
 use super::wire::Connection;
 
 /// Runs `connections` clients for `warm_up` and then `window`, or until there are no more keys.
+///
+/// They come one after the other, in the first half of the warm-up. If all came at once they would go on in step, behind
+/// a Stripe that always takes the same time, and that is a property of a clock and not of clients.
 pub(crate) async fn run(
     address: SocketAddr,
     connections: usize,
@@ -23,11 +26,17 @@ pub(crate) async fn run(
     for _ in 0..connections {
         clients.push(Connection::open(address).await.expect("connect to the API"));
     }
-    let began = Instant::now() + warm_up;
+    let first = Instant::now();
+    let began = first + warm_up;
     let ends = began + window;
     let mut running = JoinSet::new();
-    for client in clients {
-        running.spawn(one(client, Arc::clone(&keys), began, ends));
+    for (n, client) in clients.into_iter().enumerate() {
+        let comes = first + warm_up.mul_f64(0.5 * n as f64 / connections as f64);
+        let keys = Arc::clone(&keys);
+        running.spawn(async move {
+            tokio::time::sleep_until(comes.into()).await;
+            one(client, keys, began, ends).await
+        });
     }
     let mut tally = Tally::default();
     while let Some(ended) = running.join_next().await {

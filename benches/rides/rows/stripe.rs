@@ -18,7 +18,7 @@ pub(super) async fn measure(bench: &mut Bench) {
     let database = bench.postgres.fresh("stripe").await;
     let process = Process::start("api", &database, bench.sandbox, &["database.pool_size=10"]).await;
     set_latency(bench.sandbox.address, &format!("{}ms", LATENCY.as_millis())).await;
-    // Clients that all begin at once come in waves; a few of them, and the waves have run into each other.
+    // Long enough for each client to have come several times.
     let (warm_up, window) = (bench.options.warm_up + LATENCY * 5, bench.options.window);
     let (mut rates, mut failed) = (Vec::new(), Vec::new());
     for _ in 0..bench.options.rounds {
