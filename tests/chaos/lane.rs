@@ -94,7 +94,7 @@ impl Lane {
     }
 
     /// Starts the binary with these roles only, and aims the script at it.
-    fn spawn(&self, roles: &str) -> Process {
+    pub fn spawn(&self, roles: &str) -> Process {
         let (database, stripe) = (
             format!("database.url={}", self.route.database_url()),
             format!("stripe.api_base={}", self.route.stripe_url()),
@@ -308,3 +308,5 @@ impl<'a> Service<'a> {
 /// How the work of an API and of a completer begins, as boundaries' labels have it.
 pub const ACQUIRE: &str = "insert idempotency_keys";
 pub const CLAIM: &str = "update idempotency_keys";
+/// And how it ends.
+pub const FINISH: &str = "execute update idempotency_keys + insert staged_jobs";

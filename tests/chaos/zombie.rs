@@ -1,7 +1,7 @@
 //! Workers that come back from the dead.
 //!
-//! A worker is held in the middle of a request, as by SIGSTOP, a long pause of its virtual machine or a packet on a
-//! detour; its lease runs out; somebody else takes the request over; and then the worker goes on, with all it believed.
+//! A worker is held in the middle of a request, as by a long pause of its virtual machine or a packet on a detour
+//! ([`stopped`] does it by SIGSTOP); its lease runs out; somebody else takes the request over; and then the worker goes on, with all it believed.
 //! From that moment on it must change nothing: every row of every table stays as it was, and the card is charged once.
 //!
 //! The heir has either finished by then, or only just taken the lease. The second is the harder case: the request is
@@ -9,6 +9,8 @@
 //!
 //! `CHAOS_ZOMBIES` says how many rounds: 128 by default, each case about once; 1,000 for a night's sleep.
 //! `CHAOS_SEED` replays a run.
+
+mod stopped;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use rocket_rides_atomic::idempotency::parked;
 
 use super::work::{LAST, work};
-use crate::lane::{CLAIM, Lane, Service};
+use crate::lane::{CLAIM, FINISH, Lane, Service};
 use crate::proxy::{Boundary, Fault, Plan};
 use crate::support::client::{DECLINED_USER, Post, new_key};
 use crate::support::world::pool;
@@ -47,9 +47,7 @@ impl Scenario {
     /// What a boundary's label says when all is done; what follows is polling.
     pub fn last(self) -> &'static str {
         match self {
-            Self::FreshRequest | Self::DeclinedRequest | Self::RepeatedRequest | Self::Completion => {
-                "execute update idempotency_keys + insert staged_jobs"
-            }
+            Self::FreshRequest | Self::DeclinedRequest | Self::RepeatedRequest | Self::Completion => FINISH,
             Self::Drain => "execute delete staged_jobs + insert jobs",
             Self::Work => LAST,
             Self::Reaping => "execute delete idempotency_keys + update idempotency_keys",

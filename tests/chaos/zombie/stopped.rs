@@ -1,0 +1,109 @@
+//! The same with the real binary and a real SIGSTOP: the whole process stands still at a message, its clocks do not, and
+//! on SIGCONT it goes on where it was.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::{digest, expire_lease, is_finished};
+use crate::lane::{CLAIM, FINISH, Lane};
+use crate::proxy::{Boundary, Fault, Plan};
+use crate::say;
+use crate::support::client::{Answer, Post, new_key};
+use crate::support::eventually;
+use crate::support::process::Process;
+
+/// How often a round may miss its place, which it does when a statement is prepared on one connection more or less.
+const MISSES: usize = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_stood_still_writes_nothing() {
+    let began = Instant::now();
+    let ((requests, r), (completions, c)) = tokio::join!(stop_everywhere("api"), stop_everywhere("completer"));
+    say(&format!(
+        "zombies: SIGSTOP at {requests} boundaries of a request and {completions} of a completion, {} of {} rounds, \
+         0 writes by stale processes, {:.1} s",
+        r + c,
+        2 * (requests + completions),
+        began.elapsed().as_secs_f64()
+    ));
+}
+
+/// Stops a process with these roles at each of its boundaries, before the message has arrived and after. Returns how many
+/// boundaries and how many rounds there were.
+async fn stop_everywhere(roles: &'static str) -> (usize, usize) {
+    let lane = Lane::new().await;
+    let boundaries = discover(&lane, roles).await;
+    let mut rounds = 0;
+    for (n, boundary) in boundaries.iter().enumerate() {
+        for fault in Fault::HOLDING {
+            let context = format!("{roles}, {fault:?} at {n}: {boundary}");
+            let mut tries = 0;
+            while stand_still(&lane, roles, (n + 1, fault), &context).await.as_ref() != Some(boundary) {
+                tries += 1;
+                assert!(tries < MISSES, "{context}: not stopped there");
+            }
+            rounds += 1;
+        }
+    }
+    lane.deliver().await;
+    lane.world.assert_sound().await;
+    (boundaries.len(), rounds)
+}
+
+/// The boundaries of one piece of work that nothing stops.
+async fn discover(lane: &Lane, roles: &str) -> Vec<Boundary> {
+    let (mut process, work, post) = begin(lane, roles, Plan::new()).await;
+    eventually("an answer", async || (is_finished(&lane.world, &post).await == Some(true)).then_some(())).await;
+    work.await.unwrap();
+    process.signal(Signal::SIGTERM);
+    process.exit().await;
+    let (mut crossed, _) = lane.script.disarm();
+    let last = crossed.iter().position(|boundary| boundary.label == FINISH).expect("it was finished");
+    crossed.truncate(last + 1);
+    crossed
+}
+
+/// One round. Returns where the process stood still, if it did.
+async fn stand_still(lane: &Lane, roles: &str, at: (usize, Fault), context: &str) -> Option<Boundary> {
+    let charges = lane.world.charges().await.len();
+    let (mut process, work, post) = begin(lane, roles, vec![at]).await;
+    lane.script.until_held().await;
+    process.signal(Signal::SIGSTOP);
+    expire_lease(&lane.world, &post).await;
+    assert_eq!(lane.world.post(post.clone()).await.status, 201, "{context}: the heir");
+
+    let before = digest(&lane.world).await;
+    lane.script.release();
+    // What was on its way arrives while it stands still.
+    sleep(Duration::from_millis(5)).await;
+    process.signal(Signal::SIGCONT);
+    if let Some(answer) = work.await.unwrap() {
+        assert!(matches!(answer.status, 201 | 409), "{context}: {answer:?}");
+    }
+    process.signal(Signal::SIGTERM);
+    assert!(process.exit().await.success(), "{context}: {:#?}", process.log());
+    assert_eq!(digest(&lane.world).await, before, "{context}: the stale process wrote something");
+    assert_eq!(lane.world.charges().await.len(), charges + 1, "{context}: charges");
+    lane.script.disarm().1.pop().map(|(_, boundary)| boundary)
+}
+
+type Work = JoinHandle<Option<Answer>>;
+
+/// Starts a process and gives it something to do: its API a request, its completer one that a client has left half-way.
+async fn begin(lane: &Lane, roles: &str, plan: Plan) -> (Process, Work, Post) {
+    let post = Post::default().key(&new_key());
+    if roles == "completer" {
+        assert_eq!(lane.world.post(post.clone().raising()).await.status, 500);
+        expire_lease(&lane.world, &post).await;
+        lane.script.arm_from(CLAIM, plan);
+        return (lane.spawn(roles), tokio::spawn(async { None }), post);
+    }
+    let process = lane.spawn(roles);
+    let api = process.api().await;
+    lane.script.arm(plan);
+    let request = post.clone();
+    (process, tokio::spawn(async move { Some(api.post(request).await) }), post)
+}
