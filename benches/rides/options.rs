@@ -8,7 +8,7 @@ use super::rows::Section;
 pub(crate) const USAGE: &str = "\
 usage: cargo bench -- [OPTIONS]
   --only A,B     these parts only: rides, replays, stripe, enqueuer, worker, reaper, completer, growth,
-                 memory, ready
+                 verify, memory, ready
   --quick        one short round of each, to see whether it works
   --rounds N     rounds, of which the median is reported (default 3)
   --seconds N    length of each measurement (default 5)

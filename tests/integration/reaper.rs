@@ -77,7 +77,7 @@ async fn a_key_that_is_worked_on_is_left() {
 }
 
 #[tokio::test]
-async fn full_batches_follow_each_other_at_once() {
+async fn full_batches_follow_each_other_within_a_poll() {
     let world = World::start().await;
     insert_keys(&world, 1050, "72 hours").await;
     let _reaper = world

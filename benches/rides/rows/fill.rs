@@ -1,5 +1,10 @@
 //! Tables as years of rides leave them, written by SQL in seconds.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use futures_util::StreamExt;
 use tokio_postgres::Client;
 
 use super::Bench;
@@ -35,6 +40,45 @@ pub(super) async fn finished_keys(client: &Client, count: u32, age: &str) {
          FROM (SELECT now() - ({age}) AS at FROM generate_series(1, {count}) AS g) AS keys"
     );
     fill(client, &format!("{keys}; {}", rides("'ch_' || gen_random_uuid()"))).await;
+}
+
+/// Finished keys with all that belongs to them, as weeks of business leave them: rides, audit records and receipts.
+pub(super) async fn whole_rides(client: &Client, count: u32) {
+    finished_keys(client, count, "interval '1 hour'").await;
+    let rest = "
+        INSERT INTO audit_records (created_at, action, data, origin_ip, resource_id, resource_type, user_id)
+        SELECT r.created_at, 'ride.created', k.request_params, k.origin_ip, r.id, 'ride', r.user_id
+        FROM rides r JOIN idempotency_keys k ON k.id = r.idempotency_key_id ORDER BY r.id;
+        INSERT INTO receipts (ride_id, staged_id, message_id) SELECT id, id, '<' || id || '@bench>' FROM rides ORDER BY id;
+        VACUUM (ANALYZE) audit_records, receipts";
+    for statement in rest.split(';') {
+        client.batch_execute(statement).await.expect("fill the tables");
+    }
+}
+
+/// The lines that the sandbox has in its ledger when these rides have been charged.
+pub(super) async fn ledger(client: &Client, path: &Path) {
+    const LINES: &str = "
+        COPY (
+            SELECT json_build_object('customer', json_build_object('id', stripe_customer_id, 'created_ms', 0,
+                'terms', json_build_object('email', email, 'source', 'tok_visa')))
+            FROM users
+            UNION ALL
+            SELECT json_build_object('charge', json_build_object('id', r.stripe_charge_id,
+                'created_ms', floor(extract(epoch FROM r.created_at) * 1000)::bigint, 'status', 'succeeded',
+                'terms', json_build_object('amount', 2000, 'currency', 'usd', 'customer', u.stripe_customer_id,
+                    'description', 'Rocket ride ' || r.id,
+                    'metadata', json_build_object('idempotency_key', k.foreign_call_key, 'ride_id', r.id::text)),
+                'idempotency_key', k.foreign_call_key))
+            FROM rides r JOIN users u ON u.id = r.user_id JOIN idempotency_keys k ON k.id = r.idempotency_key_id
+        ) TO STDOUT";
+    let mut file = BufWriter::new(File::create(path).expect("create the ledger"));
+    let lines = client.copy_out(LINES).await.expect("copy the ledger's lines");
+    let mut lines = std::pin::pin!(lines);
+    while let Some(line) = lines.next().await {
+        file.write_all(&line.expect("a line")).expect("write the ledger");
+    }
+    file.flush().expect("write the ledger");
 }
 
 /// Keys whose clients gave up between the ride and the charge, ten minutes ago.

@@ -12,6 +12,7 @@ mod reaper;
 mod replays;
 mod rides;
 mod stripe;
+mod verify;
 mod worker;
 
 use std::path::PathBuf;
@@ -34,13 +35,14 @@ pub(crate) enum Section {
     Reaper,
     Completer,
     Growth,
+    Verify,
     Memory,
     Ready,
 }
 
 impl Section {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Rides,
         Self::Replays,
         Self::Stripe,
@@ -49,6 +51,7 @@ impl Section {
         Self::Reaper,
         Self::Completer,
         Self::Growth,
+        Self::Verify,
         Self::Memory,
         Self::Ready,
     ];
@@ -63,6 +66,7 @@ impl Section {
             Self::Reaper => "reaper",
             Self::Completer => "completer",
             Self::Growth => "growth",
+            Self::Verify => "verify",
             Self::Memory => "memory",
             Self::Ready => "ready",
         }
@@ -89,6 +93,7 @@ impl Bench {
             Section::Reaper => reaper::measure(self).await,
             Section::Completer => completer::measure(self).await,
             Section::Growth => growth::measure(self).await,
+            Section::Verify => verify::measure(self).await,
             Section::Memory => memory::measure(self).await,
             Section::Ready => ready::measure(self).await,
         }

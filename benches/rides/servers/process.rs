@@ -12,12 +12,14 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::postgres::Database;
+use super::usage::resident_mb;
 use crate::load::wire;
 use crate::options::scratch_dir;
 
 /// A start or an end takes well under a second; the sandbox has nothing to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(1);
+const LOOK_AT_MEMORY: Duration = Duration::from_millis(100);
 const LEDGER: &str = "ledger.jsonl";
 
 pub(crate) struct Process {
@@ -70,12 +72,17 @@ impl Process {
         process
     }
 
-    /// The stand-in for Stripe: no delays and no faults until told. It needs a database like every role, and leaves it
-    /// alone.
+    /// The stand-in for Stripe, with a new ledger: no delays and no faults until told. It needs a database like every
+    /// role, and leaves it alone.
     pub(crate) async fn sandbox(database: &Database) -> (Self, Sandbox) {
-        let address = free_port();
         let ledger = scratch_dir().join(LEDGER);
         let _ = std::fs::remove_file(&ledger);
+        Self::sandbox_with(database, &ledger).await
+    }
+
+    /// The same, with this ledger.
+    pub(crate) async fn sandbox_with(database: &Database, ledger: &Path) -> (Self, Sandbox) {
+        let address = free_port();
         let settings = [
             format!("database.url={}", database.url()),
             format!("stripe_sandbox.listen={address}"),
@@ -93,19 +100,8 @@ impl Process {
     fn spawn(roles: &str, address: SocketAddr, settings: &[&str], pg_bin: Option<&Path>) -> Self {
         let log = scratch_dir().join(format!("{}-{}.log", roles.replace(',', "-"), address.port()));
         let file = File::create(&log).expect("create a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rocket-rides-atomic"));
-        command
-            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/production.toml"), "--only", roles])
-            .args(["--set", "stripe.api_key=sk_test_bench"])
-            .args(settings.iter().flat_map(|setting| ["--set", setting]))
-            // Variables of the developer's shell would be settings, too.
-            .env_clear()
-            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
-            .envs(pg_bin.map(|dir| ("PG_BIN", dir)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file)
-            .kill_on_drop(true);
+        let mut command = binary(settings);
+        command.args(["--only", roles]).envs(pg_bin.map(|dir| ("PG_BIN", dir))).stdout(Stdio::null()).stderr(file);
         let child = command.spawn().expect("start the release binary");
         let pid = child.id().expect("it has not been waited for");
         Self { child, pid, log, address, ready_after: Duration::ZERO }
@@ -151,6 +147,43 @@ impl Process {
         let lines = text.lines().filter(|line| line.contains(&named));
         lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
+}
+
+/// Runs `verify` over so many rides in this database and the sandbox's ledger. Returns how long it took and the most memory that it held,
+/// in MB.
+pub(crate) async fn verify(database: &Database, stripe: Sandbox, rides: u32) -> (Duration, f64) {
+    let settings =
+        [format!("database.url={}", database.url()), format!("stripe.api_base=http://{}", stripe.address)];
+    let mut command = binary(&settings.each_ref().map(String::as_str));
+    let began = Instant::now();
+    let child =
+        command.arg("verify").stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("start verify");
+    let (pid, mut most) = (child.id().expect("it has not been waited for"), 0.0_f64);
+    let mut ended = std::pin::pin!(child.wait_with_output());
+    let output = loop {
+        match tokio::time::timeout(LOOK_AT_MEMORY, ended.as_mut()).await {
+            Ok(output) => break output.expect("wait for verify"),
+            Err(_) => most = most.max(resident_mb(pid).unwrap_or(f64::NAN)),
+        }
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(&format!(" {rides} examined")), "verify found:\n{said}");
+    (began.elapsed(), most)
+}
+
+/// The release binary with the settings of production and these.
+fn binary(settings: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rocket-rides-atomic"));
+    command
+        .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/production.toml")])
+        .args(["--set", "stripe.api_key=sk_test_bench"])
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
+        // Variables of the developer's shell would be settings, too.
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
 }
 
 /// Processes without an API say what they run when they run it.
