@@ -9,7 +9,7 @@ CREATE TABLE rocket_rides_schema (
     version      INT     NOT NULL,
     installation UUID    NOT NULL DEFAULT gen_random_uuid()
 );
-INSERT INTO rocket_rides_schema (version) VALUES (1);
+INSERT INTO rocket_rides_schema (version) VALUES (2);
 
 CREATE TABLE users (
     id                 BIGINT PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -180,5 +180,15 @@ CREATE TABLE dead_jobs (
     died_at   TIMESTAMPTZ NOT NULL DEFAULT now(),
     died_in   TEXT        NOT NULL CHECK (died_in IN ('outbox', 'queue')),
     attempts  INT         NOT NULL,
+    error     TEXT        NOT NULL
+);
+
+-- Dead letters that a person gave up. Nothing works them any more; that they are here says that their receipts are not
+-- missing by mistake.
+CREATE TABLE purged_jobs (
+    staged_id BIGINT      PRIMARY KEY,
+    job_name  TEXT        NOT NULL,
+    job_args  JSONB       NOT NULL,
+    purged_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     error     TEXT        NOT NULL
 );

@@ -96,7 +96,7 @@ pub enum SeedError {
 ///
 /// The idempotency keys follow from this database's own UUID, so that two processes that seed at once get the same
 /// customers.
-pub async fn seed(database: &Database, stripe: &stripe::Client) -> Result<(), SeedError> {
+pub async fn seed(database: &Database, installation: Uuid, stripe: &stripe::Client) -> Result<(), SeedError> {
     const STORE: &str = "
         INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2)
         ON CONFLICT (email) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id";
@@ -114,14 +114,9 @@ pub async fn seed(database: &Database, stripe: &stripe::Client) -> Result<(), Se
             }
         }
         let name = format!("{email} after {}", known.unwrap_or_default());
-        let key = Uuid::new_v5(&installation(database).await?, name.as_bytes());
+        let key = Uuid::new_v5(&installation, name.as_bytes());
         let customer = stripe.create_customer(email, source, key).await.map_err(SeedError::Stripe)?;
         database.query(STORE, &[&email, &customer]).await?;
     }
     Ok(())
-}
-
-async fn installation(database: &Database) -> Result<Uuid, DatabaseError> {
-    let row = database.query_opt("SELECT installation FROM rocket_rides_schema WHERE singleton", &[]).await?;
-    Ok(row.expect("the schema was found to be ours").get("installation"))
 }

@@ -12,8 +12,8 @@ use super::error::{ApiError, Unauthenticated};
 use crate::database::Database;
 use crate::users::{self, User};
 
-/// A user who was found is not looked up again for so long. Somebody who is removed may book for a second more; a client
-/// that is busy saves a read with each request.
+/// A user who was found is not looked up again for so long, which saves a busy client a read with each request. Somebody who
+/// is removed is told so a second later; no ride is booked meanwhile, because it refers to its user's row.
 const REMEMBERED: Duration = Duration::from_secs(1);
 /// How many are remembered at most.
 const MOST: usize = 10_000;

@@ -15,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
@@ -23,9 +24,12 @@ use super::{Database, DatabaseError};
 
 /// More rows in a statement make it no cheaper for each, and everybody in it wait for the last.
 const LARGEST: usize = 128;
-/// A second batch starts beside one that is under way only if it is full, and at most so many are: smaller ones cost more
-/// than they save (measured: two of any size book a tenth less at 256 connections), and each takes a connection.
+/// A second batch starts beside one that gets on only if it is full, and at most so many are under way: smaller ones cost
+/// more than they save (measured: two of any size book a tenth less at 256 connections), and each takes a connection.
 const UNDER_WAY: usize = 4;
+/// A batch that has been under way for so long hangs, on a row that somebody has locked or on a network, and nobody waits for
+/// it who comes from now on.
+const HANGS: Duration = Duration::from_millis(100);
 /// How often a batch is run again that met a deadlock or a serialization failure, which undo it as a whole.
 const TRIES: usize = 3;
 
@@ -34,8 +38,8 @@ pub trait Batched: Send + Sync + Sized + 'static {
     /// What the caller gets.
     type Output: Send + 'static;
 
-    /// The order of rows within a batch. Statements that lock rows lock them in this order, so that two batches never
-    /// wait for each other.
+    /// The order of rows within a batch. Statements that lock rows lock them in this order, so that two batches are never
+    /// in a deadlock.
     fn order(&self, other: &Self) -> Ordering;
 
     /// Runs one statement for all of them and returns an output for each, in their order.
@@ -87,7 +91,9 @@ struct Queue<T: Batched>(Mutex<State<T>>);
 
 struct State<T: Batched> {
     waiting: VecDeque<Waiting<T>>,
-    under_way: usize,
+    /// A number for each batch, and when it began.
+    under_way: Vec<(u64, Instant)>,
+    last: u64,
 }
 
 struct Waiting<T: Batched> {
@@ -97,7 +103,7 @@ struct Waiting<T: Batched> {
 
 impl<T: Batched> Default for Queue<T> {
     fn default() -> Self {
-        Self(Mutex::new(State { waiting: VecDeque::new(), under_way: 0 }))
+        Self(Mutex::new(State { waiting: VecDeque::new(), under_way: Vec::new(), last: 0 }))
     }
 }
 
@@ -111,14 +117,15 @@ enum Place<T: Batched> {
 
 /// One of the places of [`UNDER_WAY`]. However its holder ends, those who came meanwhile go next.
 struct Turn<T: Batched> {
+    number: u64,
     queue: Arc<Queue<T>>,
     database: Database,
 }
 
 impl<T: Batched> Drop for Turn<T> {
     fn drop(&mut self) {
-        if let Some(batch) = self.queue.next_batch() {
-            tokio::spawn(Arc::clone(&self.queue).work(batch, self.database.clone()));
+        if let Some(batch) = self.queue.next_batch(self.number) {
+            tokio::spawn(Arc::clone(&self.queue).work(self.number, batch, self.database.clone()));
         }
     }
 }
@@ -126,18 +133,17 @@ impl<T: Batched> Drop for Turn<T> {
 impl<T: Batched> Queue<T> {
     fn join(self: Arc<Self>, item: T, database: &Database) -> Place<T> {
         let mut state = self.state();
-        if state.under_way == 0 {
-            state.under_way = 1;
+        if state.waiting.is_empty() && state.has_room() {
+            let number = state.begin();
             drop(state);
-            return Place::Turn(item, Turn { queue: self, database: database.clone() });
+            return Place::Turn(item, Turn { number, queue: self, database: database.clone() });
         }
         let (answer, answered) = oneshot::channel();
         state.waiting.push_back(Waiting { item, answer });
-        if state.waiting.len() >= LARGEST && state.under_way < UNDER_WAY {
-            state.under_way += 1;
-            let batch = state.take();
+        if state.has_room() {
+            let (number, batch) = (state.begin(), state.take());
             drop(state);
-            tokio::spawn(self.work(batch, database.clone()));
+            tokio::spawn(self.work(number, batch, database.clone()));
         }
         Place::InLine(answered)
     }
@@ -147,28 +153,40 @@ impl<T: Batched> Queue<T> {
     }
 
     /// This batch and those after it, until nobody waits.
-    async fn work(self: Arc<Self>, batch: Vec<Waiting<T>>, database: Database) {
+    async fn work(self: Arc<Self>, number: u64, batch: Vec<Waiting<T>>, database: Database) {
         let mut next = Some(batch);
         while let Some(batch) = next {
             // A panic has been printed, and those in the batch see their senders dropped; the next batch must go on.
             let _ = AssertUnwindSafe(serve(batch, &database)).catch_unwind().await;
-            next = self.next_batch();
+            next = self.next_batch(number);
         }
     }
 
-    /// Who goes next. Without anybody, or with fewer than make a batch worth its while beside others, the place is free.
-    fn next_batch(&self) -> Option<Vec<Waiting<T>>> {
+    /// Who goes next in this one's place. Without anybody, or with fewer than are worth a batch, the place is free.
+    fn next_batch(&self, number: u64) -> Option<Vec<Waiting<T>>> {
         let mut state = self.state();
-        let worth_it = if state.under_way > 1 { LARGEST } else { 1 };
-        if state.waiting.len() < worth_it {
-            state.under_way -= 1;
+        state.under_way.retain(|(other, _)| *other != number);
+        if state.waiting.is_empty() || !state.has_room() {
             return None;
         }
+        state.under_way.push((number, Instant::now()));
         Some(state.take())
     }
 }
 
 impl<T: Batched> State<T> {
+    /// Whether a batch may begin: none gets on, or a full one waits; and not too many are under way.
+    fn has_room(&self) -> bool {
+        let gets_on = |(_, began): &(u64, Instant)| began.elapsed() < HANGS;
+        self.under_way.len() < UNDER_WAY && (self.waiting.len() >= LARGEST || !self.under_way.iter().any(gets_on))
+    }
+
+    fn begin(&mut self) -> u64 {
+        self.last += 1;
+        self.under_way.push((self.last, Instant::now()));
+        self.last
+    }
+
     fn take(&mut self) -> Vec<Waiting<T>> {
         let size = self.waiting.len().min(LARGEST);
         self.waiting.drain(..size).collect()
@@ -189,9 +207,7 @@ async fn serve<T: Batched>(mut batch: Vec<Waiting<T>>, database: &Database) {
                     tell(answer, Ok(output));
                 }
             }
-            Err(DatabaseError::Refused(error)) if part.len() > 1 && !super::is_transient(&error) => {
-                parts.extend(halves(part));
-            }
+            Err(error) if part.len() > 1 && error.blames_a_row() => parts.extend(halves(part)),
             Err(error) => answers[part].iter_mut().for_each(|answer| tell(answer, Err(error.clone()))),
         }
     }

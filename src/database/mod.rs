@@ -26,20 +26,26 @@ pub use batched::{Batched, column};
 /// Parameters of a statement.
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// No statement of ours runs longer than milliseconds; one that takes this long hangs on a dead network.
+/// No statement of ours runs for more than tens of milliseconds; one that takes this long hangs on a dead network.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that does not answer a connection attempt by now is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
-/// still empty that reading all of it, or all of an index for a merge or hash join, is best, and then keep that
-/// plan, prepared, while the table grows. Nested loops over index look-ups are right at every size.
+/// still empty that reading all of it, or all of an index for a merge, a hash or a materialized join, is best, and then
+/// keep that plan, prepared, while the table grows. Nested loops over index look-ups are right at every size. (An update
+/// that was planned just after a table of a few hundred rows was analyzed may still walk its index; the next analyze, a
+/// minute later, ends that.)
+///
+/// Nobody locks a row for longer than a flush. Who waits for longer waits for a person or a hung process, and must not
+/// keep others waiting.
 ///
 /// What must be flushed is flushed, even for a role or database that was set to commit without; stricter settings
 /// than `on` stay.
 const SESSION: &str = "
-    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-    SET plan_cache_mode = force_generic_plan; SET application_name = 'rocket-rides-atomic';
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;
+    SET enable_memoize = off; SET plan_cache_mode = force_generic_plan; SET lock_timeout = '3s';
+    SET application_name = 'rocket-rides-atomic';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Why a statement did not give an answer.
@@ -79,6 +85,14 @@ impl DatabaseError {
         }
     }
 
+    /// Whether one row of many is to blame, so that the statement would do for the others: its values, or that somebody
+    /// else has it locked.
+    fn blames_a_row(&self) -> bool {
+        let Self::Refused(error) = self else { return false };
+        // What cannot even be encoded has no code.
+        self.blames_data() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// Whether the statement met others in a way that undid it as a whole: a deadlock or a serialization failure.
     fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused(error) if class(error) == Some("40"))
@@ -92,9 +106,12 @@ fn refusal(error: &tokio_postgres::Error) -> String {
         .map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()))
 }
 
-/// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica).
+/// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica), 55P03 (a
+/// lock was not given within the session's time).
 fn is_transient(error: &tokio_postgres::Error) -> bool {
-    matches!(class(error), Some("40" | "53" | "57")) || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+    matches!(class(error), Some("40" | "53" | "57"))
+        || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+        || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
 /// The first two characters of an SQLSTATE say of what kind it is.
@@ -139,7 +156,7 @@ impl Database {
 
     /// Runs one prepared statement in a transaction of its own and returns its rows.
     ///
-    /// `sql` is prepared once per connection. When the caller is cancelled the statement is still carried out.
+    /// `sql` is prepared once per connection. When the caller is cancelled, the statement may still be carried out.
     pub async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DatabaseError> {
         let connection = self.checkout().await?;
         match tokio::time::timeout(STATEMENT_TIMEOUT, connection.query(sql, params)).await {

@@ -6,7 +6,7 @@ use super::{Database, DatabaseError};
 
 const SCHEMA: &str = include_str!("../../schema.sql");
 /// The version that `schema.sql` writes.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +87,9 @@ async fn version(database: &Database) -> Result<i32, DatabaseError> {
 }
 
 fn apply() -> String {
-    // Statements sent together are one transaction. The lock's number is arbitrary, and ours.
-    format!("SELECT pg_advisory_xact_lock(7265736375); {SCHEMA}")
+    // Statements sent together are one transaction. The lock's number is arbitrary, and ours; whoever waits for it waits
+    // for another process to apply the schema, which takes longer than a row is ever locked.
+    format!("SELECT set_config('lock_timeout', '30s', true), pg_advisory_xact_lock(7265736375); {SCHEMA}")
 }
 
 async fn is_ours(database: &Database) -> Result<bool, DatabaseError> {
@@ -103,4 +104,19 @@ async fn foreign_table(database: &Database) -> Result<Option<String>, DatabaseEr
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid AND d.deptype = 'e')
         ORDER BY relname LIMIT 1";
     Ok(database.query_opt(SQL, &[]).await?.map(|row| row.get("table")))
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    /// Whoever changes the schema changes its version, too, or a program would go to work on a database that lacks what
+    /// it needs.
+    #[test]
+    fn a_changed_schema_is_another_version() {
+        let digest: String = Sha256::digest(SCHEMA).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!((VERSION, digest.as_str()), (2, "4f4f132982e2df44"), "give schema.sql and VERSION a new number");
+    }
 }

@@ -85,7 +85,7 @@ impl Durability {
 }
 
 /// What a phase shows at the fence. Passes are ordered by their keys, and so are the rows of every batch: batches that
-/// lock keys in one order never wait for each other.
+/// lock keys in one order are never in a deadlock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pass {
     /// [`Lease::key_id`].

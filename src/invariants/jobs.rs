@@ -12,6 +12,8 @@ use crate::rides::RECEIPT_JOB;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Dead,
+    /// A person gave it up.
+    Purged,
     Staged,
     Queued,
     Finished,
@@ -41,6 +43,12 @@ const QUEUED: Pass = Pass {
     place: Place::Queued,
 };
 
+const PURGED: Pass = Pass {
+    sql: "SELECT staged_id AS id, job_name, job_args ->> 'ride_id' AS ride_id, false AS finished
+          FROM purged_jobs WHERE staged_id > $1 ORDER BY staged_id LIMIT $2",
+    place: Place::Purged,
+};
+
 /// Jobs by their ids, and where each was seen last.
 type Seen = HashMap<i64, Place>;
 
@@ -49,7 +57,7 @@ impl Check<'_> {
     /// looked at again. Dead letters come first too, because a person may just be sending one back.
     pub(super) async fn jobs(&mut self, queue: Queue) -> Result<(), VerifyError> {
         let (mut seen, mut met_again) = (Seen::new(), Vec::new());
-        for pass in [DEAD, STAGED, QUEUED, DEAD] {
+        for pass in [DEAD, STAGED, QUEUED, DEAD, PURGED] {
             self.pass(&pass, &mut seen, &mut met_again).await?;
         }
         self.in_two_places(met_again).await?;
@@ -59,7 +67,7 @@ impl Check<'_> {
                 let left = match place {
                     Place::Staged => "not delivered",
                     Place::Queued => "not worked",
-                    Place::Dead | Place::Finished | Place::Receipted => continue,
+                    Place::Dead | Place::Purged | Place::Finished | Place::Receipted => continue,
                 };
                 self.report.violate(Invariant::StagedIsDelivered, || format!("staged job {id}: {left}"));
             }
@@ -137,7 +145,8 @@ impl Check<'_> {
             SELECT i.id FROM unnest($1::bigint[]) AS i (id)
             WHERE (SELECT count(*) FROM staged_jobs j WHERE j.id = i.id)
                 + (SELECT count(*) FROM jobs j WHERE j.staged_id = i.id)
-                + (SELECT count(*) FROM dead_jobs j WHERE j.staged_id = i.id) > 1";
+                + (SELECT count(*) FROM dead_jobs j WHERE j.staged_id = i.id)
+                + (SELECT count(*) FROM purged_jobs j WHERE j.staged_id = i.id) > 1";
         for row in self.database.query(SQL, &[&ids]).await? {
             let id: i64 = row.get("id");
             let what = || format!("staged job {id}: delivered twice");

@@ -67,9 +67,16 @@ pub async fn retry(database: &Database, ids: &[i64]) -> Result<Vec<i64>, Databas
     Ok(database.query(RETRY, &[&ids]).await?.iter().map(|row| row.get("staged_id")).collect())
 }
 
-const PURGE: &str = "DELETE FROM dead_jobs WHERE staged_id = ANY($1) RETURNING staged_id";
+const PURGE: &str = "
+    WITH gone AS (
+        DELETE FROM dead_jobs WHERE staged_id = ANY($1) RETURNING staged_id, job_name, job_args, error
+    )
+    INSERT INTO purged_jobs (staged_id, job_name, job_args, error)
+    SELECT staged_id, job_name, job_args, error FROM gone
+    RETURNING staged_id";
 
-/// Forgets dead jobs for good. Returns those that were dead.
+/// Gives dead jobs up for good. Returns those that were dead. That they were given up stays on record, so that nobody
+/// takes them for lost.
 ///
 /// Locks their rows.
 pub async fn purge(database: &Database, ids: &[i64]) -> Result<Vec<i64>, DatabaseError> {

@@ -101,7 +101,10 @@ impl<Q: Queue> ToForeign<Q> {
         let pushed = tokio::time::timeout(deadline, self.queue.push(&batch.jobs)).await;
         match pushed.unwrap_or_else(|_| Err(QueueDown(format!("no answer within {deadline:?}").into()))) {
             Ok(deliveries) => {
-                self.health.took_jobs();
+                // A job that is refused here, unseen by the queue, says nothing of the queue.
+                if deliveries.contains(&Delivery::Delivered) {
+                    self.health.took_jobs();
+                }
                 Ok(self.judge(batch, deliveries))
             }
             Err(error) => {

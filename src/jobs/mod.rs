@@ -102,3 +102,12 @@ pub trait Outlet: Send + Sync {
     /// Moves what is due, oldest first, and returns within seconds.
     fn drain(&self) -> impl Future<Output = Result<Drained, DatabaseError>> + Send;
 }
+
+/// As much of an error as helps a person.
+const ERROR_CHARS: usize = 1000;
+
+/// A queue's or a mail server's message as it can be stored: it is foreign text, which may be long, and hold the one
+/// character that Postgres's does not have.
+fn storable(error: &str) -> String {
+    error.chars().filter(|c| *c != '\0').take(ERROR_CHARS).collect()
+}

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::Json;
 use uuid::Uuid;
 
-use super::{Drained, StagedJob};
+use super::{Drained, StagedJob, storable};
 use crate::database::{Database, DatabaseError};
 use crate::idempotency::claim::LONGEST_PAUSE;
 use crate::idempotency::fence::Durability;
@@ -86,15 +86,11 @@ pub struct Failures {
     pub errors: Vec<String>,
 }
 
-/// As much of an error as helps a person.
-const ERROR_CHARS: usize = 1000;
-
 impl Failures {
-    /// Notes one more. A queue's message is foreign text: it may be long, and hold the one character that Postgres's
-    /// does not have.
+    /// Notes one more.
     pub fn push(&mut self, id: i64, error: &str) {
         self.ids.push(id);
-        self.errors.push(error.chars().filter(|c| *c != '\0').take(ERROR_CHARS).collect());
+        self.errors.push(storable(error));
     }
 }
 

@@ -14,7 +14,8 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio_postgres::types::Json;
 use uuid::Uuid;
 
 use crate::database::{Batched, Database, DatabaseError, column};
@@ -37,7 +38,7 @@ pub struct Claimed {
     /// What is to be done.
     pub name: String,
     /// With what.
-    pub args: Value,
+    pub args: Box<RawValue>,
     /// When its request was finished, by the database's clock.
     pub staged_at: SystemTime,
     /// How often it has been taken up, this time included.
@@ -108,7 +109,7 @@ pub async fn claim(
             Some(token) => claims.claimed.push(Claimed {
                 lease: JobLease { job_id, token },
                 name: row.get("job_name"),
-                args: row.get("job_args"),
+                args: row.get::<_, Json<Box<RawValue>>>("job_args").0,
                 staged_at: row.get("staged_at"),
                 attempt: row.get("attempts"),
             }),
@@ -255,7 +256,7 @@ pub async fn fail(
             &[
                 &lease.job_id,
                 &lease.token,
-                &error,
+                &super::storable(error),
                 &permanent,
                 &policy.max_attempts,
                 &policy.retry_after.as_secs_f64(),

@@ -180,7 +180,7 @@ struct Arguments {
 impl Receipts {
     /// The mail that the job asks for, or `None` if the ride's receipt was sent before. Locks nothing.
     pub async fn prepare(&self, job: &Claimed) -> Result<Option<Mail>, ReceiptError> {
-        let arguments = Arguments::deserialize(&job.args).map_err(ReceiptError::Arguments)?;
+        let arguments: Arguments = serde_json::from_str(job.args.get()).map_err(ReceiptError::Arguments)?;
         let Some(ride) = store::find_ride(&self.database, arguments.ride_id).await? else {
             return Err(ReceiptError::Ride("there is no such ride"));
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::spawn::Shared;
 use super::{Addresses, Supervisor};
@@ -129,10 +130,10 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
         supervisor.spawn_sandbox(listener, &config).await?;
     }
     let stripe = stripe_client(&config, addresses.stripe_sandbox)?;
-    if config.demo.enabled && config.runs(Role::Api) {
-        seed(&database, &stripe).await?;
-    }
     let installation = schema::installation(&database).await.map_err(StartError::Schema)?;
+    if config.demo.enabled && config.runs(Role::Api) {
+        seed(&database, installation, &stripe).await?;
+    }
     let shared = Shared::new(&config, database, stripe, installation);
     if let Some(listener) = api_listener {
         supervisor.spawn_api(&config, &shared, listener);
@@ -172,10 +173,10 @@ pub(crate) fn stripe_client(config: &Config, sandbox: Option<SocketAddr>) -> Res
     stripe::Client::new(&api_base, &config.stripe.api_key, config.stripe.timeout)
 }
 
-async fn seed(database: &Database, stripe: &stripe::Client) -> Result<(), SeedError> {
+async fn seed(database: &Database, installation: Uuid, stripe: &stripe::Client) -> Result<(), SeedError> {
     let mut tries = 1;
     loop {
-        match users::seed(database, stripe).await {
+        match users::seed(database, installation, stripe).await {
             Err(error) if tries < SEED_TRIES => {
                 tracing::warn!(error = chain(&error), "cannot seed the users yet; trying again");
                 tries += 1;

@@ -82,8 +82,32 @@ impl fmt::Display for Boundary {
     }
 }
 
-/// Faults to come: each strikes at so many boundaries after the one before, the first after arming; 1 is the next.
-pub type Plan = Vec<(usize, Fault)>;
+/// A fault to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strike {
+    fault: Fault,
+    /// At so many boundaries after the strike before, or after arming; 1 is the next.
+    after: usize,
+    /// Only those like this one count: polls may come in between, and change nothing about the work.
+    like: Option<Boundary>,
+}
+
+impl Strike {
+    /// At the `n`th boundary from now.
+    pub fn at(n: usize, fault: Fault) -> Self {
+        Self { fault, after: n, like: None }
+    }
+
+    /// At the last of these boundaries, when it is crossed as often as it is in them.
+    pub fn at_last_of(boundaries: &[Boundary], fault: Fault) -> Self {
+        let last = boundaries.last().expect("a boundary");
+        let after = boundaries.iter().filter(|boundary| *boundary == last).count();
+        Self { fault, after, like: Some(last.clone()) }
+    }
+}
+
+/// Faults to come, in their order.
+pub type Plan = Vec<Strike>;
 
 /// Counts the boundaries of some proxies and decides what happens at each. Clones are the same script.
 #[derive(Clone, Default)]
@@ -99,7 +123,7 @@ struct Inner {
 struct State {
     counting: Counting,
     crossed: Vec<Boundary>,
-    plan: VecDeque<(usize, Fault)>,
+    plan: VecDeque<Strike>,
     fired: Vec<(Fault, Boundary)>,
     victim: Option<Box<dyn Fn() + Send>>,
     bug: Option<bug::Planted>,
@@ -181,13 +205,16 @@ impl Script {
             Counting::From(_) | Counting::On => state.counting = Counting::On,
         }
         state.crossed.push(boundary.clone());
-        let (left, fault) = state.plan.front_mut()?;
-        *left = left.saturating_sub(1);
-        // A fault that does not fit strikes at the next boundary that it fits.
-        if *left > 0 || !fault.fits(&boundary) {
+        let strike = state.plan.front_mut()?;
+        if strike.like.as_ref().is_some_and(|like| *like != boundary) {
             return None;
         }
-        let fault = *fault;
+        strike.after = strike.after.saturating_sub(1);
+        // A fault that does not fit strikes at the next boundary that it fits.
+        if strike.after > 0 || !strike.fault.fits(&boundary) {
+            return None;
+        }
+        let fault = strike.fault;
         state.plan.pop_front();
         state.fired.push((fault, boundary));
         Some(fault)

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use self::bugs::SEEDED;
 use self::work::Disk;
 use super::crew::Crew;
-use super::proxy::{Bug, Fault};
+use super::proxy::{Bug, Fault, Strike};
 use super::zombie::expire_lease;
 use crate::say;
 use crate::support::client::{Answer, DECLINED_USER, Post};
@@ -288,7 +288,8 @@ impl Stage {
 
     async fn break_off_before_the_ride(&self, post: &Post) {
         let script = &self.crew.route.script;
-        script.arm_from("execute update idempotency_keys + insert rides", vec![(1, Fault::DropBeforeSend)]);
+        script
+            .arm_from("execute update idempotency_keys + insert rides", vec![Strike::at(1, Fault::DropBeforeSend)]);
         self.ask(post, &[]).await;
         script.disarm();
         expire_lease(&self.house, post).await;
@@ -299,7 +300,7 @@ impl Stage {
         let script = &self.crew.route.script;
         let fault = if held.starts_with("POST") { Fault::HoldReply } else { Fault::Hold };
         self.house.script(faults).await;
-        script.arm_from(held, vec![(1, fault)]);
+        script.arm_from(held, vec![Strike::at(1, fault)]);
         let late = self.spawn(post);
         script.until_held().await;
         expire_lease(&self.house, post).await;
@@ -311,7 +312,7 @@ impl Stage {
     async fn decline_late(&self, post: &Post) {
         let script = &self.crew.route.script;
         self.house.script(&["declined", "hold"]).await;
-        script.arm_from("POST /v1/charges", vec![(1, Fault::HoldReply)]);
+        script.arm_from("POST /v1/charges", vec![Strike::at(1, Fault::HoldReply)]);
         let late = self.spawn(post);
         script.until_held().await;
         expire_lease(&self.house, post).await;

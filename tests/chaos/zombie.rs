@@ -23,7 +23,7 @@ use rocket_rides_atomic::roles::periodic::Periodic;
 use tokio::task::JoinHandle;
 
 use super::crew::Crew;
-use super::proxy::{Fault, Plan};
+use super::proxy::{Fault, Plan, Strike};
 use crate::support::client::{Post, new_key};
 use crate::support::world::World;
 use crate::{number, say, seed};
@@ -142,7 +142,7 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
     let Round { worker, step, fault, heir, heir_finished } = round;
     let post = request_for(world, worker).await;
     let charges = world.charges().await.len();
-    late.route.script.arm(vec![(step, fault)]);
+    late.route.script.arm(vec![Strike::at(step, fault)]);
     let work = late.work(worker, &post);
     late.route.script.until_held().await;
 
@@ -151,7 +151,7 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
     let finished = is_finished(world, &post).await;
     let heir = if finished == Some(false) { heir } else { Worker::Api };
     let heir_finished = heir_finished || finished == Some(true);
-    let taking_the_lease = if heir_finished { Plan::new() } else { vec![(1, Fault::HoldReply)] };
+    let taking_the_lease = if heir_finished { Plan::new() } else { vec![Strike::at(1, Fault::HoldReply)] };
     other.route.script.arm_from("execute update idempotency_keys", taking_the_lease);
     let mut inheritance = other.work(heir, &post);
     if heir_finished {

@@ -3,13 +3,14 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use rocket_rides_atomic::database::{Batched, Database, DatabaseError, column};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::eventually;
-use crate::support::world::{World, pool};
+use crate::support::world::{World, insert_keys, pool};
 
 /// Divides 100 by a number in the database, which refuses to divide by zero.
 struct Divide {
@@ -166,4 +167,80 @@ async fn whoever_ends_early_lets_the_next_go_on() {
     }
     assert!(gate.call(true).await.unwrap_err().is_panic(), "a statement of one's own panics in its caller");
     assert_eq!(gate.call(false).await.unwrap().unwrap(), 1);
+}
+
+/// Takes a key's row, which another session may have locked.
+struct Touch(i64);
+
+impl Batched for Touch {
+    type Output = ();
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<()>, DatabaseError> {
+        const SQL: &str = "UPDATE idempotency_keys k SET last_run_at = now() FROM unnest($1::bigint[]) AS i (id)
+            WHERE k.id = i.id";
+        database.query(SQL, &[&column(items, |item| item.0)]).await?;
+        Ok(vec![(); items.len()])
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_has_locked_holds_up_nobody_else() {
+    let world = World::start().await;
+    insert_keys(&world, 50, "1 hour").await;
+    let database = pool(&world.database_config).await;
+    let first: i64 = world.get("SELECT min(id) FROM idempotency_keys").await;
+    world.execute("BEGIN").await;
+    world.query("SELECT FROM idempotency_keys WHERE id = $1 FOR UPDATE", &[&first]).await;
+
+    let touch = |id| {
+        let database = database.clone();
+        tokio::spawn(async move { database.batched(Touch(id)).await })
+    };
+    let held = touch(first);
+    tokio::task::yield_now().await;
+    // This one waits for the one that hangs, until whoever comes a moment later takes it along.
+    let mut others = vec![touch(first + 1)];
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    others.extend((2..50).map(|n| touch(first + n)));
+    for other in others {
+        other.await.unwrap().unwrap();
+    }
+    assert!(!held.is_finished(), "nobody waited for it");
+    let error = held.await.unwrap().unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    world.execute("ROLLBACK").await;
+}
+
+/// Meets a deadlock at the first try.
+struct Unlucky(Arc<AtomicUsize>);
+
+impl Batched for Unlucky {
+    type Output = ();
+
+    fn order(&self, _: &Self) -> Ordering {
+        Ordering::Equal
+    }
+
+    async fn run(database: &Database, items: &[Self]) -> Result<Vec<()>, DatabaseError> {
+        if items[0].0.fetch_add(1, Relaxed) == 0 {
+            database.query("SELECT deadlock()", &[]).await?;
+        }
+        Ok(vec![(); items.len()])
+    }
+}
+
+#[tokio::test]
+async fn what_a_deadlock_undid_is_done_again() {
+    let world = World::start().await;
+    let function = "CREATE FUNCTION deadlock() RETURNS int LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION 'met' USING ERRCODE = 'deadlock_detected'; END $$";
+    world.execute(function).await;
+    let database = pool(&world.database_config).await;
+    let tries = Arc::new(AtomicUsize::new(0));
+    database.batched(Unlucky(Arc::clone(&tries))).await.unwrap();
+    assert_eq!(tries.load(Relaxed), 2);
 }

@@ -183,7 +183,7 @@ async fn a_mail_server_that_is_not_in_the_mood_is_asked_again() {
 #[tokio::test]
 async fn a_recipient_that_is_refused_for_ever_is_a_dead_letter_that_names_nobody() {
     let server = MailServer::start().await;
-    server.script(&[(At::Recipient, Reply::Say("550 5.1.1 <user@example.com>: no such user here"))]);
+    server.script(&[(At::Recipient, Reply::Say("550 5.1.1 <user@example.com>: no such user here\0"))]);
     let world = World::with(mailing(&server)).await;
     assert_eq!(world.post(Post::default()).await.status, 201);
     world.until_count("dead_jobs WHERE died_in = 'queue' AND attempts = 1", 1).await;

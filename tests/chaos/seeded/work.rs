@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::super::proxy::Fault;
+use super::super::proxy::{Fault, Strike};
 use super::Stage;
 use crate::support::client::Post;
 use crate::support::world::pool;
@@ -46,7 +46,7 @@ impl Stage {
     pub(super) async fn outlive_a_dead_letter(&self) {
         let script = &self.crew.route.script;
         self.queue_a_receipt().await;
-        script.arm_from("execute update jobs + insert receipts", vec![(1, Fault::Hold)]);
+        script.arm_from("execute update jobs + insert receipts", vec![Strike::at(1, Fault::Hold)]);
         let heir = async {
             script.until_held().await;
             self.expire_jobs().await;
@@ -62,7 +62,7 @@ impl Stage {
         let script = &self.crew.route.script;
         self.queue_a_receipt().await;
         // It would not try again otherwise, having seen that there is a receipt.
-        script.arm_from("execute SELECT r.user_id,", vec![(1, Fault::HoldReply)]);
+        script.arm_from("execute SELECT r.user_id,", vec![Strike::at(1, Fault::HoldReply)]);
         let heir = async {
             script.until_held().await;
             self.expire_jobs().await;

@@ -1,22 +1,18 @@
 //! The same with the real binary and a real SIGSTOP: the whole process stands still at a message, its clocks do not, and
 //! on SIGCONT it goes on where it was.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
 
 use super::{digest, expire_lease, is_finished};
 use crate::lane::{CLAIM, FINISH, Lane};
-use crate::proxy::{Boundary, Fault, Plan};
+use crate::proxy::{Boundary, Fault, Plan, Strike};
 use crate::say;
 use crate::support::client::{Answer, Post, new_key};
 use crate::support::eventually;
 use crate::support::process::Process;
-
-/// How often a round may miss its place, which it does when a statement is prepared on one connection more or less.
-const MISSES: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_stood_still_writes_nothing() {
@@ -37,14 +33,10 @@ async fn stop_everywhere(roles: &'static str) -> (usize, usize) {
     let lane = Lane::new().await;
     let boundaries = discover(&lane, roles).await;
     let mut rounds = 0;
-    for (n, boundary) in boundaries.iter().enumerate() {
+    for n in 1..=boundaries.len() {
         for fault in Fault::HOLDING {
-            let context = format!("{roles}, {fault:?} at {n}: {boundary}");
-            let mut tries = 0;
-            while stand_still(&lane, roles, (n + 1, fault), &context).await.as_ref() != Some(boundary) {
-                tries += 1;
-                assert!(tries < MISSES, "{context}: not stopped there");
-            }
+            let strike = Strike::at_last_of(&boundaries[..n], fault);
+            stand_still(&lane, roles, strike).await;
             rounds += 1;
         }
     }
@@ -66,20 +58,19 @@ async fn discover(lane: &Lane, roles: &str) -> Vec<Boundary> {
     crossed
 }
 
-/// One round. Returns where the process stood still, if it did.
-async fn stand_still(lane: &Lane, roles: &str, at: (usize, Fault), context: &str) -> Option<Boundary> {
+/// One round: the process stands still where `strike` holds it.
+async fn stand_still(lane: &Lane, roles: &str, strike: Strike) {
+    let context = format!("{roles}, {strike:?}");
     let charges = lane.world.charges().await.len();
-    let (mut process, work, post) = begin(lane, roles, vec![at]).await;
+    let (mut process, work, post) = begin(lane, roles, vec![strike]).await;
     lane.script.until_held().await;
     process.signal(Signal::SIGSTOP);
     expire_lease(&lane.world, &post).await;
     assert_eq!(lane.world.post(post.clone()).await.status, 201, "{context}: the heir");
 
     let before = digest(&lane.world).await;
-    lane.script.release();
-    // What was on its way arrives while it stands still.
-    sleep(Duration::from_millis(5)).await;
     process.signal(Signal::SIGCONT);
+    lane.script.release();
     if let Some(answer) = work.await.unwrap() {
         assert!(matches!(answer.status, 201 | 409), "{context}: {answer:?}");
     }
@@ -87,7 +78,7 @@ async fn stand_still(lane: &Lane, roles: &str, at: (usize, Fault), context: &str
     assert!(process.exit().await.success(), "{context}: {:#?}", process.log());
     assert_eq!(digest(&lane.world).await, before, "{context}: the stale process wrote something");
     assert_eq!(lane.world.charges().await.len(), charges + 1, "{context}: charges");
-    lane.script.disarm().1.pop().map(|(_, boundary)| boundary)
+    lane.script.disarm();
 }
 
 type Work = JoinHandle<Option<Answer>>;
