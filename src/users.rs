@@ -97,9 +97,7 @@ pub enum SeedError {
 /// The idempotency keys follow from this database's own UUID, so that two processes that seed at once get the same
 /// customers.
 pub async fn seed(database: &Database, installation: Uuid, stripe: &stripe::Client) -> Result<(), SeedError> {
-    const STORE: &str = "
-        INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2)
-        ON CONFLICT (email) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id";
+    const STORE: &str = include_str!("users_store.sql");
     for (email, source) in DEMO_USERS {
         let known = find_by_email(database, email).await?.map(|user| user.stripe_customer_id);
         if let Some(customer) = &known {

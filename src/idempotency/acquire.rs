@@ -1,13 +1,13 @@
 //! A client's way to a lease: phase one of a request.
 
 use std::cmp::Ordering;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::fence::{Durability, by_token};
+use super::fence::by_token;
 use super::{Lease, Request, Response};
 use crate::database::{Batched, Database, DatabaseError, column};
 
@@ -51,58 +51,13 @@ const RACES: usize = 3;
 /// Nor does a key that is created wait for one.
 ///
 /// `num_nulls`, because `IS NULL` would let the planner walk a whole partial index in place of one look-up by id.
-static LOOK_OR_CREATE: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.column();
-    format!(
-        "WITH known AS MATERIALIZED (
-            SELECT i.*, k.id, k.response_code, k.response_body, k.parked_at,
-                   k.request_method = i.request_method AND k.request_path = i.request_path
-                       AND k.request_params = i.request_params AS same,
-                   num_nulls(k.response_code, k.parked_at) = 2
-                       AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => i.lock_timeout))
-                       AS free
-            FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::inet[], $7::uuid[],
-                        $8::float8[], $9::float8[])
-                AS i (user_id, idempotency_key, request_method, request_path, request_params, origin_ip, token,
-                      lock_timeout, grace)
-            LEFT JOIN idempotency_keys k ON k.user_id = i.user_id AND k.idempotency_key = i.idempotency_key
-        ), created AS (
-            INSERT INTO idempotency_keys (user_id, idempotency_key, request_method, request_path, request_params,
-                                          origin_ip, lease_token, locked_at, next_attempt_at)
-            SELECT user_id, idempotency_key, request_method, request_path, request_params,
-                   origin_ip, token, now(), now() + make_interval(secs => grace)
-            FROM known WHERE id IS NULL
-            ON CONFLICT (user_id, idempotency_key) DO NOTHING
-            RETURNING id, lease_token, recovery_point, attempts, foreign_call_key, foreign_call_intended_at{commit}
-        )
-        SELECT 'created' AS verdict, id, lease_token, recovery_point, attempts, foreign_call_key,
-               foreign_call_intended_at, NULL::float8 AS foreign_call_age,
-               NULL::int AS response_code, NULL::text AS response_body
-        FROM created
-        UNION ALL
-        SELECT CASE WHEN NOT same THEN 'mismatch'
-                    WHEN response_code IS NOT NULL THEN 'finished'
-                    WHEN parked_at IS NOT NULL THEN 'parked'
-                    WHEN free THEN 'free'
-                    ELSE 'in_progress' END,
-               id, token, NULL, NULL, NULL, NULL, NULL, response_code, response_body::text
-        FROM known WHERE id IS NOT NULL"
-    )
-});
+const LOOK_OR_CREATE: &str = include_str!("acquire_look_or_create.sql");
 
 /// Asks again what the look-up saw, because somebody may have been faster.
 ///
 /// Flushed: were a take-over lost in a crash, the token before it would be good again, and its holder could write what it
 /// learned before Stripe was asked anew.
-const TAKE_OVER: &str = "
-    UPDATE idempotency_keys k
-    SET lease_token = i.token, locked_at = now(), last_run_at = now(),
-        attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)
-    FROM unnest($1::bigint[], $2::uuid[], $3::float8[], $4::float8[]) AS i (key_id, token, lock_timeout, grace)
-    WHERE k.id = i.key_id AND num_nulls(k.response_code, k.parked_at) = 2
-      AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => i.lock_timeout))
-    RETURNING k.id, k.lease_token, k.recovery_point, k.attempts, k.foreign_call_key, k.foreign_call_intended_at,
-              extract(epoch FROM now() - k.foreign_call_intended_at)::float8 AS foreign_call_age";
+const TAKE_OVER: &str = include_str!("acquire_take_over.sql");
 
 /// Takes the lease on the request's key, or says why not.
 ///
@@ -178,7 +133,7 @@ impl Batched for LookOrCreate {
         let requests = || looks.iter().map(|look| &*look.request);
         let rows = database
             .query(
-                &LOOK_OR_CREATE,
+                LOOK_OR_CREATE,
                 &[
                     &column(requests(), |request| request.user_id),
                     &column(requests(), |request| request.key.as_str()),

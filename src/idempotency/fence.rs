@@ -66,7 +66,7 @@ impl Fence {
                 FROM unnest($1::bigint[], $2::uuid[]{arrays}) AS i (key_id, lease_token{names})
                 WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = '{from}'
                 RETURNING k.id AS key_id, i.lease_token, k.user_id, k.origin_ip{returned}{commit}
-            )"
+            )\n"
         )
     }
 }
@@ -76,7 +76,7 @@ impl Durability {
     ///
     /// The setting is local to the transaction, and a lone statement is one. A sub-select that refers to nothing is
     /// evaluated once, with the first row; without any row there is nothing to flush.
-    pub(crate) const fn column(self) -> &'static str {
+    const fn column(self) -> &'static str {
         match self {
             Self::Flushed => "",
             Self::Later => ", (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later",

@@ -24,10 +24,7 @@ pub struct Parked {
     pub last_error: Option<String>,
 }
 
-const LIST: &str = "
-    SELECT id, idempotency_key, user_id, recovery_point, attempts, parked_reason, last_error,
-           extract(epoch FROM now() - parked_at)::float8 AS waiting
-    FROM idempotency_keys WHERE parked_at IS NOT NULL ORDER BY parked_at LIMIT $1";
+const LIST: &str = include_str!("parked_list.sql");
 
 /// The keys that have been parked longest, `limit` at most. Locks nothing.
 pub async fn list(database: &Database, limit: i64) -> Result<Vec<Parked>, DatabaseError> {
@@ -47,12 +44,7 @@ pub async fn list(database: &Database, limit: i64) -> Result<Vec<Parked>, Databa
         .collect())
 }
 
-const RETRY: &str = "
-    UPDATE idempotency_keys
-    SET parked_at = NULL, parked_reason = NULL, completer_attempts = 0,
-        next_attempt_at = now(), last_run_at = now()
-    WHERE id = ANY($1) AND parked_at IS NOT NULL
-    RETURNING id";
+const RETRY: &str = include_str!("parked_retry.sql");
 
 /// Lets the completer, or the client, try these keys again. Returns those that were parked.
 ///

@@ -1,9 +1,7 @@
 //! The end of a key: removed once it is old, or parked if its request never finished.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::fence::Durability;
 use crate::database::{Database, DatabaseError};
 
 /// What one batch did.
@@ -19,29 +17,7 @@ pub struct Reaped {
 ///
 /// A key whose lease is still running is left for the next round, however old. So is one that was taken up within the
 /// retention: its client may have the answer still to come, or a person have just asked for another attempt.
-static REAP: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.column();
-    format!(
-        "WITH old AS MATERIALIZED (
-            SELECT id, response_code IS NOT NULL AS finished
-            FROM idempotency_keys
-            WHERE created_at <= now() - make_interval(secs => $1) AND parked_at IS NULL
-              AND (locked_at IS NULL OR locked_at <= now() - make_interval(secs => $2))
-              AND last_run_at <= now() - make_interval(secs => $1)
-            ORDER BY created_at
-            LIMIT $3 FOR UPDATE SKIP LOCKED
-        ), removed AS (
-            DELETE FROM idempotency_keys k USING old WHERE k.id = old.id AND old.finished RETURNING k.id
-        ), parked AS (
-            UPDATE idempotency_keys k
-            SET parked_at = now(), parked_reason = 'unfinished when its retention ended',
-                lease_token = NULL, locked_at = NULL
-            FROM old WHERE k.id = old.id AND NOT old.finished
-            RETURNING k.id
-        )
-        SELECT (SELECT count(*) FROM removed) AS removed, (SELECT count(*) FROM parked) AS parked{commit}"
-    )
-});
+const REAP: &str = include_str!("reap.sql");
 
 /// Handles up to `limit` keys that are at least `retention` old and have not been worked on for as long.
 ///
@@ -52,6 +28,6 @@ pub async fn reap(
     lock_timeout: Duration,
     limit: i64,
 ) -> Result<Reaped, DatabaseError> {
-    let row = database.query_opt(&REAP, &[&retention.as_secs_f64(), &lock_timeout.as_secs_f64(), &limit]).await?;
+    let row = database.query_opt(REAP, &[&retention.as_secs_f64(), &lock_timeout.as_secs_f64(), &limit]).await?;
     Ok(row.map_or_else(Reaped::default, |row| Reaped { removed: row.get("removed"), parked: row.get("parked") }))
 }

@@ -25,10 +25,7 @@ pub struct DeadJob {
     pub error: String,
 }
 
-const LIST: &str = "
-    SELECT staged_id, job_name, died_in, attempts, error,
-           greatest(extract(epoch FROM now() - died_at), 0)::float8 AS dead_for
-    FROM dead_jobs ORDER BY staged_id LIMIT $1";
+const LIST: &str = include_str!("dead_list.sql");
 
 /// The dead letters, those that were staged first before others, `limit` at most. Locks nothing.
 pub async fn list(database: &Database, limit: i64) -> Result<Vec<DeadJob>, DatabaseError> {
@@ -47,18 +44,7 @@ pub async fn list(database: &Database, limit: i64) -> Result<Vec<DeadJob>, Datab
 }
 
 /// An identity is given with the row, which the column allows only when it is told so.
-const RETRY: &str = "
-    WITH risen AS (
-        DELETE FROM dead_jobs WHERE staged_id = ANY($1)
-        RETURNING staged_id, job_name, job_args, staged_at, died_in
-    ), staged AS (
-        INSERT INTO staged_jobs (id, created_at, job_name, job_args) OVERRIDING SYSTEM VALUE
-        SELECT staged_id, staged_at, job_name, job_args FROM risen WHERE died_in = 'outbox'
-    ), queued AS (
-        INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
-        SELECT staged_id, job_name, job_args, staged_at FROM risen WHERE died_in = 'queue'
-    )
-    SELECT staged_id FROM risen";
+const RETRY: &str = include_str!("dead_retry.sql");
 
 /// Puts dead jobs back to where they died, with no attempts spent. Returns those that were dead.
 ///
@@ -67,13 +53,7 @@ pub async fn retry(database: &Database, ids: &[i64]) -> Result<Vec<i64>, Databas
     Ok(database.query(RETRY, &[&ids]).await?.iter().map(|row| row.get("staged_id")).collect())
 }
 
-const PURGE: &str = "
-    WITH gone AS (
-        DELETE FROM dead_jobs WHERE staged_id = ANY($1) RETURNING staged_id, job_name, job_args, error
-    )
-    INSERT INTO purged_jobs (staged_id, job_name, job_args, error)
-    SELECT staged_id, job_name, job_args, error FROM gone
-    RETURNING staged_id";
+const PURGE: &str = include_str!("dead_purge.sql");
 
 /// Gives dead jobs up for good. Returns those that were dead. That they were given up stays on record, so that nobody
 /// takes them for lost.
@@ -92,14 +72,7 @@ pub async fn ids(database: &Database, after: i64, limit: i64) -> Result<Vec<i64>
     Ok(database.query(IDS, &[&after, &limit]).await?.iter().map(|row| row.get("staged_id")).collect())
 }
 
-const BURY: &str = "
-    WITH gone AS (
-        DELETE FROM staged_jobs WHERE id = $1 AND next_attempt_at <= now()
-        RETURNING id, job_name, job_args, created_at, attempts
-    )
-    INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
-    SELECT id, job_name, job_args, created_at, 'outbox', attempts + 1, $2 FROM gone
-    RETURNING staged_id";
+const BURY: &str = include_str!("dead_bury.sql");
 
 /// Makes a dead letter of a staged job that nobody holds. `false` if it is gone or held by now.
 ///

@@ -5,7 +5,6 @@
 //! arrived. Either way they are due again and pushed again under the same id, and the queue drops the repetition.
 //! What it can never forget is a job, which was flushed when it was staged.
 
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
@@ -15,7 +14,6 @@ use uuid::Uuid;
 use super::{Drained, StagedJob, storable};
 use crate::database::{Database, DatabaseError};
 use crate::idempotency::claim::LONGEST_PAUSE;
-use crate::idempotency::fence::Durability;
 
 /// Jobs under one lease.
 #[derive(Debug)]
@@ -34,25 +32,14 @@ pub struct Batch {
 
 /// The rows are walked by their primary key, which is the order of staging. Rows that are not due lie in the way, but
 /// only what is under way or was refused by itself is not due; an outage of the queue releases all it has touched.
-static CLAIM: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.column();
-    format!(
-        "WITH due AS MATERIALIZED (
-            SELECT id FROM staged_jobs WHERE id > $4 AND next_attempt_at <= now()
-            ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
-        )
-        UPDATE staged_jobs s SET lease_token = $2, next_attempt_at = now() + make_interval(secs => $3)
-        FROM due WHERE s.id = due.id
-        RETURNING s.id, s.job_name, s.job_args, s.created_at, s.attempts{commit}"
-    )
-});
+const CLAIM: &str = include_str!("outbox_claim.sql");
 
 /// Takes up to `limit` due jobs behind the job `after` for the time of `lease`, oldest first.
 ///
 /// Locks their rows and skips rows that others have locked, so that several enqueuers share the work.
 pub async fn claim(database: &Database, after: i64, limit: i64, lease: Duration) -> Result<Batch, DatabaseError> {
     let (token, runs_out) = (Uuid::new_v4(), Instant::now() + lease);
-    let mut rows = database.query(&CLAIM, &[&limit, &token, &lease.as_secs_f64(), &after]).await?;
+    let mut rows = database.query(CLAIM, &[&limit, &token, &lease.as_secs_f64(), &after]).await?;
     rows.sort_unstable_by_key(|row| row.get::<_, i64>("id"));
     let job = |row: &tokio_postgres::Row| StagedJob {
         id: row.get("id"),
@@ -94,33 +81,7 @@ impl Failures {
     }
 }
 
-static SETTLE: LazyLock<String> = LazyLock::new(|| {
-    let commit = Durability::Later.column();
-    format!(
-        "WITH delivered AS (
-            DELETE FROM staged_jobs WHERE id = ANY($2::bigint[]) AND lease_token = $1 RETURNING id
-        ), failed AS (
-            UPDATE staged_jobs s
-            SET lease_token = NULL, attempts = s.attempts + 1, last_error = i.error,
-                next_attempt_at = now() + make_interval(
-                    secs => least($8 * 2 ^ least(s.attempts, 30), $9) * (0.75 + random() / 2))
-            FROM unnest($3::bigint[], $4::text[]) AS i (id, error) WHERE s.id = i.id AND s.lease_token = $1
-            RETURNING s.id
-        ), gone AS (
-            DELETE FROM staged_jobs s
-            USING unnest($5::bigint[], $6::text[]) AS i (id, error) WHERE s.id = i.id AND s.lease_token = $1
-            RETURNING s.id, s.job_name, s.job_args, s.created_at, s.attempts, i.error
-        ), dead AS (
-            INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
-            SELECT id, job_name, job_args, created_at, 'outbox', attempts + 1, error FROM gone
-        ), released AS (
-            UPDATE staged_jobs SET lease_token = NULL, next_attempt_at = now()
-            WHERE id = ANY($7::bigint[]) AND lease_token = $1
-        )
-        SELECT (SELECT count(*) FROM delivered) AS delivered, (SELECT count(*) FROM failed) AS failed,
-               (SELECT count(*) FROM gone) AS dead{commit}"
-    )
-});
+const SETTLE: &str = include_str!("outbox_settle.sql");
 
 /// Ends the lease on a batch, in one statement, and says what it did: jobs whose lease has run out and gone to somebody
 /// else stay as they are. `retry_after` is the pause after a job's first failure; it doubles with each.
@@ -135,7 +96,7 @@ pub async fn settle(
     let Verdicts { delivered, failed, dead, released } = verdicts;
     let row = database
         .query_opt(
-            &SETTLE,
+            SETTLE,
             &[
                 &batch.token,
                 delivered,

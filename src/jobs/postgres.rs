@@ -1,6 +1,5 @@
 //! The default queue: the table `jobs` in the same database.
 
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use super::{Drained, Outlet, ROUND, START, dead};
@@ -20,24 +19,9 @@ pub struct ToPostgres {
 
 /// Delete and insert are one statement, so there is no moment in which a job is in neither table or in both.
 /// `RETURNING` has no order, so the insert restores that of staging.
-fn move_jobs(chosen: &str) -> String {
-    format!(
-        "WITH due AS MATERIALIZED (
-            SELECT id FROM staged_jobs WHERE next_attempt_at <= now() {chosen} FOR UPDATE SKIP LOCKED
-        ), taken AS (
-            DELETE FROM staged_jobs s USING due WHERE s.id = due.id
-            RETURNING s.id, s.job_name, s.job_args, s.created_at
-        ), delivered AS (
-            INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
-            SELECT id, job_name, job_args, created_at FROM taken ORDER BY id
-            RETURNING staged_id
-        )
-        SELECT count(*) AS delivered, max(staged_id) AS last FROM delivered"
-    )
-}
-
-static DELIVER: LazyLock<String> = LazyLock::new(|| move_jobs("AND id > $2 ORDER BY id LIMIT $1"));
-static DELIVER_THESE: LazyLock<String> = LazyLock::new(|| move_jobs("AND id = ANY($1::bigint[])"));
+const DELIVER: &str = include_str!("postgres_deliver.sql");
+/// The same for the jobs with these ids.
+const DELIVER_THESE: &str = include_str!("postgres_deliver_these.sql");
 
 impl Outlet for ToPostgres {
     async fn drain(&self) -> Result<Drained, DatabaseError> {
@@ -75,7 +59,7 @@ pub struct Moved {
 /// Locks the staged rows and skips rows that others have locked, so that several enqueuers share the work. Rows
 /// are found by what is there, never by a remembered id: a transaction that commits late has a low one.
 pub async fn deliver(database: &Database, after: i64, limit: i64) -> Result<Moved, DatabaseError> {
-    let row = database.query_opt(&DELIVER, &[&limit, &after]).await?;
+    let row = database.query_opt(DELIVER, &[&limit, &after]).await?;
     Ok(row.map_or_else(Moved::default, |row| Moved { jobs: row.get("delivered"), last: row.get("last") }))
 }
 
@@ -90,7 +74,7 @@ async fn bisect(database: &Database, limit: i64) -> Result<Drained, DatabaseErro
     let mut drained = Drained { more: true, ..Drained::default() };
     let mut parts = vec![due.as_slice()];
     while let Some(part) = parts.pop() {
-        match (database.query_opt(&DELIVER_THESE, &[&part]).await, part) {
+        match (database.query_opt(DELIVER_THESE, &[&part]).await, part) {
             (Ok(row), _) => drained.delivered += row.map_or(0, |row| row.get("delivered")),
             (Err(error), [id]) if error.blames_data() => {
                 drained.dead += i64::from(dead::bury(database, *id, &error).await?);

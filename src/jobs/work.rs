@@ -68,29 +68,7 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
 
 /// Flushed, because the work follows: a claim that a crash of the database forgot would leave a worker that has done
 /// its work with no lease to finish the job under, and the work would be done again.
-const CLAIM: &str = "
-    WITH due AS MATERIALIZED (
-        SELECT staged_id, attempts >= $3 AS exhausted
-        FROM jobs WHERE finished_at IS NULL AND next_attempt_at <= now()
-        ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
-    ), gone AS (
-        DELETE FROM jobs j USING due WHERE j.staged_id = due.staged_id AND due.exhausted RETURNING j.*
-    ), buried AS (
-        INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
-        SELECT staged_id, job_name, job_args, staged_at, 'queue', attempts,
-               'its worker never came back' || coalesce('; an earlier attempt: ' || last_error, '')
-        FROM gone
-        RETURNING staged_id
-    ), claimed AS (
-        UPDATE jobs j
-        SET lease_token = gen_random_uuid(), attempts = j.attempts + 1,
-            next_attempt_at = now() + make_interval(secs => $2)
-        FROM due WHERE j.staged_id = due.staged_id AND NOT due.exhausted
-        RETURNING j.*
-    )
-    SELECT staged_id, lease_token, job_name, job_args, staged_at, attempts FROM claimed
-    UNION ALL
-    SELECT staged_id, NULL, NULL, NULL, NULL, NULL FROM buried";
+const CLAIM: &str = include_str!("work_claim.sql");
 
 /// Takes up to `limit` jobs that are due, those first that have been due for longest, under leases that last for
 /// `lease`; buries those that were taken up `max_attempts` times already.
@@ -119,11 +97,7 @@ pub async fn claim(
     Ok(claims)
 }
 
-const EXTEND: &str = "
-    UPDATE jobs j SET next_attempt_at = now() + make_interval(secs => $3)
-    FROM unnest($1::bigint[], $2::uuid[]) AS held (job_id, lease_token)
-    WHERE j.staged_id = held.job_id AND j.lease_token = held.lease_token
-    RETURNING j.lease_token";
+const EXTEND: &str = include_str!("work_extend.sql");
 
 /// Lets these leases last for `lease` from now on, all in one statement, and returns the tokens of those that were
 /// still their holders' own. Not one that has merely run out is given up: if nobody took the job, it goes on.
@@ -152,20 +126,7 @@ pub struct SentReceipt {
 
 /// The receipt is recorded from the fenced CTE, in the transaction that ends the job: a job that is finished has its
 /// receipt in the books, and one whose worker came too late has recorded nothing.
-const FINISH: &str = "
-    WITH input AS MATERIALIZED (
-        SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::text[])
-            AS i (job_id, lease_token, ride_id, message_id)
-    ), fenced AS (
-        UPDATE jobs j SET finished_at = now(), lease_token = NULL, last_error = NULL
-        FROM input i WHERE j.staged_id = i.job_id AND j.lease_token = i.lease_token
-        RETURNING i.job_id, i.lease_token, i.ride_id, i.message_id
-    ), recorded AS (
-        INSERT INTO receipts (ride_id, staged_id, message_id)
-        SELECT ride_id, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL
-        ON CONFLICT (ride_id) DO NOTHING
-    )
-    SELECT lease_token FROM fenced";
+const FINISH: &str = include_str!("work_finish.sql");
 
 /// Finishes a job, durably, and records the receipt that it sent, if it sent one. `false` if the lease was no longer
 /// ours, in which case nothing is written.
@@ -220,24 +181,7 @@ pub enum Failed {
     LeaseLost,
 }
 
-const FAIL: &str = "
-    WITH fenced AS MATERIALIZED (
-        SELECT staged_id, $4 OR attempts >= $5 AS dies FROM jobs
-        WHERE staged_id = $1 AND lease_token = $2 FOR UPDATE
-    ), gone AS (
-        DELETE FROM jobs j USING fenced f WHERE j.staged_id = f.staged_id AND f.dies RETURNING j.*
-    ), buried AS (
-        INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
-        SELECT staged_id, job_name, job_args, staged_at, 'queue', attempts, $3 FROM gone
-    ), retried AS (
-        UPDATE jobs j
-        SET lease_token = NULL, last_error = $3,
-            next_attempt_at = now() + make_interval(
-                secs => least($6 * 2 ^ least(j.attempts - 1, 30), $7) * (0.75 + random() / 2))
-        FROM fenced f WHERE j.staged_id = f.staged_id AND NOT f.dies
-        RETURNING extract(epoch FROM j.next_attempt_at - now())::float8 AS pause
-    )
-    SELECT (SELECT pause FROM retried) AS pause FROM fenced";
+const FAIL: &str = include_str!("work_fail.sql");
 
 /// Ends a failed attempt: the job is tried again after a pause, or is a dead letter if the failure is `permanent` or
 /// this was its last attempt.
@@ -271,14 +215,7 @@ pub async fn fail(
     })
 }
 
-const SWEEP: &str = "
-    WITH old AS MATERIALIZED (
-        SELECT staged_id FROM jobs WHERE finished_at <= now() - make_interval(secs => $1)
-        ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED
-    ), gone AS (
-        DELETE FROM jobs j USING old WHERE j.staged_id = old.staged_id RETURNING j.staged_id
-    )
-    SELECT count(*) AS swept FROM gone";
+const SWEEP: &str = include_str!("work_sweep.sql");
 
 /// Removes up to `limit` jobs that were finished at least `keep` ago, and says how many. Their receipts stay.
 ///

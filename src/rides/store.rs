@@ -26,23 +26,7 @@ static CREATE_RIDE: LazyLock<String> = LazyLock::new(|| {
         ("target_lat", "float8"),
         ("target_lon", "float8"),
     ]);
-    format!(
-        "{fenced}, numbered AS MATERIALIZED (
-            SELECT *, nextval('rides_id_seq') AS ride_id FROM fenced
-        ), ride AS (
-            INSERT INTO rides (id, idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon)
-            OVERRIDING SYSTEM VALUE
-            SELECT ride_id, key_id, user_id, origin_lat, origin_lon, target_lat, target_lon FROM numbered
-        ), audit AS (
-            INSERT INTO audit_records (action, data, origin_ip, resource_id, resource_type, user_id)
-            SELECT 'ride.created',
-                   jsonb_build_object('origin_lat', origin_lat, 'origin_lon', origin_lon,
-                                      'target_lat', target_lat, 'target_lon', target_lon),
-                   origin_ip, ride_id, 'ride', user_id
-            FROM numbered
-        )
-        SELECT lease_token, ride_id FROM numbered"
-    )
+    fenced + include_str!("store_create_ride.sql")
 });
 
 /// Phase two: the ride and its audit record. Returns the ride, or `None` if the fence is shut.
@@ -96,12 +80,7 @@ static RECORD_CHARGE: LazyLock<String> = LazyLock::new(|| {
         durability: Durability::Later,
     }
     .with_columns(&[("stripe_charge_id", "text")]);
-    format!(
-        "{fenced}
-        UPDATE rides SET stripe_charge_id = f.stripe_charge_id
-        FROM fenced f WHERE rides.idempotency_key_id = f.key_id
-        RETURNING f.lease_token"
-    )
+    fenced + include_str!("store_record_charge.sql")
 });
 
 /// Phase three: the charge's id on the ride. `false` if the fence is shut.
