@@ -1,37 +1,15 @@
 //! The engine by itself: what the database guarantees, statement by statement.
 
-use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::database::Database;
 use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
 use rocket_rides_atomic::idempotency::settle::{finish, park, release};
-use rocket_rides_atomic::idempotency::{Job, Lease, Request, Response};
+use rocket_rides_atomic::idempotency::{Job, Request, Response};
 use serde_json::json;
 
 use crate::support::client::{Post, new_key};
+use crate::support::keys::{GRACE, LOCK, ask, lease, request, take_over};
 use crate::support::world::{World, pool};
-
-const LOCK: Duration = Duration::from_secs(60);
-
-fn request(key: &str) -> Request {
-    Request {
-        user_id: 1,
-        key: key.parse().unwrap(),
-        method: "POST".into(),
-        path: "/rides".into(),
-        params: json!({"a": 1}),
-        origin_ip: IpAddr::from([127, 0, 0, 1]),
-    }
-}
-
-async fn lease(database: &Database, request: &Request, lock_timeout: Duration) -> Lease {
-    match acquire(database, Arc::new(request.clone()), lock_timeout, LOCK).await.unwrap() {
-        Acquired::Lease(lease) => lease,
-        other => panic!("{other:?}"),
-    }
-}
 
 async fn written(world: &World) -> String {
     world
@@ -44,8 +22,8 @@ async fn a_stale_lease_writes_nothing() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let request = request(&new_key());
-    let stale = lease(&database, &request, LOCK).await;
-    let fresh = lease(&database, &request, Duration::ZERO).await;
+    let stale = lease(&database, &request).await;
+    let fresh = take_over(&database, &request).await;
     assert_ne!(stale.token, fresh.token);
     let before = written(&world).await;
     let response = Response { code: 201, body: "{}".into() };
@@ -63,7 +41,7 @@ async fn a_stale_lease_writes_nothing() {
 async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
-    let lease = lease(&database, &request(&new_key()), LOCK).await;
+    let lease = lease(&database, &request(&new_key())).await;
     let response = Response { code: 201, body: "{}".into() };
     assert!(!finish(&database, &lease, "charge_created", &response, None).await.unwrap());
     assert!(finish(&database, &lease, "started", &response, None).await.unwrap());
@@ -97,17 +75,13 @@ async fn a_replay_writes_nothing() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let request = request(&new_key());
-    let held = lease(&database, &request, LOCK).await;
+    let held = lease(&database, &request).await;
     let response = Response { code: 201, body: r#"{"b": 1,  "a":2}"#.into() };
     finish(&database, &held, "started", &response, None).await.unwrap();
     let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
     let before: String = world.get(row).await;
     for _ in 0..3 {
-        let Acquired::Finished { response: again, .. } =
-            acquire(&database, Arc::new(request.clone()), LOCK, LOCK).await.unwrap()
-        else {
-            panic!("finished")
-        };
+        let Acquired::Finished { response: again, .. } = ask(&database, &request).await else { panic!("finished") };
         assert_eq!(again, response, "byte for byte");
     }
     assert_eq!(world.get::<String>(row).await, before);
@@ -119,13 +93,14 @@ async fn what_a_key_says_to_each_request() {
     let database = pool(&world.database_config).await;
     let request = request(&new_key());
     let other = Request { params: json!({"a": 2}), ..request.clone() };
-    let held = lease(&database, &request, LOCK).await;
-    let say = async |request: &Request| acquire(&database, Arc::new(request.clone()), LOCK, LOCK).await.unwrap();
-    assert!(matches!(say(&request).await, Acquired::InProgress { key_id: Some(id) } if id == held.key_id));
-    assert!(matches!(say(&other).await, Acquired::Mismatch { .. }));
+    let held = lease(&database, &request).await;
+    assert!(
+        matches!(ask(&database, &request).await, Acquired::InProgress { key_id: Some(id) } if id == held.key_id)
+    );
+    assert!(matches!(ask(&database, &other).await, Acquired::Mismatch { .. }));
     park(&database, &held, "for a test").await.unwrap();
-    assert!(matches!(say(&request).await, Acquired::Parked { .. }));
-    assert!(matches!(say(&other).await, Acquired::Mismatch { .. }));
+    assert!(matches!(ask(&database, &request).await, Acquired::Parked { .. }));
+    assert!(matches!(ask(&database, &other).await, Acquired::Mismatch { .. }));
 }
 
 #[tokio::test]
@@ -135,13 +110,13 @@ async fn of_many_at_once_one_gets_the_lease() {
     for lock_timeout in [LOCK, Duration::ZERO] {
         let request = request(&new_key());
         if lock_timeout.is_zero() {
-            let held = lease(&database, &request, LOCK).await;
+            let held = lease(&database, &request).await;
             release(&database, &held, "again").await.unwrap();
         }
         let mut racers = tokio::task::JoinSet::new();
         for _ in 0..32 {
             let (database, request) = (database.clone(), request.clone());
-            racers.spawn(async move { acquire(&database, request.into(), LOCK, LOCK).await.unwrap() });
+            racers.spawn(async move { acquire(&database, request.into(), LOCK, GRACE).await.unwrap() });
         }
         let leases = racers.join_all().await.into_iter().filter(|won| matches!(won, Acquired::Lease(_))).count();
         assert_eq!(leases, 1);
@@ -152,7 +127,7 @@ async fn of_many_at_once_one_gets_the_lease() {
 async fn constraints_back_the_invariants() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
-    lease(&database, &request(&new_key()), LOCK).await;
+    lease(&database, &request(&new_key())).await;
     for (change, constraint) in [
         ("recovery_point = 'finished'", "finished_is_answered"),
         ("response_code = 201", "answered_as_a_whole"),

@@ -1,16 +1,8 @@
 //! The engine can be lifted out: what it is made of knows nothing of what stands on it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn sources(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
-    files
-        .into_iter()
-        .chain(dirs.iter().flat_map(|dir| sources(dir)))
-        .filter(|path| path.extension() == Some("rs".as_ref()))
-        .collect()
-}
+use crate::support::sources::sources;
 
 #[test]
 fn the_engine_knows_nothing_of_rides_or_http() {
@@ -19,7 +11,7 @@ fn the_engine_knows_nothing_of_rides_or_http() {
     for (module, may_use) in
         [("idempotency", &["idempotency", "database"][..]), ("database", &["database", "errors"])]
     {
-        for file in sources(&src.join(module)) {
+        for file in sources(&src.join(module), "rs") {
             let text = std::fs::read_to_string(&file).unwrap();
             for used in text.split("crate::").skip(1) {
                 let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();

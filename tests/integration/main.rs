@@ -11,15 +11,18 @@
 mod support;
 
 mod batched;
+mod batches;
 mod books;
 mod completer;
 mod contract;
 mod differences;
 mod engine;
 mod enqueuer;
+mod flushes;
 mod foreign;
 mod house;
 mod jobs;
+mod key_leases;
 mod load;
 mod metrics;
 mod nats;

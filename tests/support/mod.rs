@@ -3,11 +3,13 @@
 pub mod broker;
 pub mod client;
 pub mod cluster;
+pub mod keys;
 pub mod nats;
 pub mod process;
 pub mod redis;
 pub mod server;
 pub mod smtp;
+pub mod sources;
 pub mod tls;
 pub mod world;
 
@@ -19,10 +21,7 @@ use tokio::time::{Instant, sleep};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` gives something, looking again and again.
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = condition().await {

@@ -1,0 +1,198 @@
+//! Whatever goes through [`Batched`](rocket_rides_atomic::database::Batched): each caller in a batch gets its own answer,
+//! and no other's.
+//!
+//! Every implementation is a [`Case`]: callers of all kinds that its statement can meet (found and missing, of another
+//! user, with a lease that is no longer theirs, with a value that Postgres refuses), each with what it must be told and
+//! what must be in the tables afterwards. They are shuffled and sent as one batch, one caller wide and up to the widest.
+//! A test reads `src` and fails for an implementation that no case covers.
+
+mod gate;
+mod jobs;
+mod keys;
+mod order;
+mod rides;
+mod users;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use futures_util::future::join_all;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rocket_rides_atomic::database::{Database, DatabaseError};
+use tokio::task::JoinHandle;
+
+use crate::support::sources::sources;
+use crate::support::world::{World, pool_of};
+use gate::{Gate, LANES};
+
+/// One and two, an odd number that is halved unevenly, and the most that one statement takes.
+const WIDTHS: [usize; 4] = [1, 2, 33, 128];
+
+/// An implementation of `Batched`, and its callers.
+pub(crate) trait Case: Sized + Send + 'static {
+    /// Where it stands in `src`.
+    const COVERS: &'static str;
+    /// What its statement cannot get past while another session holds it.
+    const WAITS_FOR: WaitsFor;
+    /// Table and column by which the rows are found that it writes, so that one statement can be told from several.
+    /// Reads have none.
+    const WRITES: Option<(&'static str, &'static str)> = None;
+
+    /// A caller of the `n`th kind, over again from the first when there are more callers than kinds. The first kind is
+    /// a plain one that succeeds.
+    async fn caller(stage: &Stage, n: usize) -> Self;
+    /// A caller with a value that Postgres refuses; `None` if there is no such value.
+    async fn refused(_: &Stage) -> Option<Self> {
+        None
+    }
+    /// What another session does once the caller waits for its statement.
+    fn meanwhile(&self) -> Option<String> {
+        None
+    }
+    /// Makes the call and puts the answer into words.
+    fn call(&self, database: &Database) -> impl Future<Output = String> + Send;
+    /// The answer that it must get.
+    fn expected(&self) -> String;
+    /// Its row in the table that it waits for.
+    fn locks(&self) -> i64 {
+        0
+    }
+    /// Panics unless its rows have become what they must, and returns the one that it has written, if it has.
+    async fn check(&self, _: &World) -> Option<i64> {
+        None
+    }
+}
+
+/// What keeps a statement waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum WaitsFor {
+    /// This table, where even reading is not possible.
+    Table(&'static str),
+    /// A row, by this column of this table.
+    Row(&'static str, &'static str),
+}
+
+/// Where callers come from.
+pub(crate) struct Stage {
+    pub(crate) world: World,
+    pub(crate) database: Database,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let world = World::start().await;
+        // A connection for each batch that waits, and some for what the callers do before.
+        let database = pool_of(&world.database_config, u32::try_from(LANES + 4).unwrap()).await;
+        Self { world, database }
+    }
+
+    /// So many callers, of each kind in turn.
+    async fn callers<C: Case>(&self, width: usize) -> Vec<C> {
+        join_all((0..width).map(|n| C::caller(self, n))).await
+    }
+
+    /// So many callers of the first kind.
+    async fn plain_callers<C: Case>(&self, width: usize) -> Vec<C> {
+        join_all((0..width).map(|_| C::caller(self, 0))).await
+    }
+}
+
+/// An error in words: what matters is whether the row was to blame.
+pub(crate) fn refusal(error: &DatabaseError) -> String {
+    if error.is_transient() { format!("{error:?}") } else { "refused".to_owned() }
+}
+
+/// All widths, and at one of them a refused row among the others.
+pub(crate) async fn each_gets_its_own<C: Case>() {
+    let stage = Stage::new().await;
+    for width in WIDTHS {
+        run(&stage, stage.callers::<C>(width).await, true).await;
+    }
+    if let Some(refused) = C::refused(&stage).await {
+        let mut callers = stage.callers::<C>(32).await;
+        callers.push(refused);
+        run(&stage, callers, false).await;
+    }
+}
+
+async fn run<C: Case>(stage: &Stage, mut callers: Vec<C>, in_one: bool) {
+    // The order of arrival is no order that rows come back in.
+    let width = callers.len();
+    callers.shuffle(&mut StdRng::seed_from_u64(width as u64));
+    let meanwhile: Vec<String> = callers.iter().filter_map(C::meanwhile).collect();
+    let gate = Gate::shut::<C>(stage).await;
+    let calls: Vec<_> = callers.into_iter().map(|caller| spawn(caller, &stage.database)).collect();
+    gate.until_all_wait(stage).await;
+    for sql in meanwhile {
+        stage.world.tamper(&sql).await;
+    }
+    gate.open().await;
+
+    let mut written = Vec::new();
+    for call in calls {
+        let (caller, told) = call.await.unwrap();
+        assert_eq!(told, caller.expected(), "{}, {width} wide", C::COVERS);
+        written.extend(caller.check(&stage.world).await);
+    }
+    if let (Some((table, column)), true) = (C::WRITES, in_one) {
+        let sql = format!("SELECT count(DISTINCT xmin::text) FROM {table} WHERE {column} = ANY($1)");
+        let statements: i64 = stage.world.query(&sql, &[&written]).await[0].get(0);
+        assert!(statements == 1, "{}: {statements} statements for {} rows", C::COVERS, written.len());
+    }
+}
+
+fn spawn<C: Case>(caller: C, database: &Database) -> JoinHandle<(C, String)> {
+    let database = database.clone();
+    tokio::spawn(async move {
+        let told = caller.call(&database).await;
+        (caller, told)
+    })
+}
+
+macro_rules! cases {
+    ($($name:ident: $case:ty),+ $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                each_gets_its_own::<$case>().await;
+            }
+        )+
+
+        /// Where the cases' implementations stand in `src`.
+        fn covered() -> BTreeSet<&'static str> {
+            [$(<$case as Case>::COVERS),+].into()
+        }
+    };
+}
+
+cases! {
+    requests_for_keys: keys::Asks,
+    take_overs: keys::TakesOver,
+    answers: keys::Finishes,
+    releases: keys::Releases,
+    rides_made: rides::Creates,
+    rides_found: rides::Finds,
+    charges_recorded: rides::Records,
+    users_by_address: users::ByEmail,
+    users_by_id: users::ById,
+    jobs_finished: jobs::Finishes,
+}
+
+#[test]
+fn every_implementation_has_a_case() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut implemented = BTreeSet::new();
+    for file in sources(&src, "rs") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let name = file.strip_prefix(&src).unwrap().display();
+        for implementation in text.split("impl Batched for ").skip(1) {
+            let kind: String = implementation.chars().take_while(|c| c.is_alphanumeric()).collect();
+            implemented.insert(format!("{name}: {kind}"));
+        }
+    }
+    let covered = covered();
+    let implemented = implemented.iter().map(String::as_str).collect();
+    assert_eq!(covered, implemented, "each implementation of Batched has a case, and each case its implementation");
+}

@@ -1,0 +1,305 @@
+//! The engine's own statements: a request asks its key, takes a lease over, and ends it.
+
+use std::sync::Arc;
+
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
+use rocket_rides_atomic::idempotency::settle::{finish, park, release};
+use rocket_rides_atomic::idempotency::{Job, Lease, Request, Response};
+use serde_json::json;
+use tokio_postgres::types::Json;
+use uuid::Uuid;
+
+use super::{Case, Stage, WaitsFor, refusal};
+use crate::support::client::new_key;
+use crate::support::keys::{GRACE, LOCK, lease, request};
+use crate::support::world::World;
+
+const KEYS: WaitsFor = WaitsFor::Row("idempotency_keys", "id");
+const KEY: (&str, &str) = ("idempotency_keys", "id");
+
+/// An answer that no other request has.
+fn response() -> Response {
+    Response { code: 201, body: format!(r#"{{"message": "{}"}}"#, Uuid::new_v4()) }
+}
+
+/// A request of its own, with parameters like no other's.
+fn new_request() -> Request {
+    let mark = Uuid::new_v4().to_string();
+    Request { params: json!({ "mark": mark }), path: format!("/{mark}"), ..request(&new_key()) }
+}
+
+/// What the key said, and whose it turned out to be.
+async fn ask(database: &Database, request: &Request) -> String {
+    const ROW: &str =
+        "SELECT idempotency_key, user_id, request_method, request_path, request_params, host(origin_ip) AS ip
+                       FROM idempotency_keys WHERE id = $1 AND lease_token = $2";
+    match acquire(database, Arc::new(request.clone()), LOCK, GRACE).await {
+        Ok(Acquired::Lease(lease)) => {
+            let row =
+                database.query_opt(ROW, &[&lease.key_id, &lease.token]).await.unwrap().expect("a lease on a row");
+            let of = Request {
+                user_id: row.get("user_id"),
+                key: row.get::<_, &str>("idempotency_key").parse().unwrap(),
+                method: row.get("request_method"),
+                path: row.get("request_path"),
+                params: row.get::<_, Json<_>>("request_params").0,
+                origin_ip: row.get::<_, &str>("ip").parse().unwrap(),
+            };
+            let attempt = lease.attempts;
+            if of == *request { format!("attempt {attempt}") } else { format!("attempt {attempt} at {of:?}") }
+        }
+        Ok(Acquired::Finished { key_id, response }) => format!("{key_id} finished: {}", response.body),
+        Ok(Acquired::Mismatch { key_id }) => format!("{key_id} mismatched"),
+        Ok(Acquired::InProgress { key_id }) => format!("{} in progress", key_id.unwrap_or_default()),
+        Ok(Acquired::Parked { key_id }) => format!("{key_id} parked"),
+        Err(error) => refusal(&error),
+    }
+}
+
+/// A request, and what its key says to it.
+pub(super) struct Asks {
+    pub(super) request: Request,
+    expected: String,
+}
+
+impl Case for Asks {
+    const COVERS: &'static str = "idempotency/acquire.rs: LookOrCreate";
+    const WAITS_FOR: WaitsFor = WaitsFor::Table("idempotency_keys");
+    const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        let database = &stage.database;
+        let request = new_request();
+        let kind = n % 9;
+        if kind == 0 {
+            return Self { request, expected: "attempt 1".to_owned() };
+        }
+        let lease = lease(database, &request).await;
+        let key_id = lease.key_id;
+        let (request, says) = match kind {
+            1 => {
+                let response = response();
+                assert!(finish(database, &lease, "started", &response, None).await.unwrap());
+                (request, format!("{key_id} finished: {}", response.body))
+            }
+            2 => {
+                park(database, &lease, "for a test").await.unwrap();
+                (request, format!("{key_id} parked"))
+            }
+            3 => (request, format!("{key_id} in progress")),
+            4 => (Request { params: json!({}), ..request }, format!("{key_id} mismatched")),
+            5 => (Request { path: "/elsewhere".to_owned(), ..request }, format!("{key_id} mismatched")),
+            6 => (Request { method: "PUT".to_owned(), ..request }, format!("{key_id} mismatched")),
+            // Where a request comes from does not matter.
+            7 => (Request { origin_ip: [10, 0, 0, 1].into(), ..request }, format!("{key_id} in progress")),
+            // The same key of another user is another key.
+            _ => (Request { user_id: 2, ..request }, "attempt 1".to_owned()),
+        };
+        Self { request, expected: says }
+    }
+
+    async fn refused(_: &Stage) -> Option<Self> {
+        let request = Request { params: json!({ "mark": "\0" }), ..new_request() };
+        Some(Self { request, expected: "refused".to_owned() })
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        ask(database, &self.request).await
+    }
+
+    fn expected(&self) -> String {
+        self.expected.clone()
+    }
+
+    async fn check(&self, world: &World) -> Option<i64> {
+        let sql = "SELECT id FROM idempotency_keys WHERE user_id = $1 AND idempotency_key = $2";
+        let rows = world.query(sql, &[&self.request.user_id, &self.request.key.as_str()]).await;
+        assert_eq!(rows.len(), usize::from(self.expected != "refused"));
+        let new = self.expected == "attempt 1";
+        rows.first().filter(|_| new).map(|row| row.get("id"))
+    }
+}
+
+/// A repetition that finds the key free, and what becomes of that before it has the lease.
+pub(super) struct TakesOver {
+    request: Request,
+    key_id: i64,
+    meanwhile: Option<String>,
+    expected: String,
+}
+
+impl Case for TakesOver {
+    const COVERS: &'static str = "idempotency/acquire.rs: TakeOver";
+    const WAITS_FOR: WaitsFor = KEYS;
+    const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        let request = new_request();
+        let lease = lease(&stage.database, &request).await;
+        let key_id = lease.key_id;
+        if n % 6 == 1 {
+            let sql = "UPDATE idempotency_keys SET locked_at = now() - make_interval(secs => $2) WHERE id = $1";
+            stage.world.query(sql, &[&key_id, &LOCK.as_secs_f64()]).await;
+        } else {
+            release(&stage.database, &lease, "for a test").await.unwrap();
+        }
+        let (change, expected) = match n % 6 {
+            0 | 1 => (None, "attempt 2".to_owned()),
+            2 => (Some("SET lease_token = gen_random_uuid(), locked_at = now()"), format!("{key_id} in progress")),
+            3 => (
+                Some("SET recovery_point = 'finished', response_code = 201, response_body = '{}'"),
+                format!("{key_id} finished: {{}}"),
+            ),
+            4 => (Some("SET parked_at = now(), parked_reason = 'meanwhile'"), format!("{key_id} parked")),
+            _ => (None, "attempt 1".to_owned()),
+        };
+        let meanwhile = match change {
+            Some(change) => Some(format!("UPDATE idempotency_keys {change} WHERE id = {key_id}")),
+            None if n % 6 == 5 => Some(format!("DELETE FROM idempotency_keys WHERE id = {key_id}")),
+            None => None,
+        };
+        Self { request, key_id, meanwhile, expected }
+    }
+
+    fn meanwhile(&self) -> Option<String> {
+        self.meanwhile.clone()
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        ask(database, &self.request).await
+    }
+
+    fn expected(&self) -> String {
+        self.expected.clone()
+    }
+
+    fn locks(&self) -> i64 {
+        self.key_id
+    }
+
+    async fn check(&self, _: &World) -> Option<i64> {
+        (self.expected == "attempt 2").then_some(self.key_id)
+    }
+}
+
+/// A lease, and whether it is still good for what its holder wants to write.
+struct Held {
+    lease: Lease,
+    good: bool,
+}
+
+impl Held {
+    async fn new(stage: &Stage, n: usize) -> Self {
+        let lease = lease(&stage.database, &new_request()).await;
+        match n % 5 {
+            0 | 1 => Self { lease, good: true },
+            2 => Self { lease: Lease { token: Uuid::new_v4(), ..lease }, good: false },
+            3 => Self { lease: Lease { key_id: -lease.key_id, ..lease }, good: false },
+            _ => {
+                release(&stage.database, &lease, "before").await.unwrap();
+                Self { lease, good: false }
+            }
+        }
+    }
+}
+
+/// A request that is answered, with its job or without.
+pub(super) struct Finishes {
+    held: Held,
+    from: &'static str,
+    response: Response,
+    job: Option<Job>,
+    refused: bool,
+}
+
+impl Case for Finishes {
+    const COVERS: &'static str = "idempotency/settle.rs: Finish";
+    const WAITS_FOR: WaitsFor = KEYS;
+    const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        let mut held = Held::new(stage, n).await;
+        // A recovery point that the key has left.
+        let from = if n % 7 == 6 { "ride_created" } else { "started" };
+        held.good &= from == "started";
+        let job = Job { name: "a_job", args: json!({ "of": held.lease.token.to_string() }) };
+        Self { held, from, response: response(), job: (n % 3 != 1).then_some(job), refused: false }
+    }
+
+    async fn refused(stage: &Stage) -> Option<Self> {
+        let response = Response { body: "no JSON".to_owned(), ..response() };
+        Some(Self { response, refused: true, ..Self::caller(stage, 0).await })
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        match finish(database, &self.held.lease, self.from, &self.response, self.job.as_ref()).await {
+            Ok(finished) => format!("finished {finished}"),
+            Err(error) => refusal(&error),
+        }
+    }
+
+    fn expected(&self) -> String {
+        if self.refused { "refused".to_owned() } else { format!("finished {}", self.held.good) }
+    }
+
+    fn locks(&self) -> i64 {
+        self.held.lease.key_id
+    }
+
+    async fn check(&self, world: &World) -> Option<i64> {
+        let finished = self.held.good && !self.refused;
+        let (key_id, token) = (self.held.lease.key_id, self.held.lease.token.to_string());
+        let answered = "SELECT FROM idempotency_keys WHERE id = $1 AND recovery_point = 'finished'
+                        AND response_code = 201 AND response_body::text = $2 AND last_error IS NULL";
+        assert_eq!(world.query(answered, &[&key_id, &self.response.body]).await.len(), usize::from(finished));
+        let staged = "SELECT FROM staged_jobs WHERE job_name = 'a_job' AND job_args ->> 'of' = $1";
+        let jobs = usize::from(finished && self.job.is_some());
+        assert_eq!(world.query(staged, &[&token]).await.len(), jobs);
+        finished.then_some(key_id)
+    }
+}
+
+/// An attempt that failed.
+pub(super) struct Releases {
+    held: Held,
+    error: String,
+}
+
+impl Case for Releases {
+    const COVERS: &'static str = "idempotency/settle.rs: Release";
+    const WAITS_FOR: WaitsFor = KEYS;
+    const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        Self { held: Held::new(stage, n).await, error: Uuid::new_v4().to_string() }
+    }
+
+    async fn refused(stage: &Stage) -> Option<Self> {
+        Some(Self { error: "\0".to_owned(), ..Self::caller(stage, 0).await })
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        release(database, &self.held.lease, &self.error)
+            .await
+            .map_or_else(|error| refusal(&error), |()| "done".to_owned())
+    }
+
+    fn expected(&self) -> String {
+        if self.error == "\0" { "refused".to_owned() } else { "done".to_owned() }
+    }
+
+    fn locks(&self) -> i64 {
+        self.held.lease.key_id
+    }
+
+    async fn check(&self, world: &World) -> Option<i64> {
+        if self.error == "\0" {
+            return None;
+        }
+        let key_id = self.held.lease.key_id;
+        let released = "SELECT FROM idempotency_keys WHERE id = $1 AND last_error = $2 AND lease_token IS NULL";
+        assert_eq!(world.query(released, &[&key_id, &self.error]).await.len(), usize::from(self.held.good));
+        self.held.good.then_some(key_id)
+    }
+}

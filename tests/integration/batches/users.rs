@@ -1,0 +1,82 @@
+//! Look-ups of users.
+
+use rocket_rides_atomic::database::{Database, DatabaseError};
+use rocket_rides_atomic::users::{self, User};
+use uuid::Uuid;
+
+use super::{Case, Stage, WaitsFor, refusal};
+
+fn words(found: Result<Option<User>, DatabaseError>) -> String {
+    match found {
+        Ok(Some(user)) => format!("user {} of {}", user.id, user.stripe_customer_id),
+        Ok(None) => "no such user".to_owned(),
+        Err(error) => refusal(&error),
+    }
+}
+
+/// A new user, and how a look-up describes it.
+async fn insert(stage: &Stage) -> (i64, String, String) {
+    let (email, customer) = (format!("{}@example.com", Uuid::new_v4()), format!("cus_{}", Uuid::new_v4()));
+    let sql = "INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2) RETURNING id";
+    let id: i64 = stage.world.query(sql, &[&email, &customer]).await[0].get(0);
+    (id, email, format!("user {id} of {customer}"))
+}
+
+pub(super) struct ByEmail {
+    email: String,
+    expected: String,
+}
+
+impl Case for ByEmail {
+    const COVERS: &'static str = "users.rs: ByEmail";
+    const WAITS_FOR: WaitsFor = WaitsFor::Table("users");
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        let (_, email, found) = insert(stage).await;
+        let unknown = "no such user".to_owned();
+        match n % 4 {
+            0 | 2 => Self { email, expected: found },
+            1 => Self { email: format!("{}@example.com", Uuid::new_v4()), expected: unknown },
+            _ => Self { email: email.to_uppercase(), expected: unknown },
+        }
+    }
+
+    async fn refused(_: &Stage) -> Option<Self> {
+        Some(Self { email: "user\0@example.com".to_owned(), expected: "refused".to_owned() })
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        words(users::find_by_email(database, &self.email).await)
+    }
+
+    fn expected(&self) -> String {
+        self.expected.clone()
+    }
+}
+
+pub(super) struct ById {
+    id: i64,
+    expected: String,
+}
+
+impl Case for ById {
+    const COVERS: &'static str = "users.rs: ById";
+    const WAITS_FOR: WaitsFor = WaitsFor::Table("users");
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        let (id, _, found) = insert(stage).await;
+        if n % 3 == 1 {
+            Self { id: -id, expected: "no such user".to_owned() }
+        } else {
+            Self { id, expected: found }
+        }
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        words(users::find(database, self.id).await)
+    }
+
+    fn expected(&self) -> String {
+        self.expected.clone()
+    }
+}

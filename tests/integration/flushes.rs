@@ -1,0 +1,202 @@
+//! Which commits wait for the disk: a table of every statement that writes, and a database that says what each did.
+//!
+//! A commit that waits where it need not costs a flush. One that does not wait where it must is worse: a crash of
+//! Postgres takes back what a client was told, or what a charge relied on. So a statement that is not in the table fails
+//! the test, and so does one that the test never saw writing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::idempotency::claim::{self, RetryPolicy};
+use rocket_rides_atomic::idempotency::{parked, reap, settle};
+use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
+use rocket_rides_atomic::jobs::postgres::ToPostgres;
+use rocket_rides_atomic::jobs::work::{self, SentReceipt};
+use rocket_rides_atomic::jobs::{Outlet, START, dead};
+use rocket_rides_atomic::users;
+use uuid::Uuid;
+
+use crate::support::client::{Post, new_key};
+use crate::support::keys::{lease, request, take_over};
+use crate::support::sources::sources;
+use crate::support::world::{World, pool, stage};
+
+/// Whether the commit waits until it is on disk, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Commit {
+    Flushed,
+    Later,
+}
+use Commit::{Flushed, Later};
+
+const COMMITS: [(&str, Commit); 20] = [
+    // Without the key there is no ride and no charge, so its request is a new one.
+    ("idempotency/acquire_look_or_create.sql", Later),
+    // Else the token before it would be good again after a crash, and its holder might charge.
+    ("idempotency/acquire_take_over.sql", Flushed),
+    ("idempotency/claim.sql", Flushed),
+    // What was removed or parked for its age is as old after a crash.
+    ("idempotency/reap.sql", Later),
+    // A person was told.
+    ("idempotency/parked_retry.sql", Flushed),
+    // A client is told next.
+    ("idempotency/settle_finish.sql", Flushed),
+    ("idempotency/settle_park.sql", Flushed),
+    // A lease that is not given back runs out.
+    ("idempotency/settle_release.sql", Later),
+    // A ride that a crash forgot must not have been paid for.
+    ("rides/store_create_ride.sql", Flushed),
+    // Stripe's key gives the same charge again.
+    ("rides/store_record_charge.sql", Later),
+    // A job is pushed again under the same id, and the queue drops the repetition.
+    ("jobs/outbox_claim.sql", Later),
+    ("jobs/outbox_settle.sql", Later),
+    // The job leaves one table and enters the other; the work follows, and is not to be done twice.
+    ("jobs/postgres_deliver.sql", Flushed),
+    ("jobs/postgres_deliver_these.sql", Flushed),
+    ("jobs/work_claim.sql", Flushed),
+    ("jobs/work_extend.sql", Flushed),
+    ("jobs/work_finish.sql", Flushed),
+    ("jobs/work_fail.sql", Flushed),
+    ("jobs/work_sweep.sql", Flushed),
+    ("jobs/dead_bury.sql", Flushed),
+];
+/// What a person or a start-up does: rare, and reported as done.
+const BY_HAND: [&str; 3] = ["jobs/dead_retry.sql", "jobs/dead_purge.sql", "users_store.sql"];
+
+fn table() -> BTreeMap<&'static str, Commit> {
+    COMMITS.into_iter().chain(BY_HAND.map(|file| (file, Flushed))).collect()
+}
+
+/// As statements are compared: white space does not matter.
+fn normal(sql: &str) -> String {
+    sql.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn writes(sql: &str) -> bool {
+    let words: Vec<&str> = sql.split_whitespace().collect();
+    words.windows(2).any(|pair| {
+        matches!(pair, ["INSERT", "INTO"] | ["DELETE", "FROM"])
+            || matches!(pair, ["UPDATE", table] if table.starts_with(|c: char| c.is_ascii_lowercase()))
+    })
+}
+
+/// The program's statements that write, by file.
+fn statements() -> BTreeMap<String, String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let name = |file: &Path| file.strip_prefix(&src).unwrap().display().to_string();
+    for file in sources(&src, "rs") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        // The fence is the beginning of phases, whose files follow it; unit tests write what they like.
+        if name(&file) == "idempotency/fence.rs" || file.ends_with("tests.rs") {
+            continue;
+        }
+        let code: String =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join(" ");
+        assert!(!writes(&code), "{}: a statement that writes belongs into a file of its own", name(&file));
+    }
+    sources(&src, "sql")
+        .iter()
+        .map(|file| (name(file), normal(&std::fs::read_to_string(file).unwrap())))
+        .filter(|(_, sql)| writes(sql))
+        .collect()
+}
+
+#[test]
+fn every_statement_that_writes_is_in_the_table() {
+    let written: BTreeSet<String> = statements().into_keys().collect();
+    let listed: BTreeSet<String> = table().into_keys().map(str::to_owned).collect();
+    assert_eq!(written, listed);
+}
+
+/// Every row that a table gets, loses or changes, with the statement that did it and how that commits.
+const NOTE_COMMITS: &str = "
+    CREATE TABLE commits (statement TEXT NOT NULL, setting TEXT NOT NULL);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF current_setting('application_name') = 'rocket-rides-atomic' THEN
+            INSERT INTO commits VALUES (current_query(), current_setting('synchronous_commit'));
+        END IF;
+        RETURN NULL;
+    END $$;
+    DO $$ DECLARE t regclass; BEGIN
+        FOR t IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+                 AND relname <> 'commits' LOOP
+            EXECUTE format('CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON %s
+                            FOR EACH ROW EXECUTE FUNCTION note()', t);
+        END LOOP;
+    END $$";
+
+#[tokio::test]
+async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
+    let world = World::start().await;
+    // The program's sessions decide for themselves, even in a database that was set to commit without a flush.
+    let careless =
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$";
+    world.database.batch_execute(careless).await.unwrap();
+    world.database.batch_execute(NOTE_COMMITS).await.unwrap();
+    // The supervisor's own sessions are older than that.
+    let neighbour = world.neighbour(|_| {}).await;
+    let database = pool(&world.database_config).await;
+    run_keys(&neighbour, &database).await;
+    run_jobs(&world, &database).await;
+    world.execute("DELETE FROM users WHERE id NOT IN (SELECT user_id FROM rides)").await;
+    users::seed(&database, Uuid::new_v4(), &world.stripe()).await.unwrap();
+
+    let commits = world.query("SELECT DISTINCT statement, setting FROM commits", &[]).await;
+    let commits: Vec<(String, String)> = commits.iter().map(|row| (normal(row.get(0)), row.get(1))).collect();
+    let statements = statements();
+    for (sql, _) in &commits {
+        assert!(statements.values().any(|known| sql.ends_with(known.as_str())), "not in the table: {sql}");
+    }
+    for (file, expected) in table() {
+        let known = statements[file].as_str();
+        let settings: BTreeSet<&str> =
+            commits.iter().filter(|(sql, _)| sql.ends_with(known)).map(|(_, setting)| setting.as_str()).collect();
+        let setting = if expected == Flushed { "on" } else { "off" };
+        assert_eq!(settings, [setting].into(), "{file}");
+    }
+}
+
+/// Each statement of the engine and of rides.
+async fn run_keys(world: &World, database: &Database) {
+    let policy = RetryPolicy { lock_timeout: Duration::ZERO, retry_after: Duration::ZERO, max_attempts: 10 };
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    assert_eq!(world.post(Post::default().raising()).await.status, 500);
+    let request = request(&new_key());
+    lease(database, &request).await;
+    let lease = take_over(database, &request).await;
+    settle::park(database, &lease, "for a test").await.unwrap();
+    assert_eq!(parked::retry(database, &[lease.key_id]).await.unwrap().len(), 1);
+    assert_eq!(claim::claim(database, 1, &policy).await.unwrap().claimed.len(), 1);
+    assert_eq!(reap::reap(database, Duration::ZERO, Duration::ZERO, 1).await.unwrap().removed, 1);
+}
+
+/// Each statement of outbox, queue and dead letters.
+async fn run_jobs(world: &World, database: &Database) {
+    let minute = Duration::from_secs(60);
+    stage(world, 1).await;
+    let batch = outbox::claim(database, START, 1, minute).await.unwrap();
+    let verdicts = Verdicts { released: vec![batch.jobs[0].id], ..Verdicts::default() };
+    outbox::settle(database, &batch, &verdicts, minute).await.unwrap();
+    let outlet = ToPostgres { database: database.clone(), batch: 10 };
+    assert_eq!(outlet.drain().await.unwrap().delivered, 2);
+    world.execute("ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (job_args <> '2')").await;
+    stage(world, 2).await;
+    outlet.drain().await.unwrap();
+    let dead = dead::ids(database, 0, 10).await.unwrap();
+    assert_eq!(dead.len(), 1, "buried alone");
+    assert_eq!(dead::retry(database, &dead).await.unwrap(), dead);
+
+    let claims = work::claim(database, 2, minute, 5).await.unwrap();
+    let mut leases: Vec<_> = claims.claimed.iter().map(|job| job.lease).collect();
+    work::extend(database, &mut leases, minute).await.unwrap();
+    let sent = SentReceipt { ride_id: 1, message_id: "<x@y>".to_owned() };
+    assert!(work::finish(database, leases[0], Some(sent)).await.unwrap());
+    assert_eq!(work::sweep(database, Duration::ZERO, 10).await.unwrap(), 1);
+    let policy = work::RetryPolicy { retry_after: minute, max_attempts: 5 };
+    assert_eq!(work::fail(database, leases[1], "x", true, &policy).await.unwrap(), work::Failed::Buried);
+    let dead = dead::ids(database, 0, 10).await.unwrap();
+    assert_eq!(dead::purge(database, &dead).await.unwrap(), dead);
+}
