@@ -5,6 +5,7 @@ use std::time::Duration;
 use rocket_rides_atomic::config::Config;
 
 use crate::support::client::{DECLINED_USER, Post, new_key};
+use crate::support::cluster;
 use crate::support::world::World;
 
 fn completing(config: &mut Config) {
@@ -49,7 +50,9 @@ async fn clients_within_their_grace_are_left_alone() {
     world
         .execute(&format!("UPDATE idempotency_keys SET next_attempt_at = now() WHERE idempotency_key = '{key}'"))
         .await;
-    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+    world
+        .until_count(&format!("idempotency_keys WHERE response_code = 201 AND idempotency_key = '{key}'"), 1)
+        .await;
     assert_eq!(world.count("idempotency_keys WHERE response_code IS NULL AND completer_attempts = 0").await, 1);
 }
 
@@ -130,4 +133,22 @@ async fn two_completers_share_the_work() {
     world.until_count("idempotency_keys WHERE response_code = 201", 40).await;
     assert_eq!(world.count("idempotency_keys WHERE completer_attempts = 1").await, 40);
     assert_eq!(world.charges().await.len(), 40);
+}
+
+#[tokio::test]
+async fn a_row_that_another_session_has_locked_holds_up_no_other() {
+    let world = World::start().await;
+    for _ in 0..3 {
+        assert_eq!(world.post(Post::default().raising()).await.status, 500);
+    }
+    world.execute("UPDATE idempotency_keys SET next_attempt_at = now() - make_interval(secs => 100 - id)").await;
+    let session = cluster::connect(&world.database_config).await;
+    // The one that it would come to first.
+    let lock = "SELECT FROM idempotency_keys ORDER BY next_attempt_at LIMIT 1 FOR UPDATE";
+    session.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+    let _completer = world.neighbour(completing).await;
+    world.until_count("idempotency_keys WHERE response_code = 201", 2).await;
+    session.batch_execute("ROLLBACK").await.unwrap();
+    world.until_count("idempotency_keys WHERE response_code = 201", 3).await;
+    assert_eq!(world.charges().await.len(), 3);
 }

@@ -30,6 +30,7 @@ mod plans;
 mod private_postgres;
 mod process;
 mod queues;
+mod races;
 mod reaper;
 mod receipts;
 mod recovery;

@@ -4,9 +4,17 @@ use std::time::Duration;
 
 use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::idempotency::parked;
+use rocket_rides_atomic::idempotency::reap::reap;
+use rocket_rides_atomic::idempotency::settle::release;
 
 use crate::support::client::{Post, new_key};
+use crate::support::cluster;
+use crate::support::keys::{LOCK, lease, request};
 use crate::support::world::{World, insert_keys, pool};
+
+const RETENTION: Duration = Duration::from_secs(72 * 3600);
+/// What moving times and looking at them may take.
+const SLACK: Duration = Duration::from_secs(5);
 
 const AGE: &str = "UPDATE idempotency_keys SET created_at = now() - interval '73 hours',
                    last_run_at = last_run_at - interval '73 hours'";
@@ -38,28 +46,6 @@ async fn old_unfinished_keys_are_parked_and_never_removed() {
 }
 
 #[tokio::test]
-async fn an_old_key_that_is_finished_late_keeps_its_answer() {
-    let world = World::with(|config| {
-        reaping(config);
-        config.roles.completer = true;
-    })
-    .await;
-    let key = new_key();
-    world.post(Post::default().key(&key).raising()).await;
-    world.execute(AGE).await;
-    world.until_count("idempotency_keys WHERE parked_at IS NOT NULL", 1).await;
-    let id: i64 = world.get("SELECT id FROM idempotency_keys").await;
-    parked::retry(&pool(&world.database_config).await, &[id]).await.unwrap();
-    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
-    // Another old key is removed meanwhile, so the reaper has looked.
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.execute(&format!("{AGE} WHERE completer_attempts = 0")).await;
-    world.until_count("idempotency_keys", 1).await;
-    assert!(world.post(Post::default().key(&key)).await.is_replay());
-    assert_eq!(world.charges().await.len(), 2);
-}
-
-#[tokio::test]
 async fn a_key_that_is_worked_on_is_left() {
     let world = World::with(reaping).await;
     world.script(&["hold"]).await;
@@ -88,5 +74,145 @@ async fn full_batches_follow_each_other_within_a_poll() {
             config.reaper.poll_interval = Duration::from_secs(3600);
         })
         .await;
+    world.until_count("idempotency_keys", 0).await;
+}
+
+/// Removed or parked by one look at keys of three days and more.
+async fn reap_once(world: &World) -> (i64, i64) {
+    let reaped = reap(&pool(&world.database_config).await, RETENTION, LOCK, 100).await.unwrap();
+    (reaped.removed, reaped.parked)
+}
+
+/// Moves these times of all keys to so long ago.
+async fn set_ages(world: &World, columns: &[&str], age: Duration) {
+    for column in columns {
+        let sql = format!("UPDATE idempotency_keys SET {column} = now() - make_interval(secs => $1)");
+        world.query(&sql, &[&age.as_secs_f64()]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_kept_for_its_retention_and_no_longer() {
+    let world = World::start().await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    let (short, over) = (RETENTION - SLACK, RETENTION);
+    for (created, last_run, reaped) in [(short, short, 0), (over, short, 0), (short, over, 0), (over, over, 1)] {
+        set_ages(&world, &["created_at"], created).await;
+        set_ages(&world, &["last_run_at"], last_run).await;
+        assert_eq!(reap_once(&world).await, (reaped, 0), "created {created:?}, taken up {last_run:?} ago");
+    }
+}
+
+#[tokio::test]
+async fn a_lease_keeps_an_old_key_until_it_has_run_out() {
+    let world = World::start().await;
+    lease(&pool(&world.database_config).await, &request(&new_key())).await;
+    set_ages(&world, &["created_at", "last_run_at"], RETENTION).await;
+    set_ages(&world, &["locked_at"], LOCK - SLACK).await;
+    assert_eq!(reap_once(&world).await, (0, 0));
+    set_ages(&world, &["locked_at"], LOCK).await;
+    assert_eq!(reap_once(&world).await, (0, 1));
+    let parked = "idempotency_keys WHERE lease_token IS NULL AND locked_at IS NULL
+                  AND parked_at > now() - interval '1 minute'
+                  AND parked_reason = 'unfinished when its retention ended'";
+    assert_eq!(world.count(parked).await, 1);
+    assert_eq!(reap_once(&world).await, (0, 0), "parked once");
+}
+
+/// Its client was told nothing, so whoever looks must find it.
+#[tokio::test]
+async fn an_unfinished_key_is_parked_even_if_it_has_no_ride_yet() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let held = lease(&database, &request(&new_key())).await;
+    release(&database, &held, "for a test").await.unwrap();
+    set_ages(&world, &["created_at", "last_run_at"], RETENTION).await;
+    assert_eq!(reap_once(&world).await, (0, 1));
+    let listed = parked::list(&database, 10).await.unwrap();
+    assert_eq!(listed.iter().map(|parked| parked.key_id).collect::<Vec<_>>(), [held.key_id]);
+}
+
+#[tokio::test]
+async fn the_oldest_keys_go_first_and_no_more_than_a_batch_at_once() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    for hours in [80, 100, 90, 110] {
+        insert_keys(&world, 1, &format!("{hours} hours")).await;
+    }
+    for left in [[80, 90].as_slice(), &[]] {
+        assert_eq!(reap(&database, RETENTION, LOCK, 2).await.unwrap().removed, 2);
+        let ages = world
+            .query(
+                "SELECT round(extract(epoch FROM now() - created_at) / 3600)::int FROM idempotency_keys ORDER BY 1",
+                &[],
+            )
+            .await;
+        assert_eq!(ages.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), left);
+    }
+}
+
+/// A client that comes back after three days, the completer and a person may each be what finishes an old key late. Its
+/// answer is kept for a retention from then on; else the next repetition would book and charge a second ride.
+#[tokio::test]
+async fn an_answer_that_came_late_is_kept_as_long_as_any() {
+    for late in [Late::Client, Late::Completer, Late::Person] {
+        let world = World::start().await;
+        let key = new_key();
+        assert_eq!(world.post(Post::default().key(&key).raising()).await.status, 500, "{late:?}");
+        set_ages(&world, &["created_at", "last_run_at", "next_attempt_at"], 2 * RETENTION).await;
+        match late {
+            Late::Client => {}
+            Late::Completer => {
+                let completed = world.neighbour(|config| config.roles.completer = true).await;
+                world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+                drop(completed);
+            }
+            Late::Person => {
+                assert_eq!(reap_once(&world).await, (0, 1), "{late:?}");
+                let id: i64 = world.get("SELECT id FROM idempotency_keys").await;
+                parked::retry(&pool(&world.database_config).await, &[id]).await.unwrap();
+                assert_eq!(reap_once(&world).await, (0, 0), "{late:?}: it is to be tried first");
+            }
+        }
+        assert_eq!(world.post(Post::default().key(&key)).await.status, 201, "{late:?}");
+        assert_eq!(reap_once(&world).await, (0, 0), "{late:?}");
+        assert!(world.post(Post::default().key(&key)).await.is_replay(), "{late:?}");
+        assert_eq!(world.charges().await.len(), 1, "{late:?}");
+        set_ages(&world, &["last_run_at"], RETENTION).await;
+        assert_eq!(reap_once(&world).await, (1, 0), "{late:?}");
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Late {
+    Client,
+    Completer,
+    Person,
+}
+
+#[tokio::test]
+async fn a_row_that_another_session_has_locked_holds_up_no_other() {
+    let world = World::start().await;
+    insert_keys(&world, 5, "80 hours").await;
+    let session = cluster::connect(&world.database_config).await;
+    // The one that it would come to first.
+    let lock = "SELECT FROM idempotency_keys ORDER BY created_at, id LIMIT 1 FOR UPDATE";
+    session.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+    let _reaper = world.neighbour(reaping).await;
+    world.until_count("idempotency_keys", 1).await;
+    session.batch_execute("ROLLBACK").await.unwrap();
+    world.until_count("idempotency_keys", 0).await;
+}
+
+#[tokio::test]
+async fn two_reapers_share_the_work() {
+    let world = World::start().await;
+    insert_keys(&world, 400, "80 hours").await;
+    let reaper = |config: &mut Config| {
+        reaping(config);
+        config.roles.api = false;
+        config.reaper.batch = 10;
+    };
+    let (_one, _two) = tokio::join!(world.neighbour(reaper), world.neighbour(reaper));
     world.until_count("idempotency_keys", 0).await;
 }
