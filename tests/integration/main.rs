@@ -14,6 +14,7 @@ mod batched;
 mod batches;
 mod books;
 mod completer;
+mod constraints;
 mod contract;
 mod differences;
 mod engine;

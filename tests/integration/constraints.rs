@@ -1,0 +1,324 @@
+//! What the database refuses, however wrong the program is: every constraint, trigger and `NOT NULL` of `schema.sql`, each
+//! with a write that it alone turns away, at its edge.
+//!
+//! The lists are complete: a constraint that is added, dropped or renamed, or a column that may be null, fails the first
+//! test until it is listed.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::error::SqlState;
+
+use crate::support::world::World;
+
+/// Rows that everything else is a change of.
+const ROWS: &str = "
+    INSERT INTO idempotency_keys (idempotency_key, user_id, request_method, request_path, request_params, origin_ip,
+        lease_token, locked_at, next_attempt_at, recovery_point, foreign_call_intended_at, response_code, response_body)
+    VALUES ('key of a request that is new', 1, 'POST', '/rides', '{}', '127.0.0.1', NULL, NULL, now(), 'started', NULL,
+            NULL, NULL),
+           ('key of a request that has a ride', 1, 'POST', '/rides', '{}', '127.0.0.1', gen_random_uuid(), now(), now(),
+            'ride_created', now(), NULL, NULL),
+           ('key of a request that is finished', 1, 'POST', '/rides', '{}', '127.0.0.1', NULL, NULL, now(), 'finished',
+            now(), 201, '{}');
+    INSERT INTO rides (idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon, stripe_charge_id)
+    VALUES (2, 1, 0, 0, 0, 0, NULL), (3, 1, 0, 0, 0, 0, 'ch_3');
+    INSERT INTO audit_records (action, data, origin_ip, resource_id, resource_type, user_id)
+    VALUES ('ride.created', '{}', '127.0.0.1', 1, 'ride', 1);
+    INSERT INTO staged_jobs (job_name, job_args) VALUES ('n', '{}');
+    INSERT INTO jobs (staged_id, job_name, job_args, staged_at) VALUES (1000, 'n', '{}', now());
+    INSERT INTO receipts (ride_id, staged_id, message_id) VALUES (2, 1000, '<x@y>');
+    INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
+    VALUES (1001, 'n', '{}', now(), 'queue', 1, 'x');
+    INSERT INTO purged_jobs (staged_id, job_name, job_args, error) VALUES (1002, 'n', '{}', 'x');";
+
+const NEW: &str = "WHERE id = 1";
+const HAS_RIDE: &str = "WHERE id = 2";
+const FINISHED: &str = "WHERE id = 3";
+
+/// A constraint or trigger, the table, and changes that it refuses: a `SET` and which row, or a statement of another kind.
+const REFUSED: &[(&str, &str, &[(&str, &str)])] = &[
+    ("rocket_rides_schema_singleton_check", "rocket_rides_schema", &[("singleton = false", "")]),
+    ("rocket_rides_schema_pkey", "rocket_rides_schema", &[("INSERT INTO rocket_rides_schema (version) VALUES (1)", "")]),
+    ("users_pkey", "users", &[("INSERT INTO users OVERRIDING SYSTEM VALUE VALUES (1, 'a@b', 'cus_a')", "")]),
+    ("users_email_key", "users", &[("email = (SELECT email FROM users WHERE id = 2)", NEW)]),
+    ("users_email_check", "users", &[("email = repeat('e', 256)", NEW)]),
+    (
+        "users_stripe_customer_id_key",
+        "users",
+        &[("stripe_customer_id = (SELECT stripe_customer_id FROM users WHERE id = 2)", NEW)],
+    ),
+    ("users_stripe_customer_id_check", "users", &[("stripe_customer_id = repeat('c', 51)", NEW)]),
+    (
+        "idempotency_keys_pkey",
+        "idempotency_keys",
+        &[(
+            "INSERT INTO idempotency_keys (id, idempotency_key, user_id, request_method, request_path, request_params,
+                 origin_ip, next_attempt_at) OVERRIDING SYSTEM VALUE
+             VALUES (1, 'another key of this user', 1, 'POST', '/rides', '{}', '127.0.0.1', now())",
+            "",
+        )],
+    ),
+    (
+        "one_key_per_user_and_name",
+        "idempotency_keys",
+        &[("idempotency_key = (SELECT idempotency_key FROM idempotency_keys WHERE id = 2)", NEW)],
+    ),
+    (
+        "idempotency_keys_idempotency_key_check",
+        "idempotency_keys",
+        &[("idempotency_key = repeat('k', 19)", NEW), ("idempotency_key = repeat('k', 101)", NEW)],
+    ),
+    ("idempotency_keys_request_method_check", "idempotency_keys", &[("request_method = repeat('m', 11)", NEW)]),
+    ("idempotency_keys_request_path_check", "idempotency_keys", &[("request_path = repeat('p', 101)", NEW)]),
+    ("idempotency_keys_attempts_check", "idempotency_keys", &[("attempts = 0", NEW)]),
+    ("idempotency_keys_completer_attempts_check", "idempotency_keys", &[("completer_attempts = -1", NEW)]),
+    ("idempotency_keys_recovery_point_check", "idempotency_keys", &[("recovery_point = 'x'", HAS_RIDE)]),
+    (
+        "idempotency_keys_response_code_check",
+        "idempotency_keys",
+        &[
+            ("recovery_point = 'finished', response_code = 99, response_body = '{}'", NEW),
+            ("recovery_point = 'finished', response_code = 600, response_body = '{}'", NEW),
+        ],
+    ),
+    (
+        "leased_as_a_whole",
+        "idempotency_keys",
+        &[("lease_token = NULL", HAS_RIDE), ("locked_at = NULL", HAS_RIDE), ("locked_at = now()", NEW)],
+    ),
+    (
+        "answered_as_a_whole",
+        "idempotency_keys",
+        &[("recovery_point = 'finished', response_code = 201", NEW), ("response_body = '{}'", NEW)],
+    ),
+    (
+        "finished_is_answered",
+        "idempotency_keys",
+        &[("recovery_point = 'finished'", NEW), ("response_code = 201, response_body = '{}'", NEW)],
+    ),
+    (
+        "idempotency_keys.finished_holds_no_lease",
+        "idempotency_keys",
+        &[("lease_token = gen_random_uuid(), locked_at = now()", FINISHED)],
+    ),
+    ("parked_says_why", "idempotency_keys", &[("parked_at = now()", NEW), ("parked_reason = 'x'", NEW)]),
+    (
+        "parked_is_idle",
+        "idempotency_keys",
+        &[("parked_at = now(), parked_reason = 'x'", HAS_RIDE), ("parked_at = now(), parked_reason = 'x'", FINISHED)],
+    ),
+    ("charge_was_intended", "idempotency_keys", &[("recovery_point = 'ride_created'", NEW)]),
+    (
+        "recovery_point_never_moves_back",
+        "idempotency_keys",
+        &[("recovery_point = 'started'", HAS_RIDE)],
+    ),
+    (
+        "answer_never_changes",
+        "idempotency_keys",
+        &[("response_code = 402", FINISHED), ("response_body = '{ }'", FINISHED)],
+    ),
+    (
+        "unfinished_is_never_removed",
+        "idempotency_keys",
+        &[("DELETE FROM idempotency_keys WHERE id = 2", "")],
+    ),
+    (
+        "rides_pkey",
+        "rides",
+        &[("INSERT INTO rides OVERRIDING SYSTEM VALUE VALUES (1, now(), 4, 1, 0, 0, 0, 0, NULL)", "")],
+    ),
+    ("rides_idempotency_key_id_key", "rides", &[("idempotency_key_id = 3", NEW)]),
+    ("rides_user_id_fkey", "rides", &[("user_id = 99", NEW), ("DELETE FROM users WHERE id = 1", "")]),
+    ("rides_origin_lat_check", "rides", &[("origin_lat = -90.1", NEW), ("origin_lat = 90.1", NEW)]),
+    ("rides_origin_lon_check", "rides", &[("origin_lon = -180.1", NEW), ("origin_lon = 180.1", NEW)]),
+    ("rides_target_lat_check", "rides", &[("target_lat = -90.1", NEW), ("target_lat = 90.1", NEW)]),
+    ("rides_target_lon_check", "rides", &[("target_lon = -180.1", NEW), ("target_lon = 180.1", NEW)]),
+    ("rides_stripe_charge_id_key", "rides", &[("stripe_charge_id = 'ch_3'", NEW)]),
+    (
+        "rides_stripe_charge_id_check",
+        "rides",
+        &[("stripe_charge_id = ''", NEW), ("stripe_charge_id = repeat('c', 256)", NEW)],
+    ),
+    (
+        "audit_records_pkey",
+        "audit_records",
+        &[(
+            "INSERT INTO audit_records OVERRIDING SYSTEM VALUE VALUES (1, now(), 'a', '{}', '127.0.0.1', 1, 'ride', 1)",
+            "",
+        )],
+    ),
+    ("audit_records_action_check", "audit_records", &[("action = repeat('a', 51)", "")]),
+    ("audit_records_resource_type_check", "audit_records", &[("resource_type = repeat('t', 51)", "")]),
+    (
+        "staged_jobs_pkey",
+        "staged_jobs",
+        &[("INSERT INTO staged_jobs (id, job_name, job_args) OVERRIDING SYSTEM VALUE VALUES (1, 'n', '{}')", "")],
+    ),
+    ("staged_jobs_job_name_check", "staged_jobs", &[("job_name = ''", ""), ("job_name = repeat('n', 101)", "")]),
+    ("staged_jobs_attempts_check", "staged_jobs", &[("attempts = -1", "")]),
+    (
+        "jobs_pkey",
+        "jobs",
+        &[("INSERT INTO jobs (staged_id, job_name, job_args, staged_at) VALUES (1000, 'n', '{}', now())", "")],
+    ),
+    ("jobs_attempts_check", "jobs", &[("attempts = -1", "")]),
+    ("jobs.finished_holds_no_lease", "jobs", &[("finished_at = now(), lease_token = gen_random_uuid()", "")]),
+    ("receipts_pkey", "receipts", &[("INSERT INTO receipts (ride_id, staged_id, message_id) VALUES (2, 7, '<z@y>')", "")]),
+    (
+        "dead_jobs_pkey",
+        "dead_jobs",
+        &[(
+            "INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
+             VALUES (1001, 'n', '{}', now(), 'outbox', 1, 'x')",
+            "",
+        )],
+    ),
+    ("dead_jobs_died_in_check", "dead_jobs", &[("died_in = 'x'", "")]),
+    (
+        "purged_jobs_pkey",
+        "purged_jobs",
+        &[("INSERT INTO purged_jobs (staged_id, job_name, job_args, error) VALUES (1002, 'n', '{}', 'x')", "")],
+    ),
+];
+
+/// What the same constraints allow, at the same edges.
+const ALLOWED: &[(&str, &str, &str)] = &[
+    ("users", "email = repeat('e', 255), stripe_customer_id = repeat('c', 50)", NEW),
+    ("idempotency_keys", "idempotency_key = repeat('k', 20)", NEW),
+    ("idempotency_keys", "idempotency_key = repeat('k', 100), request_method = repeat('m', 10)", NEW),
+    ("idempotency_keys", "request_path = repeat('p', 100)", NEW),
+    ("idempotency_keys", "recovery_point = 'charge_created'", HAS_RIDE),
+    // Taking up what is finished is the answer's business alone, and saying the same again is no change.
+    ("idempotency_keys", "response_code = 201, response_body = '{}'", FINISHED),
+    ("idempotency_keys", "parked_at = now(), parked_reason = 'x'", NEW),
+    ("rides", "origin_lat = -90, origin_lon = -180, target_lat = -90, target_lon = -180", NEW),
+    ("rides", "origin_lat = 90, origin_lon = 180, target_lat = 90, target_lon = 180", NEW),
+    ("rides", "stripe_charge_id = repeat('c', 255)", NEW),
+    ("audit_records", "action = repeat('a', 50), resource_type = repeat('t', 50)", ""),
+    ("staged_jobs", "job_name = repeat('n', 100)", ""),
+    ("dead_jobs", "died_in = 'outbox'", ""),
+];
+
+/// Columns that may be null, by table; all others may not.
+const NULLABLE: &[(&str, &[&str])] = &[
+    ("rocket_rides_schema", &[]),
+    ("users", &[]),
+    (
+        "idempotency_keys",
+        &[
+            "lease_token",
+            "locked_at",
+            "foreign_call_intended_at",
+            "last_error",
+            "parked_at",
+            "parked_reason",
+            "response_code",
+            "response_body",
+        ],
+    ),
+    ("rides", &["stripe_charge_id"]),
+    ("audit_records", &[]),
+    ("staged_jobs", &["lease_token", "last_error"]),
+    ("jobs", &["lease_token", "last_error", "finished_at"]),
+    ("receipts", &[]),
+    ("dead_jobs", &[]),
+    ("purged_jobs", &[]),
+];
+
+async fn strings(world: &World, sql: &str) -> BTreeSet<String> {
+    world.query(sql, &[]).await.iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test]
+async fn all_are_listed() {
+    let world = World::start().await;
+    let there = strings(
+        &world,
+        // Postgres names constraints by table, but for ours, of which two tables may have one of the same name.
+        "SELECT CASE WHEN count(*) OVER (PARTITION BY conname) > 1 THEN conrelid::regclass || '.' ELSE '' END || conname
+         FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+         UNION ALL SELECT tgname FROM pg_trigger WHERE NOT tgisinternal",
+    )
+    .await;
+    let listed = REFUSED.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    assert_eq!(there, listed);
+
+    let nullable = strings(
+        &world,
+        "SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+         WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
+           AND NOT a.attnotnull",
+    )
+    .await;
+    let listed = NULLABLE
+        .iter()
+        .flat_map(|(table, columns)| columns.iter().map(move |column| format!("{table}.{column}")))
+        .collect();
+    assert_eq!(nullable, listed);
+}
+
+/// A change that is undone at once.
+async fn attempt(world: &World, table: &str, change: &str, row: &str) -> Result<(), tokio_postgres::Error> {
+    let statement = match change.split_whitespace().next() {
+        Some("INSERT" | "DELETE") => change.to_owned(),
+        _ => format!("UPDATE {table} SET {change} {row}"),
+    };
+    world.execute("BEGIN").await;
+    let done = world.database.batch_execute(&statement).await;
+    world.execute("ROLLBACK").await;
+    done
+}
+
+#[tokio::test]
+async fn each_refuses_what_it_is_there_for() {
+    let world = World::start().await;
+    world.database.batch_execute(ROWS).await.unwrap();
+    for (name, table, changes) in REFUSED {
+        let constraint = name.strip_prefix(&format!("{table}.")).unwrap_or(name);
+        for (change, row) in *changes {
+            let error = attempt(&world, table, change, row).await.expect_err(change);
+            let refused = error.as_db_error().unwrap();
+            assert_eq!(refused.constraint(), Some(constraint), "{change}: {refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn and_nothing_else() {
+    let world = World::start().await;
+    world.database.batch_execute(ROWS).await.unwrap();
+    for (table, change, row) in ALLOWED {
+        attempt(&world, table, change, row).await.expect(change);
+    }
+    // A request without a ride may go; so may a finished one.
+    for id in [1, 3] {
+        let removed = format!("DELETE FROM idempotency_keys WHERE id = {id}");
+        attempt(&world, "idempotency_keys", &removed, "").await.expect("allowed");
+    }
+}
+
+#[tokio::test]
+async fn what_must_be_there_cannot_be_null() {
+    let world = World::start().await;
+    world.database.batch_execute(ROWS).await.unwrap();
+    let columns = world
+        .query(
+            "SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+             WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND a.attidentity = ''",
+            &[],
+        )
+        .await;
+    let mut refused = 0;
+    for column in &columns {
+        let (table, column): (&str, &str) = (column.get(0), column.get(1));
+        let (_, nullable) = NULLABLE.iter().find(|(name, _)| *name == table).expect("listed");
+        if nullable.contains(&column) {
+            continue;
+        }
+        let error = attempt(&world, table, &format!("{column} = NULL"), "").await.expect_err(column);
+        assert_eq!(error.code(), Some(&SqlState::NOT_NULL_VIOLATION), "{table}.{column}");
+        refused += 1;
+    }
+    assert!(refused > 40, "{refused} columns");
+}
