@@ -25,6 +25,7 @@ mod house;
 mod jobs;
 mod key_leases;
 mod load;
+mod lookups;
 mod metrics;
 mod nats;
 mod plans;

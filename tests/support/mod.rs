@@ -7,6 +7,7 @@ pub mod keys;
 pub mod nats;
 pub mod process;
 pub mod redis;
+pub mod sandbox;
 pub mod server;
 pub mod smtp;
 pub mod sources;

@@ -237,6 +237,24 @@ async fn a_lookup_that_cannot_end_is_not_taken_for_an_absence() {
 }
 
 #[tokio::test]
+async fn all_pages_of_a_lookup_share_one_deadline() {
+    let rig = Rig::start().await;
+    let customer = rig.customer().await;
+    for _ in 0..8 {
+        assert_eq!(kind(&rig.client.charge(&charge_of(&customer)).await), "charged");
+    }
+    // Each page comes well within the deadline, and all of them do not.
+    let latency = HASTY.as_millis() / 4;
+    let listing = format!(r#"{{"page": 1, "latency": "{latency}ms"}}"#);
+    rig.send("PUT /_sandbox/lists", "", &listing).await;
+    let (key, began) = (Uuid::new_v4(), Instant::now());
+    let late = rig.hasty_client().find_charge(&customer, key, UNIX_EPOCH).await;
+    assert!(matches!(late, Err(LookupError::Transient(CallError::Unknown(Unknown::TimedOut(_))))), "{late:?}");
+    assert!(began.elapsed() >= HASTY);
+    assert_eq!(rig.client.find_charge(&customer, key, UNIX_EPOCH).await.expect("in time"), None);
+}
+
+#[tokio::test]
 async fn a_customer_is_created_once_per_key() {
     let rig = Rig::start().await;
     let key = Uuid::new_v4();

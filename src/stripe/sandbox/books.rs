@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::record::{Charge, Customer};
+use super::record::{Charge, ChargeStatus, Customer};
 
 /// What a request brought into being, which is all there is to its stored response.
 #[derive(Debug, Clone)]
@@ -80,6 +80,20 @@ impl Books {
         &self.charges
     }
 
+    /// Makes every charge so much older. Their order stays.
+    pub(super) fn age(&mut self, ms: u64) {
+        for charge in &mut self.charges {
+            Arc::make_mut(charge).created_ms = charge.created_ms.saturating_sub(ms);
+        }
+    }
+
+    /// Ends every charge that is pending.
+    pub(super) fn settle(&mut self, status: ChargeStatus) {
+        for charge in self.charges.iter_mut().filter(|charge| charge.status == ChargeStatus::Pending) {
+            Arc::make_mut(charge).status = status;
+        }
+    }
+
     /// The charges asked for, newest first, and whether there are more; `None` if `starting_after` is unknown.
     pub(super) fn page(&self, page: &Page) -> Option<(Vec<Arc<Charge>>, bool)> {
         let end = match &page.starting_after {
@@ -146,6 +160,13 @@ impl Keys {
         let key: Arc<str> = Arc::from(key);
         self.ages.push_back((object.created_ms(), Arc::clone(&key)));
         self.known.insert(key, Key::Stored(object));
+    }
+
+    /// Makes every stored key so much older. What is stored under it stays what it was.
+    pub(super) fn age(&mut self, ms: u64) {
+        for (stored_ms, _) in &mut self.ages {
+            *stored_ms = stored_ms.saturating_sub(ms);
+        }
     }
 
     /// Forgets every stored key, however young; those in use stay in use.

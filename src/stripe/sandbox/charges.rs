@@ -43,7 +43,8 @@ pub(super) async fn create(
         | Fault::ReplyLost
         | Fault::Truncated
         | Fault::SlowReply
-        | Fault::NoId => None,
+        | Fault::NoId
+        | Fault::Pending => None,
     };
     if let Some(error) = early {
         return Ok(respond(error.into()));
@@ -74,6 +75,7 @@ pub(super) async fn create(
         Fault::None
         | Fault::Declined
         | Fault::Hold
+        | Fault::Pending
         | Fault::Reset
         | Fault::ServerError
         | Fault::RateLimited
@@ -111,6 +113,7 @@ async fn execute(
     }
     let status = match (customer.terms.source, draw.fault) {
         (Source::ChargeCustomerFail, _) | (_, Fault::Declined) => ChargeStatus::Failed,
+        (Source::Visa, Fault::Pending) => ChargeStatus::Pending,
         (Source::Visa, _) => ChargeStatus::Succeeded,
     };
     let charge = claim.charge(terms, status).map_err(not_recorded)?;

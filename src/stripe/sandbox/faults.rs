@@ -49,6 +49,9 @@ pub enum Fault {
     SlowReply,
     /// Charged, and the reply lacks the charge's id.
     NoId,
+    /// The charge is recorded as pending, and the reply says so. It has no probability, because it lasts until a test
+    /// settles it.
+    Pending,
 }
 
 /// How often which fault strikes: probabilities from 0 to 1, which together must not exceed 1.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Charge, Customer};
+use super::record::{Charge, ChargeStatus, Customer};
 
 /// Why the ledger could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,16 @@ pub(super) enum Event<'a> {
     Charge(Cow<'a, Charge>),
     /// All idempotency keys up to here are forgotten.
     KeysForgotten {},
+    /// All that is recorded up to here is so much older.
+    Aged {
+        /// By how much, in milliseconds.
+        ms: u64,
+    },
+    /// The charges that are pending here have ended like this.
+    Settled {
+        /// For each of them.
+        status: ChargeStatus,
+    },
 }
 
 /// The open file, locked for this process.

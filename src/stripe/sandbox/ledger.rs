@@ -31,6 +31,11 @@ impl Ledger {
         let journal = Journal::open(path, |event| {
             let object = match event {
                 Event::KeysForgotten {} => return keys.forget_stored(),
+                Event::Settled { status } => return books.settle(status),
+                Event::Aged { ms } => {
+                    age(&mut books, &mut keys, &mut latest_ms, ms);
+                    return;
+                }
                 Event::Customer(customer) => Object::Customer(Arc::new(customer.into_owned())),
                 Event::Charge(charge) => Object::Charge(Arc::new(charge.into_owned())),
             };
@@ -51,6 +56,26 @@ impl Ledger {
         let mut state = self.lock();
         state.journal.append(&Event::KeysForgotten {})?;
         state.keys.forget_stored();
+        Ok(())
+    }
+
+    /// Makes all that is recorded so much older, as if that much time had passed since: keys that are past their
+    /// retention then are forgotten, and a list by time of creation no longer reaches as far.
+    pub fn age(&self, by: Duration) -> Result<(), LedgerError> {
+        let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.journal.append(&Event::Aged { ms })?;
+        age(&mut state.books, &mut state.keys, &mut state.latest_ms, ms);
+        Ok(())
+    }
+
+    /// Ends all charges that are pending. What is stored under their idempotency keys stays the pending answer, as at
+    /// Stripe.
+    pub fn settle(&self, status: ChargeStatus) -> Result<(), LedgerError> {
+        let mut state = self.lock();
+        state.journal.append(&Event::Settled { status })?;
+        state.books.settle(status);
         Ok(())
     }
 
@@ -168,6 +193,12 @@ fn index(books: &mut Books, keys: &mut Keys, object: Object) {
     if let Some(key) = object.idempotency_key().map(str::to_owned) {
         keys.store(&key, object);
     }
+}
+
+fn age(books: &mut Books, keys: &mut Keys, latest_ms: &mut u64, ms: u64) {
+    books.age(ms);
+    keys.age(ms);
+    *latest_ms = latest_ms.saturating_sub(ms);
 }
 
 fn now_ms() -> u64 {

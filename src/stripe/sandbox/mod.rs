@@ -11,8 +11,12 @@
 //!
 //! Tests may steer it over HTTP, without an API key: `GET` and `PUT /_sandbox/faults` (a JSON object as in the
 //! configuration; `PUT` replaces all of it), `POST /_sandbox/faults/next` (a JSON array of fault names for the
-//! next charge requests, one each), `GET /_sandbox/faults/held` (how many charges are held now),
+//! next charge requests, one each), `GET /_sandbox/faults/held` (how many requests are held now),
 //! `PUT /_sandbox/faults/release` (lets them go on) and `PUT /_sandbox/forget` (forgets all idempotency keys now).
+//! Lists of charges have faults of their own: `PUT /_sandbox/lists` (`page` and `latency` as a JSON object) and
+//! `POST /_sandbox/lists/next` (a JSON array of fault names, one for each list to come). Two
+//! requests change what was recorded: `POST /_sandbox/age` (a duration, as in `"26h"`: all of it is so much older) and
+//! `PUT /_sandbox/settle` (`"succeeded"` or `"failed"`: how pending charges end).
 //!
 //! Absent on purpose: everything about cards but whether they decline, refunds, webhooks, a limit on requests.
 
@@ -21,6 +25,7 @@ mod charges;
 mod faults;
 mod journal;
 mod ledger;
+mod lists;
 mod params;
 mod record;
 mod reply;
@@ -36,6 +41,7 @@ use hyper::header::{ALLOW, HeaderValue};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::lists::ListControl;
 use self::reply::{ApiError, Reply};
 use crate::http::{self, Body, Limits, Listener};
 
@@ -56,7 +62,13 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let executions = TaskTracker::new();
-    let sandbox = Arc::new(Sandbox { ledger, faults, executions: executions.clone(), stop: stop.clone() });
+    let sandbox = Arc::new(Sandbox {
+        ledger,
+        faults,
+        lists: ListControl::default(),
+        executions: executions.clone(),
+        stop: stop.clone(),
+    });
     http::serve(&listener, LIMITS, stop, move |request, _peer| routes::handle(Arc::clone(&sandbox), request)).await;
     executions.close();
     executions.wait().await;
@@ -66,6 +78,7 @@ pub async fn serve(
 struct Sandbox {
     ledger: Arc<Ledger>,
     faults: Arc<FaultControl>,
+    lists: ListControl,
     /// Charges being executed, which outlive their requests.
     executions: TaskTracker,
     stop: CancellationToken,

@@ -12,7 +12,7 @@ use super::reply::ApiError;
 const MAX_AMOUNT: u32 = 99_999_999;
 /// Charges listed if no `limit` is given, and at most.
 const DEFAULT_LIMIT: usize = 10;
-const MAX_LIMIT: usize = 100;
+pub(super) const MAX_LIMIT: usize = 100;
 
 pub(super) fn charge_terms(form: &[u8]) -> Result<ChargeTerms, ApiError> {
     let (mut amount, mut currency, mut customer, mut description) = (None, None, None, None);

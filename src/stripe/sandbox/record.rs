@@ -69,7 +69,7 @@ pub struct ChargeTerms {
     pub metadata: Metadata,
 }
 
-/// How an attempt to charge ended.
+/// How an attempt to charge ended, or that it has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChargeStatus {
@@ -77,6 +77,8 @@ pub enum ChargeStatus {
     Succeeded,
     /// The card was declined.
     Failed,
+    /// The bank has not decided. [`Ledger::settle`](super::Ledger::settle) ends this.
+    Pending,
 }
 
 /// Named texts attached to a charge, sorted by name.

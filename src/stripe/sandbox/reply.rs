@@ -34,7 +34,7 @@ impl Reply {
     /// The answer to the request that made this charge, now and whenever it is repeated.
     pub(super) fn created_charge(charge: &Charge) -> Self {
         match charge.status {
-            ChargeStatus::Succeeded => Self::ok(&ChargeBody::new(charge)),
+            ChargeStatus::Succeeded | ChargeStatus::Pending => Self::ok(&ChargeBody::new(charge)),
             ChargeStatus::Failed => ApiError::Declined { charge: charge.id.clone() }.into(),
         }
     }
@@ -85,7 +85,7 @@ impl<'a> ChargeBody<'a> {
             currency: &charge.terms.currency,
             customer: &charge.terms.customer,
             description: charge.terms.description.as_deref(),
-            failure_code: (!paid).then_some("card_declined"),
+            failure_code: (charge.status == ChargeStatus::Failed).then_some("card_declined"),
             livemode: false,
             metadata: &charge.terms.metadata,
             paid,

@@ -13,7 +13,7 @@ use super::books::Object;
 use super::faults::{Fault, Faults};
 use super::ledger::{Claimed, Ledger};
 use super::reply::{ApiError, ChargeBody, CustomerBody, Reply};
-use super::{Sandbox, charges, not_recorded, params, respond};
+use super::{Sandbox, charges, lists, not_recorded, params, respond};
 use crate::http::{self, Body, HangUp};
 
 /// Bounds of a request's body. Forms are far smaller.
@@ -36,27 +36,22 @@ pub(super) async fn handle(sandbox: Arc<Sandbox>, request: Request<Incoming>) ->
             Ok(key) if path == ["v1", "charges"] && method == "POST" => {
                 return charges::create(&sandbox, key, &body).await;
             }
+            Ok(_) if path == ["v1", "charges"] && method == "GET" => {
+                return lists::list(&sandbox, head.uri.query().unwrap_or_default()).await;
+            }
             Ok(key) if path == ["v1", "customers"] && method == "POST" => {
                 create_customer(&sandbox.ledger, key, &body)
             }
-            Ok(_) => read(&sandbox.ledger, method, path, head.uri.query().unwrap_or_default()),
+            Ok(_) => read(&sandbox.ledger, method, path),
             Err(error) => Err(error),
         },
     };
     Ok(respond(reply.unwrap_or_else(Reply::from)))
 }
 
-/// The part of Stripe's API that only looks.
-fn read(ledger: &Ledger, method: &str, path: &[&str], query: &str) -> Result<Reply, ApiError> {
+/// The part of Stripe's API that looks at one object.
+fn read(ledger: &Ledger, method: &str, path: &[&str]) -> Result<Reply, ApiError> {
     match (path, method) {
-        (["v1", "charges"], "GET") => {
-            let page = params::page(query)?;
-            let (charges, has_more) = ledger.page(&page).ok_or_else(|| {
-                let id = page.starting_after.as_deref().unwrap_or_default();
-                ApiError::no_such_parameter("charge", id, "starting_after")
-            })?;
-            Ok(Reply::page(&charges, has_more))
-        }
         (["v1", "charges", id], "GET") => match ledger.charge(id) {
             Some(charge) => Ok(Reply::ok(&ChargeBody::new(&charge))),
             None => Err(ApiError::NoSuchObject { what: "charge", id: (*id).to_owned() }),
@@ -104,10 +99,29 @@ fn steer(sandbox: &Sandbox, method: &str, path: &[&str], body: &[u8]) -> Result<
             sandbox.ledger.forget_keys().map_err(not_recorded)?;
             return Ok(Reply::ok(&json!({})));
         }
+        (["lists"], "PUT") => {
+            sandbox.lists.set(decode(body)?);
+            return Ok(Reply::ok(&json!({})));
+        }
+        (["lists", "next"], "POST") => {
+            sandbox.lists.script(decode(body)?);
+            return Ok(Reply::ok(&json!({})));
+        }
+        (["age"], "POST") => {
+            let by: humantime_serde::Serde<Duration> = decode(body)?;
+            sandbox.ledger.age(by.into_inner()).map_err(not_recorded)?;
+            return Ok(Reply::ok(&json!({})));
+        }
+        (["settle"], "PUT") => {
+            sandbox.ledger.settle(decode(body)?).map_err(not_recorded)?;
+            return Ok(Reply::ok(&json!({})));
+        }
         (["faults"], _) => return Err(ApiError::NoSuchMethod { allowed: "GET, PUT" }),
         (["faults", "held"], _) => return Err(ApiError::NoSuchMethod { allowed: "GET" }),
-        (["faults", "next"], _) => return Err(ApiError::NoSuchMethod { allowed: "POST" }),
-        (["faults", "release"] | ["forget"], _) => return Err(ApiError::NoSuchMethod { allowed: "PUT" }),
+        (["faults" | "lists", "next"] | ["age"], _) => return Err(ApiError::NoSuchMethod { allowed: "POST" }),
+        (["faults", "release"] | ["forget"] | ["lists"] | ["settle"], _) => {
+            return Err(ApiError::NoSuchMethod { allowed: "PUT" });
+        }
         _ => return Err(no_such_url(method, path)),
     }
     Ok(Reply::ok(&sandbox.faults.faults()))

@@ -112,6 +112,46 @@ async fn a_forgotten_key_is_a_new_request() {
 }
 
 #[tokio::test]
+async fn time_that_passes_ages_charges_and_keys_alike() {
+    let scratch = Scratch::new();
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(24 * 3600)).await;
+    let customer = rig.customer().await;
+    let charge = charge_of(&customer);
+    let first = charge_id(&rig, &charge).await;
+    let made_ms = rig.ledger.charges()[0].created_ms;
+    assert_eq!(status(&rig.send("POST /_sandbox/age", "", "\"23h\"").await), "200");
+    assert_eq!(charge_id(&rig, &charge).await, first, "its key is 23 h old");
+    assert_eq!(status(&rig.send("POST /_sandbox/age", "", "\"1h\"").await), "200");
+    let second = charge_id(&rig, &charge).await;
+    assert_ne!(second, first, "its key is 24 h old");
+    rig.stop().await;
+
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(24 * 3600)).await;
+    let day_ms = 24 * 3600 * 1000;
+    let charges = rig.ledger.charges();
+    assert_eq!(charges[0].created_ms, made_ms - day_ms);
+    assert!(charges[1].created_ms >= made_ms, "made after that time had passed");
+}
+
+#[tokio::test]
+async fn a_pending_charge_stays_so_in_its_answer_and_not_in_the_books() {
+    let scratch = Scratch::new();
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+    let form = format!("amount=100&currency=usd&customer={}", rig.customer().await);
+    rig.faults.script([Fault::Pending]);
+    let key = "Idempotency-Key: a\r\n";
+    let first = rig.send("POST /v1/charges", key, &form).await;
+    assert!(body(&first).contains(r#""status":"pending""#), "{first}");
+    assert_eq!(status(&rig.send("PUT /_sandbox/settle", "", "\"succeeded\"").await), "200");
+    rig.stop().await;
+
+    let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+    assert_eq!(body(&rig.send("POST /v1/charges", key, &form).await), body(&first));
+    let charges = rig.ledger.charges();
+    assert_eq!((charges.len(), charges[0].status), (1, ChargeStatus::Succeeded));
+}
+
+#[tokio::test]
 async fn a_restart_forgets_nothing() {
     let scratch = Scratch::new();
     let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;

@@ -1,0 +1,110 @@
+//! `GET /v1/charges`: the way to learn what became of a charge whose key is forgotten, and what can go wrong with it.
+//!
+//! Lists have faults of their own, apart from those of charges: what matters about a list is how it is cut into pages,
+//! how long it takes, and whether it can be had at all.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use hyper::Response;
+use serde::Deserialize;
+
+use super::reply::{ApiError, Reply};
+use super::{Sandbox, params, respond};
+use crate::http::{Body, HangUp};
+
+/// What happens to one list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ListFault {
+    /// Nothing.
+    None,
+    /// The page is empty and says that there are more.
+    EmptyPage,
+    /// The connection is dropped.
+    Reset,
+    /// 500.
+    ServerError,
+    /// 429.
+    RateLimited,
+    /// The list waits, before anything is read, for the release of held requests.
+    Hold,
+}
+
+/// How charges are listed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Listing {
+    /// The most charges on a page, whatever the request's `limit` says.
+    page: usize,
+    /// What every list takes.
+    #[serde(with = "humantime_serde")]
+    latency: Duration,
+}
+
+impl Default for Listing {
+    /// As Stripe does.
+    fn default() -> Self {
+        Self { page: params::MAX_LIMIT, latency: Duration::ZERO }
+    }
+}
+
+/// How charges are listed now, and what happens to the next lists.
+#[derive(Debug, Default)]
+pub(super) struct ListControl(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    listing: Listing,
+    script: VecDeque<ListFault>,
+}
+
+impl ListControl {
+    pub(super) fn set(&self, listing: Listing) {
+        self.lock().listing = listing;
+    }
+
+    /// Scripts the next lists, one fault each in this order, after what is scripted already.
+    pub(super) fn script(&self, faults: Vec<ListFault>) {
+        self.lock().script.extend(faults);
+    }
+
+    fn draw(&self) -> (ListFault, Listing) {
+        let mut state = self.lock();
+        (state.script.pop_front().unwrap_or(ListFault::None), state.listing.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nothing panics while it holds the lists")
+    }
+}
+
+pub(super) async fn list(sandbox: &Sandbox, query: &str) -> Result<Response<Body>, HangUp> {
+    let (fault, listing) = sandbox.lists.draw();
+    if !listing.latency.is_zero() {
+        sandbox.unless_stopped(tokio::time::sleep(listing.latency)).await;
+    }
+    let reply = match fault {
+        ListFault::Reset => return Err(HangUp),
+        ListFault::EmptyPage => Ok(Reply::page(&[], true)),
+        ListFault::ServerError => Err(ApiError::ServerError),
+        ListFault::RateLimited => Err(ApiError::RateLimited),
+        ListFault::Hold => {
+            sandbox.unless_stopped(sandbox.faults.hold()).await;
+            page(sandbox, query, &listing)
+        }
+        ListFault::None => page(sandbox, query, &listing),
+    };
+    Ok(respond(reply.unwrap_or_else(Reply::from)))
+}
+
+fn page(sandbox: &Sandbox, query: &str, listing: &Listing) -> Result<Reply, ApiError> {
+    let mut page = params::page(query)?;
+    page.limit = page.limit.min(listing.page);
+    let (charges, has_more) = sandbox.ledger.page(&page).ok_or_else(|| {
+        let id = page.starting_after.as_deref().unwrap_or_default();
+        ApiError::no_such_parameter("charge", id, "starting_after")
+    })?;
+    Ok(Reply::page(&charges, has_more))
+}

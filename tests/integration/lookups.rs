@@ -1,0 +1,360 @@
+//! Charges that Stripe may have forgotten: each is looked up before it is made, among charges of whatever age, order and
+//! number, and made only while there is time for the call.
+
+use std::time::Duration;
+
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
+use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
+use rocket_rides_atomic::idempotency::{Lease, Request, parked};
+use rocket_rides_atomic::invariants::Traffic;
+use rocket_rides_atomic::rides::{Booking, RideError, RideParams, Rides};
+use rocket_rides_atomic::stripe::{ChargeOutcome, ChargeRequest};
+use rocket_rides_atomic::users::{self, User};
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use crate::support::client::{Answer, GOOD_USER, Post, new_key};
+use crate::support::world::{World, pool};
+
+/// Longer than a test.
+const HOUR: Duration = Duration::from_secs(3600);
+/// So old that Stripe has forgotten the key of any charge.
+const FORGOTTEN: u32 = 26;
+/// How far a look-up reaches back beyond the intent, in seconds: Stripe's clock is not the database's.
+const MARGIN: i64 = 600;
+
+/// Pays for a ride without the client hearing of it, and returns the client's key.
+async fn unheard(world: &World, email: &str) -> String {
+    let key = new_key();
+    world.script(&["reply_lost"]).await;
+    let answer = world.post(Post::default().user(email).key(&key)).await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    key
+}
+
+/// So many hours pass for all that Stripe and the database have recorded of charges.
+async fn hours_pass(world: &World, hours: u32) {
+    world.age_stripe(&format!("{hours}h")).await;
+    let sql = format!(
+        "UPDATE idempotency_keys SET foreign_call_intended_at = foreign_call_intended_at - interval '{hours} hours'"
+    );
+    world.execute(&sql).await;
+}
+
+async fn again(world: &World, key: &str) -> Answer {
+    world.post(Post::default().key(key)).await
+}
+
+/// So many rides are paid, each by a charge of its own, and nothing else was charged.
+async fn assert_each_paid_once(world: &World, rides: usize) {
+    let charges = world.charges().await;
+    let paid = world.query("SELECT id, stripe_charge_id FROM rides WHERE stripe_charge_id IS NOT NULL", &[]).await;
+    assert_eq!((paid.len(), charges.len()), (rides, rides));
+    for ride in paid {
+        let (ride_id, charge_id): (i64, &str) = (ride.get(0), ride.get(1));
+        let charge = charges.iter().find(|charge| charge["id"] == charge_id).unwrap();
+        assert_eq!(charge["metadata"]["ride_id"], ride_id.to_string());
+    }
+    let report = world.verify(Traffic::Live).await;
+    assert!(report.violated().is_empty(), "{report}");
+}
+
+/// Charges of the good user that are no ride's.
+async fn unrelated_charges(world: &World, count: usize) {
+    let user = users::find_by_email(&pool(&world.database_config).await, GOOD_USER).await.unwrap().unwrap();
+    let stripe = world.stripe();
+    for _ in 0..count {
+        let charge = ChargeRequest {
+            amount: 100,
+            currency: "usd".into(),
+            customer: user.stripe_customer_id.clone(),
+            description: "Something else".into(),
+            ride_id: 0,
+            idempotency_key: Uuid::new_v4(),
+        };
+        assert!(matches!(stripe.charge(&charge).await, ChargeOutcome::Charged { .. }));
+    }
+}
+
+/// The request with this key waits for a person, and its client is told so.
+async fn assert_parks(world: &World, key: &str) {
+    let answer = again(world, key).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("3600")), "{answer:?}");
+    let waits = format!("idempotency_keys WHERE idempotency_key = '{key}' AND parked_at IS NOT NULL");
+    assert_eq!(world.count(&waits).await, 1);
+}
+
+async fn retry_parked(world: &World) {
+    let database = pool(&world.database_config).await;
+    let keys: Vec<i64> = parked::list(&database, 10).await.unwrap().iter().map(|parked| parked.key_id).collect();
+    assert_eq!(parked::retry(&database, &keys).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_charge_of_days_ago_is_adopted() {
+    let world = World::start().await;
+    for (count, hours) in [24, 47, 71].into_iter().enumerate() {
+        let key = unheard(&world, GOOD_USER).await;
+        hours_pass(&world, hours).await;
+        let answer = again(&world, &key).await;
+        assert_eq!((answer.status, answer.is_replay()), (201, false), "after {hours} h: {answer:?}");
+        assert_each_paid_once(&world, count + 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_charge_of_days_ago_that_was_never_made_is_made_once() {
+    let world = World::start().await;
+    let key = new_key();
+    world.script(&["reset"]).await;
+    assert_eq!(again(&world, &key).await.status, 503);
+    hours_pass(&world, FORGOTTEN).await;
+    unrelated_charges(&world, 3).await;
+    hours_pass(&world, FORGOTTEN).await;
+    assert_eq!(again(&world, &key).await.status, 201);
+    let charges = world.charges().await;
+    assert_eq!(charges.iter().filter(|charge| charge["metadata"]["ride_id"] != "0").count(), 1);
+}
+
+#[tokio::test]
+async fn a_look_up_reaches_ten_minutes_behind_the_intent_and_no_further() {
+    for (late, charges) in [(MARGIN, 1), (MARGIN + 1, 2)] {
+        let world = World::start().await;
+        let key = unheard(&world, GOOD_USER).await;
+        hours_pass(&world, FORGOTTEN).await;
+        // Stripe counts whole seconds, so this is exact: the intent is so much later than the charge.
+        let made = world.charges().await[0]["created"].as_i64().unwrap();
+        let late = format!("foreign_call_intended_at = to_timestamp({made} + {late})");
+        world.execute(&format!("UPDATE idempotency_keys SET {late}")).await;
+        assert_eq!(again(&world, &key).await.status, 201);
+        assert_eq!(world.charges().await.len(), charges, "{late}");
+    }
+}
+
+#[tokio::test]
+async fn a_charge_is_looked_up_once_stripe_may_have_forgotten_its_key_and_not_before() {
+    let world = World::start().await;
+    for (seconds, looks) in [(-10, false), (0, true)] {
+        let key = unheard(&world, GOOD_USER).await;
+        let age = format!("now() - interval '23 hours {seconds} seconds'");
+        let sql =
+            format!("UPDATE idempotency_keys SET foreign_call_intended_at = {age} WHERE response_code IS NULL");
+        world.execute(&sql).await;
+        // Whoever asks for a list does not get it; Stripe still knows the key.
+        world.script_lists(&["server_error"]).await;
+        assert_eq!(again(&world, &key).await.status, if looks { 503 } else { 201 }, "at {seconds} s");
+    }
+}
+
+#[tokio::test]
+async fn fifty_pages_are_searched_and_a_longer_list_is_for_a_person() {
+    let world = World::start().await;
+    for (newer, adopted) in [(49, true), (50, false)] {
+        let key = unheard(&world, GOOD_USER).await;
+        unrelated_charges(&world, newer).await;
+        hours_pass(&world, FORGOTTEN).await;
+        world.list_by(1).await;
+        if adopted {
+            assert_eq!(again(&world, &key).await.status, 201);
+        } else {
+            assert_parks(&world, &key).await;
+        }
+        world.list_by(100).await;
+    }
+    assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 1);
+    assert_eq!(world.charges().await.len(), 49 + 50 + 2);
+}
+
+#[tokio::test]
+async fn an_empty_page_that_is_not_the_last_decides_nothing() {
+    let world = World::start().await;
+    world.list_by(1).await;
+    for script in [&["empty_page"][..], &["none", "empty_page"]] {
+        let key = unheard(&world, GOOD_USER).await;
+        unrelated_charges(&world, 1).await;
+        hours_pass(&world, FORGOTTEN).await;
+        let before = world.charges().await.len();
+        world.script_lists(script).await;
+        assert_parks(&world, &key).await;
+        retry_parked(&world).await;
+        assert_eq!(again(&world, &key).await.status, 201, "once the list is whole");
+        assert_eq!(world.charges().await.len(), before);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_had_is_asked_for_again() {
+    let world = World::with(|config| config.stripe.timeout = Duration::from_millis(500)).await;
+    for (count, fault) in ["reset", "server_error", "rate_limited", "hold"].into_iter().enumerate() {
+        let key = unheard(&world, GOOD_USER).await;
+        hours_pass(&world, FORGOTTEN).await;
+        world.script_lists(&[fault]).await;
+        let answer = again(&world, &key).await;
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{fault}: {answer:?}");
+        let released = "idempotency_keys WHERE response_code IS NULL AND lease_token IS NULL AND parked_at IS NULL";
+        assert_eq!(world.count(released).await, 1, "{fault}");
+        assert_eq!(world.charges().await.len(), count + 1, "{fault}: nothing is charged meanwhile");
+        world.release_held().await;
+        assert_eq!(again(&world, &key).await.status, 201, "{fault}");
+        assert_each_paid_once(&world, count + 1).await;
+    }
+}
+
+#[tokio::test]
+async fn two_customers_and_one_second_are_told_apart() {
+    const OTHER: &str = "other@example.com";
+    let world = World::start().await;
+    let customer = world.stripe().create_customer(OTHER, "tok_visa", Uuid::new_v4()).await.unwrap();
+    let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{OTHER}', '{customer}')");
+    world.execute(&sql).await;
+    // Until two charges of each customer fell into one second.
+    let mut keys = Vec::new();
+    loop {
+        for email in [GOOD_USER, OTHER, GOOD_USER, OTHER] {
+            keys.push((email, unheard(&world, email).await));
+        }
+        let charges = world.charges().await;
+        if charges[..4].iter().all(|charge| charge["created"] == charges[0]["created"]) {
+            break;
+        }
+    }
+    hours_pass(&world, FORGOTTEN).await;
+    world.list_by(1).await;
+    for (email, key) in &keys {
+        assert_eq!(world.post(Post::default().user(email).key(key)).await.status, 201);
+    }
+    assert_each_paid_once(&world, keys.len()).await;
+}
+
+#[tokio::test]
+async fn a_pending_charge_waits_for_a_person_and_then_for_what_became_of_it() {
+    for (status, charges) in [("succeeded", 1), ("failed", 0)] {
+        let world = World::start().await;
+        let key = new_key();
+        world.script(&["pending"]).await;
+        for attempt in 1..=2 {
+            let answer = again(&world, &key).await;
+            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{attempt}: {answer:?}");
+        }
+        hours_pass(&world, FORGOTTEN).await;
+        assert_parks(&world, &key).await;
+        world.settle_charges(status).await;
+        assert_eq!(world.charges().await.len(), charges);
+        retry_parked(&world).await;
+        assert_eq!(again(&world, &key).await.status, 201, "{status}");
+        assert_each_paid_once(&world, 1).await;
+    }
+}
+
+/// How a lease is got.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    New,
+    TakenOver,
+    Claimed,
+}
+
+/// The good user's request, before anything has happened to it.
+struct Asked {
+    database: Database,
+    user: User,
+    request: Request,
+    params: RideParams,
+}
+
+impl Asked {
+    async fn new(world: &World) -> Self {
+        let database = pool(&world.database_config).await;
+        let user = users::find_by_email(&database, GOOD_USER).await.unwrap().unwrap();
+        let params = RideParams { origin_lat: 1.0, origin_lon: 1.0, target_lat: 2.0, target_lon: 2.0 };
+        let request = Request {
+            user_id: user.id,
+            key: new_key().parse().unwrap(),
+            method: "POST".into(),
+            path: "/rides".into(),
+            params: params.to_json(),
+            origin_ip: [127, 0, 0, 1].into(),
+        };
+        Self { database, user, request, params }
+    }
+
+    /// A lease on it that lasts for so long.
+    async fn lease(&self, world: &World, way: Way, lasts: Duration) -> Lease {
+        let abandon = format!(
+            "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()
+             WHERE idempotency_key = '{}'",
+            self.request.key.as_str()
+        );
+        let acquired = async |lasts| match acquire(&self.database, self.request.clone().into(), lasts, HOUR).await {
+            Ok(Acquired::Lease(lease)) => lease,
+            other => panic!("{other:?}"),
+        };
+        match way {
+            Way::New => acquired(lasts).await,
+            Way::TakenOver => {
+                acquired(HOUR).await;
+                world.execute(&abandon).await;
+                acquired(lasts).await
+            }
+            Way::Claimed => {
+                acquired(HOUR).await;
+                world.execute(&abandon).await;
+                let policy = RetryPolicy { lock_timeout: lasts, retry_after: HOUR, max_attempts: 10 };
+                let [claimed] = claim(&self.database, 10, &policy).await.unwrap().claimed.try_into().unwrap();
+                claimed.lease
+            }
+        }
+    }
+
+    fn booking(&self, lease: Lease) -> Booking {
+        Booking { lease, user: self.user.clone(), params: self.params, raise_error: false }
+    }
+}
+
+#[tokio::test]
+async fn however_a_lease_was_got_a_call_is_made_only_if_it_fits_into_it() {
+    let world = World::start().await;
+    let mut made = 0;
+    for way in [Way::New, Way::TakenOver, Way::Claimed] {
+        for fits in [false, true] {
+            let asked = Asked::new(&world).await;
+            let call = world.stripe().timeout();
+            let lease = asked.lease(&world, way, if fits { 3 * call } else { call }).await;
+            let rides = Rides::new(asked.database.clone(), world.stripe(), HOUR, Default::default());
+            let driven = rides.drive(&asked.booking(lease)).await;
+            assert_eq!(driven.result.is_ok(), fits, "{way:?}: {driven:?}");
+            assert!(fits || matches!(driven.result, Err(RideError::LeaseLost)), "{way:?}: {driven:?}");
+            made += usize::from(fits);
+            assert_eq!(world.charges().await.len(), made, "{way:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
+    let world = World::start().await;
+    let asked = Asked::new(&world).await;
+    let stripe = world.stripe();
+    // A charge of which it was not learned whether it was made. None was.
+    let rides = Rides::new(asked.database.clone(), stripe.clone(), HOUR, Default::default());
+    world.script(&["reset"]).await;
+    let lease = asked.lease(&world, Way::New, HOUR).await;
+    let driven = rides.drive(&asked.booking(lease)).await;
+    assert!(matches!(driven.result, Err(RideError::Unknown(_))), "{driven:?}");
+    hours_pass(&world, FORGOTTEN).await;
+
+    // When the look-up begins there is time for the call, and when it ends there is not.
+    world.script_lists(&["hold"]).await;
+    let mut lease = asked.lease(&world, Way::New, HOUR).await;
+    let too_late = Instant::now() + Duration::from_secs(1);
+    lease.runs_out = (too_late + stripe.timeout()).into_std();
+    let booking = asked.booking(lease);
+    let (driven, ()) = tokio::join!(rides.drive(&booking), async {
+        world.until_held().await;
+        sleep_until(too_late).await;
+        world.release_held().await;
+    });
+    assert!(matches!(driven.result, Err(RideError::LeaseLost)), "{driven:?}");
+    assert_eq!(world.charges().await.len(), 0);
+}

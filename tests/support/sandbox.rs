@@ -1,0 +1,33 @@
+//! What a test does to the sandbox's books and lists, over the sandbox's own HTTP.
+
+use hyper::Method;
+use serde_json::json;
+
+use super::world::World;
+
+impl World {
+    /// What happens to the next lists of charges, in order.
+    pub async fn script_lists(&self, faults: &[&str]) {
+        self.steer(Method::POST, "lists/next", &json!(faults).to_string()).await;
+    }
+
+    /// Lists so many charges on a page at most.
+    pub async fn list_by(&self, page: usize) {
+        self.steer(Method::PUT, "lists", &json!({ "page": page }).to_string()).await;
+    }
+
+    /// Makes all that Stripe has recorded so much older, as in `26h`.
+    pub async fn age_stripe(&self, by: &str) {
+        self.steer(Method::POST, "age", &json!(by).to_string()).await;
+    }
+
+    /// Ends the charges that are pending.
+    pub async fn settle_charges(&self, status: &str) {
+        self.steer(Method::PUT, "settle", &json!(status).to_string()).await;
+    }
+
+    async fn steer(&self, method: Method, path: &str, body: &str) {
+        let answer = self.sandbox.call(method, &format!("/_sandbox/{path}"), body).await;
+        assert_eq!(answer.status, 200, "{path} {body}: {answer:?}");
+    }
+}
