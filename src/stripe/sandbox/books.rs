@@ -158,8 +158,13 @@ impl Keys {
 
     pub(super) fn store(&mut self, key: &str, object: Object) {
         let key: Arc<str> = Arc::from(key);
-        self.ages.push_back((object.created_ms(), Arc::clone(&key)));
-        self.known.insert(key, Key::Stored(object));
+        let stored_ms = object.created_ms();
+        // A ledger that is read again stores a key anew that was forgotten in between. What is left of its first life must
+        // not end its second.
+        if let Some(Key::Stored(_)) = self.known.insert(Arc::clone(&key), Key::Stored(object)) {
+            self.ages.retain(|(_, old)| *old != key);
+        }
+        self.ages.push_back((stored_ms, key));
     }
 
     /// Makes every stored key so much older. What is stored under it stays what it was.

@@ -131,6 +131,7 @@ async fn time_that_passes_ages_charges_and_keys_alike() {
     let charges = rig.ledger.charges();
     assert_eq!(charges[0].created_ms, made_ms - day_ms);
     assert!(charges[1].created_ms >= made_ms, "made after that time had passed");
+    assert_eq!(charge_id(&rig, &charge).await, second);
 }
 
 #[tokio::test]
