@@ -97,22 +97,32 @@ pub async fn claim(
     Ok(claims)
 }
 
+/// What became of leases that were to be extended. Those of others are in neither set.
+#[derive(Debug, Default)]
+pub struct Extended {
+    /// Tokens of leases that last longer now.
+    pub kept: HashSet<Uuid>,
+    /// Tokens of leases that run on as they were, because another session has their rows locked just now.
+    pub skipped: HashSet<Uuid>,
+}
+
+/// Rows that are locked are skipped: a worker extends all of its leases in this statement, and one row that a person or a
+/// hung process holds must not cost it the others.
 const EXTEND: &str = include_str!("work_extend.sql");
 
-/// Lets these leases last for `lease` from now on, all in one statement, and returns the tokens of those that were
-/// still their holders' own. Not one that has merely run out is given up: if nobody took the job, it goes on.
+/// Lets these leases last for `lease` from now on, all in one statement, as far as they are still their holders' own. One
+/// that has merely run out is not given up: if nobody took the job, it goes on.
 ///
-/// Locks the jobs' rows in the order of their ids.
-pub async fn extend(
-    database: &Database,
-    leases: &mut [JobLease],
-    lease: Duration,
-) -> Result<HashSet<Uuid>, DatabaseError> {
-    leases.sort_unstable();
-    let ids = column(leases.iter(), |lease| lease.job_id);
-    let tokens = column(leases.iter(), |lease| lease.token);
-    let rows = database.query(EXTEND, &[&ids, &tokens, &lease.as_secs_f64()]).await?;
-    Ok(rows.iter().map(|row| row.get("lease_token")).collect())
+/// Locks the jobs' rows and skips rows that others have locked.
+pub async fn extend(database: &Database, leases: &[JobLease], lease: Duration) -> Result<Extended, DatabaseError> {
+    let ids = column(leases, |lease| lease.job_id);
+    let tokens = column(leases, |lease| lease.token);
+    let mut extended = Extended::default();
+    for row in database.query(EXTEND, &[&ids, &tokens, &lease.as_secs_f64()]).await? {
+        let tokens = if row.get("kept") { &mut extended.kept } else { &mut extended.skipped };
+        tokens.insert(row.get("lease_token"));
+    }
+    Ok(extended)
 }
 
 /// A receipt that was handed over, as the books have it.

@@ -191,7 +191,7 @@ async fn run_jobs(world: &World, database: &Database) {
 
     let claims = work::claim(database, 2, minute, 5).await.unwrap();
     let mut leases: Vec<_> = claims.claimed.iter().map(|job| job.lease).collect();
-    work::extend(database, &mut leases, minute).await.unwrap();
+    work::extend(database, &leases, minute).await.unwrap();
     let sent = SentReceipt { ride_id: 1, message_id: "<x@y>".to_owned() };
     assert!(work::finish(database, leases[0], Some(sent)).await.unwrap());
     assert_eq!(work::sweep(database, Duration::ZERO, 10).await.unwrap(), 1);

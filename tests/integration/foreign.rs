@@ -59,7 +59,7 @@ impl Shelf {
         self.0.taken.lock().unwrap().clone()
     }
 
-    fn pushes(&self) -> usize {
+    pub fn pushes(&self) -> usize {
         self.0.pushes.load(Ordering::SeqCst)
     }
 }

@@ -24,6 +24,7 @@ mod foreign;
 mod house;
 mod jobs;
 mod key_leases;
+mod leases;
 mod load;
 mod lookups;
 mod metrics;

@@ -139,8 +139,8 @@ async fn work_five(world: &World, database: &Database, first: i64) {
     );
     world.execute(&insert).await;
     let claims = work::claim(database, 10, minute, 5).await.unwrap();
-    let mut leases: Vec<_> = claims.claimed.iter().map(|job| job.lease).collect();
-    assert_eq!(work::extend(database, &mut leases, minute).await.unwrap().len(), 5);
+    let leases: Vec<_> = claims.claimed.iter().map(|job| job.lease).collect();
+    assert_eq!(work::extend(database, &leases, minute).await.unwrap().kept.len(), 5);
     let policy = RetryPolicy { retry_after: minute, max_attempts: 5 };
     let sent = SentReceipt { ride_id: first, message_id: "<x@y>".to_owned() };
     assert!(work::finish(database, leases[0], Some(sent)).await.unwrap());

@@ -207,7 +207,7 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     assert!(work::claim(&database, 10, MINUTE, 2).await.unwrap().claimed.is_empty(), "it is taken");
     world.execute(expire).await;
     // Run out, and nobody else's yet: a sign of life is enough.
-    assert!(work::extend(&database, &mut [late], MINUTE).await.unwrap().contains(&late.token));
+    assert!(work::extend(&database, &[late], MINUTE).await.unwrap().kept.contains(&late.token));
     world.execute(expire).await;
     let heir = claim().await;
     assert_ne!(late.token, heir.token);
@@ -215,7 +215,8 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     let before: String = world.get("SELECT jobs::text FROM jobs").await;
     let policy = RetryPolicy { retry_after: MINUTE, max_attempts: 1 };
     let sent = SentReceipt { ride_id: 1, message_id: "<1@x>".to_owned() };
-    assert!(work::extend(&database, &mut [late], MINUTE).await.unwrap().is_empty());
+    let extended = work::extend(&database, &[late], MINUTE).await.unwrap();
+    assert!(extended.kept.is_empty() && extended.skipped.is_empty(), "{extended:?}");
     assert!(!work::finish(&database, late, Some(sent.clone())).await.unwrap());
     assert_eq!(work::fail(&database, late, "late", true, &policy).await.unwrap(), Failed::LeaseLost);
     assert_eq!(world.get::<String>("SELECT jobs::text FROM jobs").await, before);

@@ -72,19 +72,19 @@ impl Leases {
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
-            let mut leases: Vec<_> = self.lock().values().map(|entry| entry.lease).collect();
+            let leases: Vec<_> = self.lock().values().map(|entry| entry.lease).collect();
             if leases.is_empty() {
                 continue;
             }
             let runs_out = Instant::now() + lasts;
-            match work::extend(&database, &mut leases, lasts).await {
-                Ok(kept) => {
+            match work::extend(&database, &leases, lasts).await {
+                Ok(extended) => {
                     for lease in leases {
-                        let kept = kept.contains(&lease.token);
-                        self.update(
-                            lease,
-                            |entry| if kept { entry.runs_out = runs_out } else { entry.lost.cancel() },
-                        );
+                        if extended.kept.contains(&lease.token) {
+                            self.update(lease, |entry| entry.runs_out = runs_out);
+                        } else if !extended.skipped.contains(&lease.token) {
+                            self.update(lease, |entry| entry.lost.cancel());
+                        }
                     }
                 }
                 Err(error) => tracing::warn!(error = chain(&error), "the leases on jobs could not be extended"),
