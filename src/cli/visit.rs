@@ -32,8 +32,7 @@ impl Visit {
             Ok((embedded, _, database)) => (embedded, database),
             Err(StartError::Embedded(EmbeddedError::Owned { url, .. })) => {
                 let (postgres, tls) = tls::parse(&url)?;
-                let pool = &config.database;
-                (None, Database::connect(postgres, tls, pool.pool_size, pool.pool_timeout).await?)
+                (None, Database::connect(postgres, tls, config.database.pool_settings()).await?)
             }
             Err(error) => return Err(error),
         };

@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::{Nats, Queue, Receipts, Redis, Roles, Worker};
+use crate::database::PoolSettings;
 use crate::jobs::foreign::PushPolicy;
 use crate::stripe::sandbox::Faults;
 
@@ -51,6 +52,10 @@ pub struct Database {
     /// How long a request waits for a free connection before it is answered 503.
     #[serde(with = "humantime_serde")]
     pub pool_timeout: Duration,
+    /// How long a statement may take before its connection is given up as one that hangs on a dead network. None of ours
+    /// runs for more than tens of milliseconds, but one may wait 3 s for a row, and a disk may be slow.
+    #[serde(with = "humantime_serde")]
+    pub statement_timeout: Duration,
 }
 
 impl Default for Database {
@@ -61,7 +66,16 @@ impl Default for Database {
             data_dir: PathBuf::from("var/postgres"),
             pool_size: 16,
             pool_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl Database {
+    /// What of this concerns the pool.
+    pub fn pool_settings(&self) -> PoolSettings {
+        let Self { pool_size: size, pool_timeout: checkout_timeout, statement_timeout, .. } = *self;
+        PoolSettings { size, checkout_timeout, statement_timeout }
     }
 }
 

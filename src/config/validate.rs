@@ -6,6 +6,7 @@ use hyper::Uri;
 use secrecy::ExposeSecret;
 
 use super::{Auth, Config, ConfigError, Role};
+use crate::database::LOCK_TIMEOUT;
 
 /// What a lease should outlast besides the two calls to Stripe that one attempt may make (a look-up and a charge):
 /// the phases, and a short wait for connections. Where that is too little, the fence holds.
@@ -14,6 +15,9 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// What an enqueuer's lease should outlast besides the two pushes that it may have to wait for: the statements around
 /// them. Where that is too little, a job is pushed twice under one id.
 const PUSH_MARGIN: Duration = Duration::from_secs(5);
+
+/// What a statement may take besides waiting for a row, for as long as every session does.
+const STATEMENT_MARGIN: Duration = Duration::from_secs(2);
 
 /// Nothing here is meant to last longer, and sums of such times still fit.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -75,6 +79,10 @@ impl Config {
         require(self.reaper.retention > in_use, "reaper.retention", || {
             format!("must be longer than completer.grace and idempotency.lock_timeout ({in_use:?})")
         })?;
+        let statement = LOCK_TIMEOUT + STATEMENT_MARGIN;
+        require(self.database.statement_timeout >= statement, "database.statement_timeout", || {
+            format!("must be at least {statement:?}: a statement waits up to {LOCK_TIMEOUT:?} for a row")
+        })?;
         let pushes = self.enqueuer.push_timeout * 2 + PUSH_MARGIN;
         require(self.enqueuer.lease >= pushes, "enqueuer.lease", || {
             format!("must be at least {pushes:?}: twice enqueuer.push_timeout plus 5 s")
@@ -95,7 +103,7 @@ impl Config {
         Ok(())
     }
 
-    fn durations(&self) -> [(&'static str, Duration); 21] {
+    fn durations(&self) -> [(&'static str, Duration); 22] {
         [
             ("stripe.timeout", self.stripe.timeout),
             ("stripe.key_retention", self.stripe.key_retention),
@@ -114,6 +122,7 @@ impl Config {
             ("reaper.poll_interval", self.reaper.poll_interval),
             ("reaper.retention", self.reaper.retention),
             ("database.pool_timeout", self.database.pool_timeout),
+            ("database.statement_timeout", self.database.statement_timeout),
             ("api.head_timeout", self.api.head_timeout),
             ("api.body_timeout", self.api.body_timeout),
             ("shutdown.notice", self.shutdown.notice),
@@ -183,4 +192,79 @@ impl Config {
 
 pub(super) fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
     if holds { Ok(()) } else { Err(ConfigError::Contradiction { key, problem: problem() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, Flags};
+
+    /// A config that is valid, but for these settings.
+    fn load(settings: &[String]) -> Result<(), String> {
+        let base = ["database.url=postgres://localhost/x", "stripe.api_key=sk_test_1"];
+        let set = base.into_iter().map(str::to_owned).chain(settings.iter().cloned()).collect();
+        let flags = Flags { set, ..Flags::default() };
+        Config::load(None, [], &flags).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// That `key` may be `inside` and not `outside`, with the other defaults, and that `named` is the key to change.
+    fn assert_edge(key: &str, inside: &str, outside: &str, named: &str) {
+        assert_eq!(load(&[format!("{key}={inside}")]), Ok(()), "{key}={inside}");
+        let error = load(&[format!("{key}={outside}")]).expect_err(outside);
+        assert!(error.starts_with(&format!("{named}: ")), "{key}={outside}: {error}");
+    }
+
+    #[test]
+    fn times_that_depend_on_each_other_hold_at_their_edges() {
+        for (key, inside, outside, named) in [
+            ("idempotency.lock_timeout", "25s", "24s 999ms", "idempotency.lock_timeout"),
+            ("stripe.timeout", "12s 500ms", "12s 501ms", "shutdown.deadline"),
+            ("shutdown.deadline", "20s", "19s 999ms", "shutdown.deadline"),
+            ("shutdown.notice", "5s", "5s 1ms", "shutdown.deadline"),
+            ("stripe.key_retention", "23h 58m 30s", "23h 58m 30s 1ms", "stripe.key_retention"),
+            ("reaper.retention", "5m 1ms", "5m", "reaper.retention"),
+            ("completer.grace", "71h 59m 59s", "72h", "reaper.retention"),
+            ("enqueuer.lease", "15s", "14s 999ms", "enqueuer.lease"),
+            ("worker.lease", "15s", "14s 999ms", "worker.lease"),
+            ("redis.marker_ttl", "30s 1ms", "30s", "redis.marker_ttl"),
+            ("nats.duplicate_window", "30s 1ms", "30s", "nats.duplicate_window"),
+            ("database.statement_timeout", "5s", "4s 999ms", "database.statement_timeout"),
+        ] {
+            assert_edge(key, inside, outside, named);
+        }
+    }
+
+    #[test]
+    fn numbers_and_times_hold_at_their_edges() {
+        for (key, most) in [
+            ("database.pool_size", 1000),
+            ("api.connections", 1_000_000),
+            ("completer.max_attempts", 1000),
+            ("completer.concurrency", 10_000),
+            ("enqueuer.batch", 100_000),
+            ("enqueuer.max_attempts", 1000),
+            ("reaper.batch", 100_000),
+            ("worker.concurrency", 1000),
+            ("worker.max_attempts", 1000),
+        ] {
+            assert_edge(key, "1", "0", key);
+            assert_edge(key, &most.to_string(), &(most + 1).to_string(), key);
+        }
+        for key in [
+            "stripe.timeout",
+            "completer.poll_interval",
+            "enqueuer.poll_interval",
+            "enqueuer.push_timeout",
+            "worker.poll_interval",
+            "reaper.poll_interval",
+            "receipts.timeout",
+            "database.pool_timeout",
+            "api.head_timeout",
+            "api.body_timeout",
+        ] {
+            assert_edge(key, "1ms", "0s", key);
+        }
+        for key in ["worker.keep_finished", "worker.retry_after", "completer.retry_after", "enqueuer.retry_after"] {
+            assert_edge(key, "3650d", "3650d 1s", key);
+        }
+    }
 }

@@ -26,10 +26,12 @@ pub use batched::{Batched, column};
 /// Parameters of a statement.
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// No statement of ours runs for more than tens of milliseconds; one that takes this long hangs on a dead network.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A server that does not answer a connection attempt by now is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a statement waits for a row that another session has locked. Nobody locks one for longer than a flush. Who waits
+/// for longer waits for a person or a hung process, and must not keep others waiting.
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
 /// still empty that reading all of it, or all of an index for a merge, a hash or a materialized join, is best, and then
@@ -37,14 +39,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// that was planned just after a table of a few hundred rows was analyzed may still walk its index; the next analyze, a
 /// minute later, ends that.)
 ///
-/// Nobody locks a row for longer than a flush. Who waits for longer waits for a person or a hung process, and must not
-/// keep others waiting.
-///
 /// What must be flushed is flushed, even for a role or database that was set to commit without; stricter settings
 /// than `on` stay.
 const SESSION: &str = "
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;
-    SET enable_memoize = off; SET plan_cache_mode = force_generic_plan; SET lock_timeout = '3s';
+    SET enable_memoize = off; SET plan_cache_mode = force_generic_plan;
     SET application_name = 'rocket-rides-atomic';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
@@ -119,10 +118,22 @@ fn class(error: &tokio_postgres::Error) -> Option<&str> {
     error.code().and_then(|code| code.code().get(..2))
 }
 
+/// How the pool behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolSettings {
+    /// Connections at most.
+    pub size: u32,
+    /// How long a statement waits for a free connection.
+    pub checkout_timeout: Duration,
+    /// How long a statement may take. One that takes longer hangs on a dead network, and its connection is given up.
+    pub statement_timeout: Duration,
+}
+
 /// The pool.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: bb8::Pool<Manager>,
+    statement_timeout: Duration,
     queues: Arc<Queues>,
 }
 
@@ -132,8 +143,7 @@ impl Database {
     pub async fn connect(
         config: tokio_postgres::Config,
         tls: MakeRustlsConnect,
-        size: u32,
-        timeout: Duration,
+        settings: PoolSettings,
     ) -> Result<Self, DatabaseError> {
         let mut config = config;
         if config.get_connect_timeout().is_none() {
@@ -143,15 +153,15 @@ impl Database {
         let probe = bb8::ManageConnection::connect(&manager).await?;
         drop(probe);
         let pool = bb8::Pool::builder()
-            .max_size(size)
-            .connection_timeout(timeout)
+            .max_size(settings.size)
+            .connection_timeout(settings.checkout_timeout)
             // A broken connection is noticed when it is returned; asking the server at each checkout costs 20 to
             // 70 µs a statement.
             .test_on_check_out(false)
             .error_sink(Box::new(LogConnectErrors))
             .build(manager)
             .await?;
-        Ok(Self { pool, queues: Arc::default() })
+        Ok(Self { pool, statement_timeout: settings.statement_timeout, queues: Arc::default() })
     }
 
     /// Runs one prepared statement in a transaction of its own and returns its rows.
@@ -159,7 +169,7 @@ impl Database {
     /// `sql` is prepared once per connection. When the caller is cancelled, the statement may still be carried out.
     pub async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DatabaseError> {
         let connection = self.checkout().await?;
-        match tokio::time::timeout(STATEMENT_TIMEOUT, connection.query(sql, params)).await {
+        match tokio::time::timeout(self.statement_timeout, connection.query(sql, params)).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err(error)) => Err(connection.judge(error)),
             Err(_) => {
@@ -207,7 +217,7 @@ struct Connection {
     client: Client,
     /// By where their text lies: two words to hash, where the text has a thousand characters.
     statements: Mutex<HashMap<(usize, usize), Statement>>,
-    /// Set when the server answers, but no longer as a primary: after a failover, say.
+    /// Set when the server no longer answers, or answers, but no longer as a primary: after a failover, say.
     unusable: AtomicBool,
 }
 
@@ -264,7 +274,8 @@ impl bb8::ManageConnection for Manager {
 
     async fn connect(&self) -> Result<Connection, DatabaseError> {
         let client = self.postgres.connect().await.map_err(connect_error)?;
-        client.batch_execute(SESSION).await.map_err(connect_error)?;
+        let session = format!("SET lock_timeout = {}; {SESSION}", LOCK_TIMEOUT.as_millis());
+        client.batch_execute(&session).await.map_err(connect_error)?;
         Ok(Connection { client, statements: Mutex::default(), unusable: AtomicBool::new(false) })
     }
 

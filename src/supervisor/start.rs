@@ -97,8 +97,7 @@ pub(crate) async fn open_database(
             (Some(embedded), postgres, tls::none())
         }
     };
-    let pool = &config.database;
-    let database = Database::connect(postgres.clone(), tls, pool.pool_size, pool.pool_timeout).await?;
+    let database = Database::connect(postgres.clone(), tls, config.database.pool_settings()).await?;
     Ok((embedded, postgres, database))
 }
 

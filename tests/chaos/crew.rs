@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket_rides_atomic::config;
-use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::database::tls;
 use rocket_rides_atomic::rides::Rides;
 use rocket_rides_atomic::roles::completer::Completer;
 use rocket_rides_atomic::stripe;
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::lane::Route;
 use super::proxy::Bug;
-use crate::support::world::World;
+use crate::support::world::{World, pool_of};
 
 /// How long Stripe remembers a key: far longer than a test takes.
 const KEY_RETENTION: Duration = Duration::from_secs(3600);
@@ -34,7 +34,7 @@ impl Crew {
         }
         let (url, api_base) = (route.database_url(), route.stripe_url());
         let (postgres, _) = tls::parse(&url).unwrap();
-        let database = Database::connect(postgres, tls::none(), 1, Duration::from_secs(5)).await.unwrap();
+        let database = pool_of(&postgres, 1).await;
         let stripe = stripe::Client::new(&api_base, &"sk_test_zombie".into(), Duration::from_secs(5)).unwrap();
         let rides = Rides::new(database.clone(), stripe, KEY_RETENTION, Arc::new(Notify::new()));
         let lock_timeout = world.config.idempotency.lock_timeout;

@@ -22,6 +22,7 @@ mod crash;
 mod crew;
 mod histories;
 mod lane;
+mod pool;
 mod proxy;
 mod seeded;
 mod soak;

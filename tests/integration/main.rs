@@ -30,6 +30,7 @@ mod lookups;
 mod metrics;
 mod nats;
 mod plans;
+mod pool;
 mod private_postgres;
 mod process;
 mod queues;

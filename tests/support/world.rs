@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use hyper::Method;
-use rocket_rides_atomic::config::Config;
-use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::config::{self, Config};
+use rocket_rides_atomic::database::{Database, PoolSettings, tls};
 use rocket_rides_atomic::invariants::{self, Queue, Report, Traffic};
 use rocket_rides_atomic::supervisor::{RunError, Supervisor};
 use rocket_rides_atomic::{open_files, stripe};
@@ -96,7 +96,8 @@ pub async fn pool(database: &tokio_postgres::Config) -> Database {
 
 /// As [`pool`], of so many connections.
 pub async fn pool_of(database: &tokio_postgres::Config, size: u32) -> Database {
-    Database::connect(database.clone(), tls::none(), size, Duration::from_secs(5)).await.expect("connect")
+    let settings = PoolSettings { size, ..config::Database::default().pool_settings() };
+    Database::connect(database.clone(), tls::none(), settings).await.expect("connect")
 }
 
 /// Finished keys of this age, as many rides leave them.
