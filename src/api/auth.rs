@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
+use tokio::time::Instant;
 
 use super::decode::single_header;
 use super::error::{ApiError, Unauthenticated};
@@ -52,5 +53,39 @@ impl Seen {
         if seen.len() < MOST {
             seen.insert(email.to_owned(), (user.clone(), Instant::now()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(id: i64) -> User {
+        User { id, stripe_customer_id: format!("cus_{id}") }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_is_remembered_for_a_second() {
+        let seen = Seen::default();
+        seen.remember("a", &user(1));
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!((seen.recall("a"), seen.recall("b")), (Some(user(1)), None));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(seen.recall("a"), None);
+        seen.remember("a", &user(2));
+        assert_eq!(seen.recall("a"), Some(user(2)), "what was found last");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn users_are_remembered_up_to_a_bound_and_make_room_when_they_are_forgotten() {
+        let seen = Seen::default();
+        let remembered = |id: usize| seen.recall(&id.to_string()).is_some();
+        let remember = |id: usize| seen.remember(&id.to_string(), &user(1));
+        (0..=MOST).for_each(remember);
+        assert_eq!((0..=MOST).filter(|id| remembered(*id)).count(), MOST);
+        tokio::time::advance(REMEMBERED).await;
+        (MOST..2 * MOST).for_each(remember);
+        assert_eq!((0..2 * MOST).filter(|id| remembered(*id)).count(), MOST);
+        assert_eq!(seen.0.lock().expect("no panic").len(), MOST);
     }
 }

@@ -5,7 +5,9 @@
 //! large batch still gets on, and one that is down costs a lease on a few rows.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::QueueDown;
 use crate::errors::chain;
@@ -112,27 +114,40 @@ impl std::fmt::Display for QueueHealth {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_queue_that_is_down_is_left_alone_for_longer_and_longer() {
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_is_down_is_left_alone_for_longer_and_longer() {
+        const A_MOMENT: Duration = Duration::from_millis(1);
+        for _ in 0..50 {
+            let health = QueueHealth::new("test");
+            assert_eq!((health.pause(), health.share_of(1000)), (None, 1000));
+            for seconds in [1, 2, 4, 8, 16, 30, 30, 30] {
+                health.took_nothing(&QueueDown("no".into()));
+                let (pause, middle) = (health.pause().expect("a pause"), Duration::from_secs(seconds));
+                assert!((middle.mul_f64(0.8)..middle.mul_f64(1.2)).contains(&pause), "{pause:?} of {middle:?}");
+                tokio::time::advance(pause - A_MOMENT).await;
+                assert_eq!(health.pause(), Some(A_MOMENT));
+                tokio::time::advance(A_MOMENT).await;
+                assert_eq!(health.pause(), None);
+                assert!(health.down_since().is_some(), "down until it takes something");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_back_is_given_larger_and_larger_shares() {
         let health = QueueHealth::new("test");
-        assert_eq!((health.pause(), health.share_of(1000)), (None, 1000));
-        let mut longest = Duration::ZERO;
-        for refusal in 1..=40 {
+        for refusals in 1..=40_u32 {
             health.took_nothing(&QueueDown("no".into()));
-            let pause = health.pause().expect("a pause");
-            assert!(pause <= LONGEST_PAUSE.mul_f64(1.2), "{pause:?}");
-            assert!(refusal < 6 || pause >= LONGEST_PAUSE.mul_f64(0.75), "{pause:?}");
-            longest = longest.max(pause);
+            assert_eq!(health.share_of(1 << 20), 1 << (20 - refusals.min(20)));
         }
         assert_eq!(health.share_of(1000), 1);
         let since = health.down_since().expect("down");
         assert!(since <= SystemTime::now());
         assert!(health.to_string().starts_with("down since 2") && health.to_string().ends_with('Z'), "{health}");
-        health.took_jobs();
-        assert_eq!((health.down_since(), health.pause(), health.to_string()), (None, None, "up".to_owned()));
-        for _ in 0..40 {
+        for takes in 1..=40_u32 {
             health.took_jobs();
+            assert_eq!((health.down_since(), health.pause(), health.to_string()), (None, None, "up".to_owned()));
+            assert_eq!(health.share_of(1 << 20), 1 << takes.min(20));
         }
-        assert_eq!(health.share_of(1000), 1000);
     }
 }

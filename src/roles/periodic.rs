@@ -109,3 +109,16 @@ async fn woken(wake: Option<&Notify>) {
 pub(crate) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_spread_by_a_fifth_and_no_more() {
+        let pauses: Vec<f64> = (0..500).map(|_| jittered(Duration::from_secs(10)).as_secs_f64()).collect();
+        let (least, most) =
+            pauses.iter().fold((f64::MAX, f64::MIN), |(least, most), p| (least.min(*p), most.max(*p)));
+        assert!((8.0..8.5).contains(&least) && (11.5..12.0).contains(&most), "{least} to {most} s");
+    }
+}

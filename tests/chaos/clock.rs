@@ -1,12 +1,21 @@
-//! A host whose clock is wrong steals nothing: leases, graces and ages are the database's to judge.
+//! A host whose clock is wrong decides nothing by it: leases, graces, pauses and ages are the database's to judge.
+//!
+//! The whole program runs on a host that is a day ahead or behind, on a database in which everything comes twice: once just
+//! due or just old enough, and once not yet. What is due shows that a role has looked.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rocket_rides_atomic::config::Queue;
+
 use crate::say;
+use crate::support::broker::Broker;
 use crate::support::client::{Post, new_key};
+use crate::support::eventually;
+use crate::support::nats::NatsServer;
 use crate::support::process::{Process, arguments};
-use crate::support::world::{TempDir, World};
+use crate::support::redis::RedisServer;
+use crate::support::world::{TempDir, World, insert_keys};
 
 /// Moves the wall clock of whoever loads it, as an administrator or a broken NTP server does. Compiled here, with
 /// the compiler that Rust links with.
@@ -34,51 +43,149 @@ fn shim(dir: &Path) -> PathBuf {
     library
 }
 
-#[tokio::test]
-async fn a_host_clock_that_jumps_steals_nothing() {
-    let dir = TempDir::new();
-    let shim = shim(dir.path());
-    for jump in ["31536000", "-31536000"] {
-        let world = World::start().await;
-        let key = new_key();
-        // A charge under way, and a finished key: a year ahead both would be long overdue.
-        let finished = new_key();
-        assert_eq!(world.post(Post::default().key(&finished)).await.status, 201);
-        world.script(&["hold"]).await;
-        let (api, post) = (world.api.clone(), Post::default().key(&key));
-        let held = tokio::spawn(async move { api.post(post).await });
-        world.until_held().await;
+/// A day ahead and a day behind, in seconds.
+const JUMPS: [i64; 2] = [86_400, -86_400];
 
-        let sandbox = format!("stripe.api_base=http://{}", world.sandbox_address);
-        let more = [
-            sandbox.as_str(),
-            "roles.stripe_sandbox=false",
-            "idempotency.lock_timeout=30s",
-            "completer.grace=10ms",
-            "completer.poll_interval=10ms",
-            "reaper.poll_interval=10ms",
-            "reaper.retention=1h",
-        ];
-        let environment = [("LD_PRELOAD", shim.to_str().unwrap()), ("CLOCK_JUMP_SECONDS", jump)];
-        let arguments = arguments(Some(&world.database_config), dir.path(), &more);
-        let jumped = Process::spawn_with(&arguments, &environment);
-        let api = jumped.api().await;
-        let year: i32 = jumped.field("timestamp").await[..4].parse().unwrap();
-        assert_ne!(year, this_year(&world).await, "the shim works");
+/// Jobs of the outbox and of the queue, both of a name that no worker knows. By their numbers: 1 is due, 2 pauses for an
+/// hour, 3 is held for an hour. In the queue, 4 was finished an hour ago and 5 a little later.
+const JOBS: &str = "
+    INSERT INTO staged_jobs (job_name, job_args, next_attempt_at, lease_token)
+    SELECT 'strange', jsonb_build_object('n', n), now() + CASE n WHEN 1 THEN '0' ELSE '1 hour' END::interval,
+           CASE n WHEN 3 THEN gen_random_uuid() END
+    FROM generate_series(1, 3) n;
+    INSERT INTO jobs (staged_id, job_name, job_args, staged_at, next_attempt_at, lease_token, finished_at)
+    SELECT 1000 + n, 'strange', '{}', now(), now() + CASE n WHEN 1 THEN '0' ELSE '1 hour' END::interval,
+           CASE n WHEN 3 THEN gen_random_uuid() END,
+           now() - CASE n WHEN 4 THEN interval '1 hour' WHEN 5 THEN interval '59 minutes' END
+    FROM generate_series(1, 5) n";
 
-        let answer = api.post(Post::default().key(&key)).await;
-        assert_eq!(answer.status, 409, "the lease is respected: {answer:?}");
-        // A request of its own that it abandons and completes shows that its completer has looked.
-        assert_eq!(api.post(Post::default().raising()).await.status, 500);
-        world.until_count("idempotency_keys WHERE response_code = 201 AND completer_attempts = 1", 1).await;
-        assert!(api.post(Post::default().key(&finished)).await.is_replay(), "not reaped");
-        world.release_held().await;
-        assert_eq!(held.await.unwrap().status, 201);
-        assert_eq!(world.charges().await.len(), 3);
-    }
-    say("clock: hosts a year ahead and a year behind stole nothing");
+/// What is not due yet, as it lies there.
+async fn not_due(world: &World) -> Vec<String> {
+    let sql = "SELECT to_jsonb(s)::text FROM staged_jobs s WHERE job_args ->> 'n' IN ('2', '3')
+               UNION ALL SELECT to_jsonb(j)::text FROM jobs j WHERE staged_id IN (1002, 1003, 1005)
+               UNION ALL SELECT to_jsonb(k)::text FROM idempotency_keys k
+               WHERE response_code IS NULL AND next_attempt_at > now() ORDER BY 1";
+    world.query(sql, &[]).await.iter().map(|row| row.get(0)).collect()
 }
 
-async fn this_year(world: &World) -> i32 {
-    world.get("SELECT extract(year FROM now())::int").await
+/// Requests whose clients have given up: one whose grace has half an hour left, and three that are due. Of those one was
+/// let go, one was held by a process that is dead, and one was paid for two days ago without anybody hearing of it.
+async fn abandon(world: &World) {
+    let change = async |key: &str, columns: &str| {
+        let sql = format!("UPDATE idempotency_keys SET {columns} WHERE idempotency_key = '{key}'");
+        assert_eq!(world.execute(&sql).await, 1);
+    };
+    let [graced, let_go, held, paid] = [(); 4].map(|()| new_key());
+    world.script(&["reply_lost"]).await;
+    assert_eq!(world.post(Post::default().key(&paid)).await.status, 503);
+    world.age_stripe("48h").await;
+    for key in [&graced, &let_go, &held] {
+        assert_eq!(world.post(Post::default().key(key).raising()).await.status, 500);
+    }
+    change(&graced, "next_attempt_at = now() + interval '30 minutes'").await;
+    change(&let_go, "next_attempt_at = now()").await;
+    let run_out = "lease_token = gen_random_uuid(), locked_at = now() - interval '30 seconds'";
+    change(&held, &format!("next_attempt_at = now(), {run_out}")).await;
+    let long_ago = "foreign_call_intended_at = now() - interval '48 hours'";
+    change(&paid, &format!("next_attempt_at = now(), {long_ago}")).await;
+}
+
+/// Runs everything on a host whose clock is wrong by so much, with these settings of the queue. `delivered` says whether the
+/// one job that was due has reached the queue.
+async fn run_on_wrong_host(jump: i64, queue: &[&str], delivered: impl AsyncFn(&World) -> bool) {
+    let dir = TempDir::new();
+    let shim = shim(dir.path());
+    let world = World::start().await;
+    let (finished, held) = (new_key(), new_key());
+    assert_eq!(world.post(Post::default().key(&finished)).await.status, 201);
+    abandon(&world).await;
+    insert_keys(&world, 1, "1 hour").await;
+    insert_keys(&world, 1, "59 minutes").await;
+    world.database.batch_execute(JOBS).await.unwrap();
+    world.script(&["hold"]).await;
+    let (api, post) = (world.api.clone(), Post::default().key(&held));
+    let charging = tokio::spawn(async move { api.post(post).await });
+    world.until_held().await;
+    let before = not_due(&world).await;
+    assert_eq!(before.len(), 2 + 3 + 2);
+
+    let sandbox = format!("stripe.api_base=http://{}", world.sandbox_address);
+    let mut settings = vec![
+        sandbox.as_str(),
+        "roles.stripe_sandbox=false",
+        "idempotency.lock_timeout=30s",
+        "completer.grace=5m",
+        "completer.poll_interval=10ms",
+        "enqueuer.poll_interval=10ms",
+        "worker.poll_interval=10ms",
+        "worker.keep_finished=1h",
+        "reaper.poll_interval=10ms",
+        "reaper.retention=1h",
+    ];
+    settings.extend(queue);
+    let seconds = jump.to_string();
+    let environment = [("LD_PRELOAD", shim.to_str().unwrap()), ("CLOCK_JUMP_SECONDS", &seconds)];
+    let jumped = Process::spawn_with(&arguments(Some(&world.database_config), dir.path(), &settings), &environment);
+    let api = jumped.api().await;
+    let date: String = jumped.field("timestamp").await[..10].to_owned();
+    let days: i32 = world.get(&format!("SELECT date '{date}' - (now() AT TIME ZONE 'UTC')::date")).await;
+    assert_eq!(days.signum(), if jump > 0 { 1 } else { -1 }, "the shim works: it is {date} there");
+
+    // What is due is done.
+    world.until_count("idempotency_keys WHERE response_code = 201 AND completer_attempts = 1", 3).await;
+    eventually("the job that is due", async || delivered(&world).await.then_some(())).await;
+    world.until_count("dead_jobs WHERE staged_id = 1001", 1).await;
+    world.until_count("jobs WHERE staged_id = 1004", 0).await;
+    world.until_count("idempotency_keys WHERE created_at <= now() - interval '1 hour'", 0).await;
+    // And nothing else.
+    assert_eq!(not_due(&world).await, before);
+    assert_eq!(world.count("idempotency_keys WHERE created_at <= now() - interval '59 minutes'").await, 1);
+    assert_eq!(api.post(Post::default().key(&held)).await.status, 409, "the lease is respected");
+    assert!(api.post(Post::default().key(&finished)).await.is_replay(), "not reaped");
+    world.release_held().await;
+    assert_eq!(charging.await.unwrap().status, 201);
+
+    // Until it is due, too.
+    let due = "UPDATE staged_jobs SET next_attempt_at = now(); UPDATE idempotency_keys SET next_attempt_at = now();
+               UPDATE jobs SET next_attempt_at = now() WHERE finished_at IS NULL";
+    world.database.batch_execute(due).await.unwrap();
+    world.until_count("staged_jobs", 0).await;
+    world.until_count("dead_jobs WHERE staged_id IN (1002, 1003)", 2).await;
+    world.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
+    assert_eq!(world.charges().await.len(), 6, "one for each ride");
+    say(&format!("clock: a host {days} days off did what was due, and nothing else"));
+}
+
+#[tokio::test]
+async fn a_host_whose_clock_is_a_day_off_does_what_is_due_and_nothing_else() {
+    for jump in JUMPS {
+        run_on_wrong_host(jump, &[], async |world| {
+            world.count("dead_jobs WHERE job_args = '{\"n\": 1}'").await == 1
+        })
+        .await;
+    }
+}
+
+async fn run_with_queue_elsewhere<B: Broker>() {
+    assert_ne!(B::QUEUE, Queue::Postgres);
+    for jump in JUMPS {
+        let broker = B::start().await;
+        let settings = broker.settings();
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let left = async |world: &World| world.count("staged_jobs WHERE job_args ->> 'n' = '1'").await == 0;
+        run_on_wrong_host(jump, &settings, left).await;
+        let mut strange: Vec<i64> = broker.jobs().await.iter().filter_map(|job| job["n"].as_i64()).collect();
+        strange.sort_unstable();
+        assert_eq!(strange, [1, 2, 3], "each once");
+    }
+}
+
+#[tokio::test]
+async fn a_host_whose_clock_is_a_day_off_delivers_to_redis_what_is_due_and_nothing_else() {
+    run_with_queue_elsewhere::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn a_host_whose_clock_is_a_day_off_delivers_to_nats_what_is_due_and_nothing_else() {
+    run_with_queue_elsewhere::<NatsServer>().await;
 }

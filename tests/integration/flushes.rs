@@ -190,7 +190,7 @@ async fn run_jobs(world: &World, database: &Database) {
     assert_eq!(dead::retry(database, &dead).await.unwrap(), dead);
 
     let claims = work::claim(database, 2, minute, 5).await.unwrap();
-    let mut leases: Vec<_> = claims.claimed.iter().map(|job| job.lease).collect();
+    let leases: Vec<_> = claims.claimed.iter().map(|job| job.lease).collect();
     work::extend(database, &leases, minute).await.unwrap();
     let sent = SentReceipt { ride_id: 1, message_id: "<x@y>".to_owned() };
     assert!(work::finish(database, leases[0], Some(sent)).await.unwrap());

@@ -187,40 +187,6 @@ async fn an_enqueuer_gets_what_is_due_and_ends_its_own_leases_and_no_others() {
     );
 }
 
-/// Notes for each change of a table whether its commit waits for the disk.
-async fn note_commits(world: &World, table: &str) {
-    let sql = format!(
-        "CREATE TABLE commits (flushed TEXT);
-         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             INSERT INTO commits VALUES (current_setting('synchronous_commit'));
-             RETURN NULL;
-         END $$;
-         CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON {table}
-             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note()"
-    );
-    world.database.batch_execute(&sql).await.unwrap();
-}
-
-/// How the transactions since the last call were committed.
-async fn commits(world: &World) -> Vec<String> {
-    let rows = world.query("DELETE FROM commits RETURNING flushed", &[]).await;
-    rows.iter().map(|row| row.get(0)).collect()
-}
-
-#[tokio::test]
-async fn a_crash_of_the_database_forgets_no_job_that_was_taken_or_done() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
-    queue(&world).await;
-    note_commits(&world, "jobs").await;
-    let [first, second] = claim_jobs(&database, 10).await.try_into().unwrap();
-    assert_eq!(commits(&world).await, ["on", "on"], "what is taken is worked next");
-    work::finish(&database, first, None).await.unwrap();
-    assert_eq!(commits(&world).await, ["on"], "what is done is not done again");
-    work::fail(&database, second, "no luck", false, &POLICY).await.unwrap();
-    assert_eq!(commits(&world).await, ["on"], "nor is what failed tried early");
-}
-
 /// A session that holds these rows, until it is dropped.
 async fn hold(world: &World, rows: &str) -> tokio_postgres::Client {
     let session = cluster::connect(&world.database_config).await;

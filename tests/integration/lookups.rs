@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::support::client::{Answer, GOOD_USER, Post, new_key};
+use crate::support::keys::request;
 use crate::support::world::{World, pool};
 
 /// Longer than a test.
@@ -255,28 +256,18 @@ enum Way {
     Claimed,
 }
 
-/// The good user's request, before anything has happened to it.
+/// A request before anything has happened to it.
 struct Asked {
     database: Database,
     user: User,
     request: Request,
-    params: RideParams,
 }
 
 impl Asked {
     async fn new(world: &World) -> Self {
-        let database = pool(&world.database_config).await;
-        let user = users::find_by_email(&database, GOOD_USER).await.unwrap().unwrap();
-        let params = RideParams { origin_lat: 1.0, origin_lon: 1.0, target_lat: 2.0, target_lon: 2.0 };
-        let request = Request {
-            user_id: user.id,
-            key: new_key().parse().unwrap(),
-            method: "POST".into(),
-            path: "/rides".into(),
-            params: params.to_json(),
-            origin_ip: [127, 0, 0, 1].into(),
-        };
-        Self { database, user, request, params }
+        let (database, request) = (pool(&world.database_config).await, request(&new_key()));
+        let user = users::find(&database, request.user_id).await.unwrap().unwrap();
+        Self { database, user, request }
     }
 
     /// A lease on it that lasts for so long.
@@ -308,7 +299,8 @@ impl Asked {
     }
 
     fn booking(&self, lease: Lease) -> Booking {
-        Booking { lease, user: self.user.clone(), params: self.params, raise_error: false }
+        let params = RideParams::from_json(&self.request.params).unwrap();
+        Booking { lease, user: self.user.clone(), params, raise_error: false }
     }
 }
 

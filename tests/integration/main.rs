@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attempts;
 mod batched;
 mod batches;
 mod books;
@@ -25,6 +26,7 @@ mod house;
 mod jobs;
 mod key_leases;
 mod leases;
+mod limits;
 mod load;
 mod lookups;
 mod metrics;

@@ -1,0 +1,150 @@
+//! One attempt at a job: what is asked before it does anything that cannot be undone, and how its end comes to be known.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rocket_rides_atomic::config::{Config, Transport};
+use rocket_rides_atomic::jobs::foreign::{PushPolicy, ToForeign};
+use rocket_rides_atomic::jobs::health::QueueHealth;
+use rocket_rides_atomic::jobs::{Drained, Outlet};
+use rocket_rides_atomic::receipts::file::Directory;
+use secrecy::SecretString;
+
+use super::foreign::{Mood, Shelf};
+use super::receipts::receipts;
+use crate::support::client::Post;
+use crate::support::smtp::MailServer;
+use crate::support::world::{TempDir, World, pool, stage};
+
+fn mailing(config: &mut Config, server: &MailServer) {
+    config.roles.enqueuer = true;
+    config.roles.worker = true;
+    config.receipts.transport = Transport::Smtp;
+    config.receipts.smtp_url = Some(SecretString::from(server.url()));
+    config.receipts.from = "receipts@rides.test".to_owned();
+}
+
+#[tokio::test]
+async fn a_mail_that_does_not_fit_into_the_lease_is_not_begun() {
+    let server = MailServer::start().await;
+    let world = World::with(|config| {
+        mailing(config, &server);
+        config.worker.lease = Duration::from_millis(300);
+        config.receipts.timeout = Duration::from_millis(300);
+    })
+    .await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    // Two leases have run out, so the first attempt is over for good.
+    world.until_count("jobs WHERE attempts >= 3 OR finished_at IS NOT NULL", 1).await;
+    assert_eq!((server.connections(), world.count("receipts").await), (0, 0));
+    let world = world.restarted(|config| config.worker.lease = Duration::from_secs(30)).await;
+    world.until_count("receipts", 1).await;
+    assert_eq!(server.received().len(), 1);
+}
+
+#[tokio::test]
+async fn a_push_that_does_not_fit_into_the_lease_is_not_begun() {
+    let world = World::start().await;
+    let shelf = Shelf::new(Mood::Takes);
+    stage(&world, 3).await;
+    let timeout = Duration::from_secs(10);
+    for (lease, pushes) in [(timeout, 0), (3 * timeout, 1)] {
+        let outlet = ToForeign {
+            database: pool(&world.database_config).await,
+            queue: shelf.clone(),
+            policy: PushPolicy { batch: 100, timeout, lease, retry_after: timeout, max_attempts: 3 },
+            health: Arc::new(QueueHealth::new("shelf")),
+        };
+        let drained = outlet.drain().await.unwrap();
+        assert_eq!(shelf.pushes(), pushes, "a push may take {timeout:?} and the lease lasts {lease:?}");
+        if pushes == 0 {
+            assert_eq!(drained, Drained::default());
+            let released = "staged_jobs WHERE lease_token IS NULL AND next_attempt_at <= now() AND attempts = 0";
+            assert_eq!(world.count(released).await, 3);
+        }
+    }
+    assert_eq!(shelf.taken(), [1, 2, 3]);
+}
+
+/// Ends the session of the first so many statements that finish a job, before they commit.
+async fn break_finishes(world: &World, count: u32) {
+    let sql = format!(
+        "CREATE SEQUENCE broken;
+         CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF nextval('broken') <= {count} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER break BEFORE UPDATE ON jobs FOR EACH ROW
+             WHEN (OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL) EXECUTE FUNCTION break()"
+    );
+    world.database.batch_execute(&sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_when_a_job_ends_repeats_no_mail() {
+    let server = MailServer::start().await;
+    let world = World::with(|config| mailing(config, &server)).await;
+    break_finishes(&world, 1).await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    world.until_count("receipts", 1).await;
+    assert_eq!(world.get::<i64>("SELECT last_value FROM broken").await, 2);
+    assert_eq!(server.received().len(), 1);
+    assert_eq!(world.count("jobs WHERE attempts = 1 AND finished_at IS NOT NULL").await, 1);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_receipt_is_for_the_user_of_its_ride_alone() {
+    let world = World::with(|config| config.roles.worker = true).await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    // As a program would stage it that confuses two users.
+    world
+        .execute(
+            "INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
+             SELECT id, job_name, job_args || '{\"user_id\": 2}', created_at FROM staged_jobs",
+        )
+        .await;
+    world.until_count("jobs WHERE finished_at IS NULL", 0).await;
+    assert_eq!(world.count("dead_jobs WHERE attempts = 1 AND error LIKE '%another user%'").await, 1);
+    assert_eq!(world.count("receipts").await, 0);
+    assert!(receipts(&world.config.receipts.dir).is_empty());
+}
+
+/// The sizes that a file of this name is seen with until `done`, by who looks all the time.
+fn watch(path: &Path, done: &Arc<AtomicBool>) -> std::thread::JoinHandle<Vec<u64>> {
+    let (path, done) = (path.to_owned(), Arc::clone(done));
+    std::thread::spawn(move || {
+        let mut sizes = Vec::new();
+        while !done.load(Ordering::SeqCst) {
+            if let Ok(file) = std::fs::metadata(&path)
+                && sizes.last() != Some(&file.len())
+            {
+                sizes.push(file.len());
+            }
+        }
+        sizes
+    })
+}
+
+#[tokio::test]
+async fn a_receipt_is_there_whole_or_not_at_all() {
+    let dir = TempDir::new();
+    let directory = Directory::open(dir.path()).unwrap();
+    let (long, path) = (vec![b'x'; 8 << 20], dir.path().join("receipt.eml"));
+    let done = Arc::new(AtomicBool::new(false));
+    let watcher = watch(&path, &done);
+    directory.put("receipt.eml", &long).await.unwrap();
+    // Whoever has it open goes on reading what it opened.
+    let mut opened = std::fs::File::open(&path).unwrap();
+    directory.put("receipt.eml", &long[..1 << 20]).await.unwrap();
+    assert_eq!(opened.metadata().unwrap().len(), 8 << 20);
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut opened, &mut read).unwrap();
+    assert!(read == long);
+    done.store(true, Ordering::SeqCst);
+    let sizes = watcher.join().unwrap();
+    assert!(sizes.iter().all(|size| [8 << 20, 1 << 20].contains(size)), "{sizes:?}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing unfinished stays");
+}
