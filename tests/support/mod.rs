@@ -22,13 +22,32 @@ use tokio::time::{Instant, sleep};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` gives something, looking again and again.
-pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
     let began = Instant::now();
     loop {
         if let Some(found) = condition().await {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "still waiting after {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(10)).await;
+        look_again(what, began).await;
     }
+}
+
+/// As [`eventually`], for a condition that changes what it has borrowed. Such a wait stays in the task that it began in: the
+/// compiler does not see that it could be sent to another thread.
+pub async fn eventually_mut<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        look_again(what, began).await;
+    }
+}
+
+async fn look_again(what: &str, began: Instant) {
+    assert!(began.elapsed() < PATIENCE, "still waiting after {PATIENCE:?}: {what}");
+    sleep(Duration::from_millis(10)).await;
 }

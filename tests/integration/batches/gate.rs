@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 use super::{Case, Stage, WaitsFor, spawn};
 use crate::support::world::World;
-use crate::support::{cluster, eventually};
+use crate::support::{cluster, eventually_mut};
 
 /// Batches of one kind that may be under way at once.
 pub(super) const LANES: usize = 4;
@@ -38,7 +38,7 @@ impl Gate {
     pub(super) async fn fill<C: Case>(stage: &Stage, holder: Client, callers: Vec<C>) -> Self {
         let mut gate = Self { holder, ahead: JoinSet::new() };
         let mut callers = callers.into_iter();
-        eventually("all places taken", async || {
+        eventually_mut("all places taken", async || {
             if waiting(&stage.world).await == LANES {
                 return Some(());
             }
@@ -54,7 +54,7 @@ impl Gate {
     /// Waits until each caller has done what comes before its statement.
     pub(super) async fn until_all_wait(&self, stage: &Stage) {
         let mut still = 0;
-        eventually("all callers wait", async || {
+        eventually_mut("all callers wait", async || {
             let (used, _) = stage.database.connections();
             still = if used as usize == LANES { still + 1 } else { 0 };
             (still == STILL).then_some(())
