@@ -15,8 +15,8 @@ pub(crate) enum Change {
     RideNotFlushed,
     /// The answer is not on disk when the client is told.
     FinishNotFlushed,
-    /// A lease that was taken past Stripe's memory is not on disk when its holder asks Stripe, so that a crash can
-    /// bring the last holder's back.
+    /// A lease that was taken over is not on disk when its holder goes on, so that a crash can bring the last holder's
+    /// back.
     TakeOverNotFlushed,
     /// Past Stripe's memory, the charge is made without looking for an earlier one.
     LookUpRemoved,

@@ -11,7 +11,7 @@ impl Protocol {
     pub(crate) fn request(&self, state: &mut State, worker: usize) {
         match state.database.row().copied() {
             Some(Row { response: Some(response), .. }) => state.workers[worker] = Worker::Answering(response),
-            Some(row) => self.lease(state, worker, row),
+            Some(row) => self.take_over(state, worker, row),
             None => {
                 let row = Row {
                     recovery_point: RecoveryPoint::Started,
@@ -23,7 +23,7 @@ impl Protocol {
                     foreign_call_key: state.fresh_foreign_call_key(),
                     intent: Intent::Never,
                 };
-                self.lease(state, worker, row);
+                self.lease(state, worker, row, Durability::Later);
             }
         }
     }
@@ -32,15 +32,21 @@ impl Protocol {
     pub(crate) fn claim(&self, state: &mut State, worker: usize) {
         let Some(row) = state.database.row().copied() else { return };
         if row.completer_attempts >= self.max_attempts {
-            state.write(Row { parked: true, lease: None, ..row }, Durability::Later);
+            state.write(Row { parked: true, lease: None, ..row }, Durability::Flushed);
         } else {
             let completer_attempts = row.completer_attempts + 1;
-            self.lease(state, worker, Row { completer_attempts, ..row });
+            self.take_over(state, worker, Row { completer_attempts, ..row });
         }
     }
 
+    /// Takes the lease of a row that is there. Flushed, because who looks a charge up may go on to learn what the last
+    /// holder did not, so the last holder's lease must not come back.
+    fn take_over(&self, state: &mut State, worker: usize, row: Row) {
+        self.lease(state, worker, row, self.flushed_unless(Change::TakeOverNotFlushed));
+    }
+
     /// Writes a new lease to the row, and lets the worker go on from the recovery point.
-    fn lease(&self, state: &mut State, worker: usize, mut row: Row) {
+    fn lease(&self, state: &mut State, worker: usize, mut row: Row, durability: Durability) {
         let acquisition = state.fresh_acquisition();
         let token = if self.has(Change::TokenFromCounter) {
             row.attempts += 1;
@@ -66,14 +72,6 @@ impl Protocol {
                 RecoveryPoint::ChargeCreated => Step::Finish(Response::Paid),
                 RecoveryPoint::Finished => unreachable!("a finished key gives no lease"),
             },
-        };
-        // Elsewhere Stripe's memory tells two holders the same, or a flushed phase comes before any harm. But who looks
-        // a charge up may go on to learn what the last holder did not, so the last holder's lease must not come back.
-        let durability = match attempt.step {
-            Step::LookUp => self.flushed_unless(Change::TakeOverNotFlushed),
-            Step::CreateRide | Step::Charge | Step::RecordCharge | Step::Finish(_) | Step::Release | Step::Park => {
-                Durability::Later
-            }
         };
         state.write(row, durability);
         state.workers[worker] = Worker::Attempting(attempt);
@@ -198,7 +196,7 @@ impl Protocol {
     }
 
     /// A finished key is removed, an unfinished one parked, whenever the reaper likes: how old they must be is a
-    /// matter of tidiness, not of correctness.
+    /// matter of tidiness, not of correctness. What a crash forgets of it the reaper finds again.
     pub(crate) fn reap(&self, state: &mut State) {
         let mut snapshot = *state.database.current();
         let Key::Present(row) = snapshot.key else { return };
@@ -208,7 +206,7 @@ impl Protocol {
         } else {
             Key::Present(Row { parked: true, lease: None, ..row })
         };
-        state.database.commit(snapshot, Durability::Flushed);
+        state.database.commit(snapshot, Durability::Later);
     }
 
     fn flushed_unless(&self, change: Change) -> Durability {

@@ -203,7 +203,10 @@ impl Protocol {
     fn steps(&self, state: &State, worker: usize, attempt: &Attempt, actions: &mut Vec<Action>) {
         let late = attempt.clock == Clock::RanOut && !self.has(Change::ClockNotChecked);
         match attempt.step {
-            Step::LookUp | Step::Charge if late => actions.push(Action::GiveUp { worker }),
+            Step::Charge if late => actions.push(Action::GiveUp { worker }),
+            Step::LookUp if late && self.has(Change::ClockCheckedBeforeLookUpOnly) => {
+                actions.push(Action::GiveUp { worker });
+            }
             Step::LookUp => {
                 actions.extend(
                     [Listing::Undecidable, Listing::Failed, Listing::Complete]

@@ -27,7 +27,8 @@ pub(crate) struct Attempt {
     pub(crate) step: Step,
 }
 
-/// What the worker's own clock says, when it looks before it asks Stripe: has the lease run out?
+/// What the worker's own clock says, when it looks right before it asks Stripe for a charge: has the lease run out? It does
+/// not look before a look-up, which changes nothing.
 ///
 /// Hours need no modelling but for one comparison. Stripe forgets a key a day after the charge was asked for; a
 /// lease lasts for minutes. So a lease taken before that charge has run out when Stripe forgets it, and so has one
