@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::record::{Charge, ChargeStatus, Customer};
+use super::record::{Charge, ChargeStatus, Customer, Failure};
 
 /// What a request brought into being, which is all there is to its stored response.
 #[derive(Debug, Clone)]
@@ -12,6 +12,8 @@ pub(super) enum Object {
     Customer(Arc<Customer>),
     /// By `POST /v1/charges`, declined ones included.
     Charge(Arc<Charge>),
+    /// Nothing, by a `POST /v1/charges` that failed.
+    Failure(Arc<Failure>),
 }
 
 impl Object {
@@ -19,6 +21,7 @@ impl Object {
         match self {
             Self::Customer(customer) => customer.created_ms,
             Self::Charge(charge) => charge.created_ms,
+            Self::Failure(failure) => failure.created_ms,
         }
     }
 
@@ -26,6 +29,7 @@ impl Object {
         match self {
             Self::Customer(customer) => customer.idempotency_key.as_deref(),
             Self::Charge(charge) => charge.idempotency_key.as_deref(),
+            Self::Failure(failure) => failure.idempotency_key.as_deref(),
         }
     }
 }
@@ -65,6 +69,7 @@ impl Books {
                 self.by_id.insert(charge.id.clone(), position);
                 self.by_customer.entry(charge.terms.customer.clone()).or_default().push(position);
             }
+            Object::Failure(_) => {}
         }
     }
 

@@ -40,6 +40,8 @@ pub(super) async fn create(
         | Fault::Declined
         | Fault::Hold
         | Fault::ChargedThenServerError
+        | Fault::StoredServerError
+        | Fault::ChargedThenStoredServerError
         | Fault::ReplyLost
         | Fault::Truncated
         | Fault::SlowReply
@@ -76,6 +78,8 @@ pub(super) async fn create(
         | Fault::Declined
         | Fault::Hold
         | Fault::Pending
+        | Fault::StoredServerError
+        | Fault::ChargedThenStoredServerError
         | Fault::Reset
         | Fault::ServerError
         | Fault::RateLimited
@@ -101,7 +105,8 @@ async fn execute(
         Claimed::Stored(object) => {
             return match &object {
                 Object::Charge(charge) if charge.terms == terms => Ok(Reply::replay(&object)),
-                Object::Charge(_) | Object::Customer(_) => Err(ApiError::KeyReused),
+                Object::Failure(failure) if failure.terms == terms => Ok(Reply::replay(&object)),
+                Object::Charge(_) | Object::Failure(_) | Object::Customer(_) => Err(ApiError::KeyReused),
             };
         }
     };
@@ -116,7 +121,15 @@ async fn execute(
         (Source::Visa, Fault::Pending) => ChargeStatus::Pending,
         (Source::Visa, _) => ChargeStatus::Succeeded,
     };
-    let charge = claim.charge(terms, status).map_err(not_recorded)?;
+    let charge = match draw.fault {
+        Fault::StoredServerError => {
+            claim.fail(terms).map_err(not_recorded)?;
+            return Err(ApiError::ServerError);
+        }
+        Fault::ChargedThenStoredServerError => claim.charge_and_fail(terms, status),
+        _ => claim.charge(terms, status),
+    };
+    let charge = charge.map_err(not_recorded)?;
     Ok(Reply::created_charge(&charge))
 }
 

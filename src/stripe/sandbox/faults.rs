@@ -41,6 +41,10 @@ pub enum Fault {
     Hold,
     /// Charged, then 500. What is stored is the success.
     ChargedThenServerError,
+    /// 500, nothing was charged, and the 500 is stored.
+    StoredServerError,
+    /// Charged, then 500, and the 500 is stored.
+    ChargedThenStoredServerError,
     /// Charged, then the connection is dropped.
     ReplyLost,
     /// Charged, then half of the reply and the connection is dropped.
@@ -86,6 +90,10 @@ pub struct Faults {
     pub hold: f64,
     /// See [`Fault::ChargedThenServerError`].
     pub charged_then_server_error: f64,
+    /// See [`Fault::StoredServerError`].
+    pub stored_server_error: f64,
+    /// See [`Fault::ChargedThenStoredServerError`].
+    pub charged_then_stored_server_error: f64,
     /// See [`Fault::ReplyLost`].
     pub reply_lost: f64,
     /// See [`Fault::Truncated`].
@@ -113,6 +121,8 @@ impl Default for Faults {
             declined: 0.0,
             hold: 0.0,
             charged_then_server_error: 0.0,
+            stored_server_error: 0.0,
+            charged_then_stored_server_error: 0.0,
             reply_lost: 0.0,
             truncated: 0.0,
             slow_reply: 0.0,
@@ -138,7 +148,7 @@ impl Faults {
         Ok(())
     }
 
-    fn table(&self) -> [(&'static str, Fault, f64); 14] {
+    fn table(&self) -> [(&'static str, Fault, f64); 16] {
         [
             ("reset", Fault::Reset, self.reset),
             ("server_error", Fault::ServerError, self.server_error),
@@ -150,6 +160,12 @@ impl Faults {
             ("declined", Fault::Declined, self.declined),
             ("hold", Fault::Hold, self.hold),
             ("charged_then_server_error", Fault::ChargedThenServerError, self.charged_then_server_error),
+            ("stored_server_error", Fault::StoredServerError, self.stored_server_error),
+            (
+                "charged_then_stored_server_error",
+                Fault::ChargedThenStoredServerError,
+                self.charged_then_stored_server_error,
+            ),
             ("reply_lost", Fault::ReplyLost, self.reply_lost),
             ("truncated", Fault::Truncated, self.truncated),
             ("slow_reply", Fault::SlowReply, self.slow_reply),

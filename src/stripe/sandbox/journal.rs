@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Charge, ChargeStatus, Customer};
+use super::record::{Charge, ChargeStatus, Customer, Failure};
 
 /// Why the ledger could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,8 @@ pub(super) enum Event<'a> {
     /// A charge ran to its end, and with it the stored response of its idempotency key. One line for both: a
     /// crash cannot come between the charge and the memory of it.
     Charge(Cow<'a, Charge>),
+    /// A request for a charge failed, and its idempotency key has a stored response all the same.
+    Failure(Cow<'a, Failure>),
     /// All idempotency keys up to here are forgotten.
     KeysForgotten {},
     /// All that is recorded up to here is so much older.

@@ -12,7 +12,7 @@ use rand::distr::{Alphanumeric, SampleString};
 
 use super::books::{Books, Key, Keys, Object, Page};
 use super::journal::{Event, Journal, LedgerError};
-use super::record::{Charge, ChargeStatus, ChargeTerms, Customer, CustomerTerms};
+use super::record::{Charge, ChargeStatus, ChargeTerms, Customer, CustomerTerms, Failure};
 
 /// The sandbox's memory. Whoever else holds it sees what "Stripe" has really done, whatever its replies said.
 #[derive(Debug)]
@@ -38,6 +38,7 @@ impl Ledger {
                 }
                 Event::Customer(customer) => Object::Customer(Arc::new(customer.into_owned())),
                 Event::Charge(charge) => Object::Charge(Arc::new(charge.into_owned())),
+                Event::Failure(failure) => Object::Failure(Arc::new(failure.into_owned())),
             };
             latest_ms = object.created_ms();
             index(&mut books, &mut keys, object);
@@ -143,6 +144,34 @@ impl Claim<'_> {
     }
 
     pub(super) fn charge(self, terms: ChargeTerms, status: ChargeStatus) -> Result<Arc<Charge>, LedgerError> {
+        self.record_charge(terms, status, false)
+    }
+
+    /// As [`Claim::charge`], but what is answered and stored is a failure.
+    pub(super) fn charge_and_fail(
+        self,
+        terms: ChargeTerms,
+        status: ChargeStatus,
+    ) -> Result<Arc<Charge>, LedgerError> {
+        self.record_charge(terms, status, true)
+    }
+
+    /// Charges nothing and stores that it failed.
+    pub(super) fn fail(self, terms: ChargeTerms) -> Result<(), LedgerError> {
+        let mut state = self.ledger.lock();
+        let created_ms = state.next_created_ms();
+        let failure = Arc::new(Failure { created_ms, terms, idempotency_key: self.key.clone() });
+        state.journal.append(&Event::Failure(Cow::Borrowed(&failure)))?;
+        state.remember(Object::Failure(failure));
+        Ok(())
+    }
+
+    fn record_charge(
+        self,
+        terms: ChargeTerms,
+        status: ChargeStatus,
+        failed_to_answer: bool,
+    ) -> Result<Arc<Charge>, LedgerError> {
         let mut state = self.ledger.lock();
         let charge = Arc::new(Charge {
             id: new_id("ch_", 24),
@@ -150,6 +179,7 @@ impl Claim<'_> {
             status,
             terms,
             idempotency_key: self.key.clone(),
+            failed_to_answer,
         });
         state.journal.append(&Event::Charge(Cow::Borrowed(&charge)))?;
         state.remember(Object::Charge(Arc::clone(&charge)));

@@ -52,6 +52,21 @@ pub struct Charge {
     /// The key of the request that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// Whether that request was answered 500 all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed_to_answer: bool,
+}
+
+/// A request for a charge that failed within Stripe before any money moved. It is in no list, but its answer is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failure {
+    /// When it was made, in milliseconds of Unix time.
+    pub(super) created_ms: u64,
+    /// What was asked for.
+    pub(super) terms: ChargeTerms,
+    /// The key of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) idempotency_key: Option<String>,
 }
 
 /// The parameters of a charge.

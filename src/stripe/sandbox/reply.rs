@@ -34,6 +34,7 @@ impl Reply {
     /// The answer to the request that made this charge, now and whenever it is repeated.
     pub(super) fn created_charge(charge: &Charge) -> Self {
         match charge.status {
+            _ if charge.failed_to_answer => ApiError::ServerError.into(),
             ChargeStatus::Succeeded | ChargeStatus::Pending => Self::ok(&ChargeBody::new(charge)),
             ChargeStatus::Failed => ApiError::Declined { charge: charge.id.clone() }.into(),
         }
@@ -44,6 +45,7 @@ impl Reply {
         let first = match object {
             Object::Customer(customer) => Self::ok(&CustomerBody::new(customer)),
             Object::Charge(charge) => Self::created_charge(charge),
+            Object::Failure(_) => ApiError::ServerError.into(),
         };
         Self { replayed: true, ..first }
     }

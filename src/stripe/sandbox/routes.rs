@@ -78,7 +78,7 @@ fn create_customer(ledger: &Ledger, key: Option<String>, form: &[u8]) -> Result<
         Claimed::InUse => Err(ApiError::KeyInUse),
         Claimed::Stored(object) => match &object {
             Object::Customer(customer) if customer.terms == terms => Ok(Reply::replay(&object)),
-            Object::Customer(_) | Object::Charge(_) => Err(ApiError::KeyReused),
+            Object::Customer(_) | Object::Charge(_) | Object::Failure(_) => Err(ApiError::KeyReused),
         },
     }
 }

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::stripe::testing::{Rig, Scratch, charge_of, send};
@@ -89,6 +89,30 @@ async fn a_key_in_use_is_a_conflict_until_the_first_request_ends() {
     let ChargeOutcome::Charged { charge_id: first } = first else { panic!("{first:?}") };
     assert_eq!(charge_id(&rig, &charge).await, first);
     assert_eq!(rig.ledger.charges().len(), 1);
+}
+
+/// Stripe stores a 500 like any other answer, once execution has begun, and whether money moved or not.
+#[tokio::test]
+async fn a_failure_that_is_stored_is_repeated_until_it_is_forgotten() {
+    let scratch = Scratch::new();
+    for (fault, charges) in [(Fault::StoredServerError, 0), (Fault::ChargedThenStoredServerError, 1)] {
+        let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+        let charge = charge_of(&rig.customer().await);
+        let before = rig.ledger.charges().len();
+        rig.faults.script([fault]);
+        assert!(matches!(rig.client.charge(&charge).await, ChargeOutcome::Unknown(_)));
+        rig.stop().await;
+
+        let rig = Rig::start_on(&scratch.ledger(), Duration::from_secs(3600)).await;
+        assert!(matches!(rig.client.charge(&charge).await, ChargeOutcome::Unknown(_)), "{fault:?} is stored");
+        assert_eq!(rig.ledger.charges().len(), before + charges, "{fault:?}");
+        let found = rig.client.find_charge(&charge.customer, charge.idempotency_key, UNIX_EPOCH).await;
+        assert_eq!(found.expect("a list").is_some(), charges == 1, "{fault:?}");
+        rig.ledger.forget_keys().expect("written");
+        charge_id(&rig, &charge).await;
+        assert_eq!(rig.ledger.charges().len(), before + charges + 1, "{fault:?} is forgotten");
+        rig.stop().await;
+    }
 }
 
 #[tokio::test]
