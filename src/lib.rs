@@ -14,10 +14,12 @@
 //! - [`jobs`], [`users`], [`stripe`]: the outbox's other end; who books; who charges, with a sandbox of it.
 //! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
 //! - [`database`]: the one pool, single statements only; the private Postgres; the schema.
-//! - [`http`], [`errors`], [`open_files`]: the server under API and sandbox; how errors are told; a limit.
+//! - [`http`], [`errors`], [`open_files`], [`clock`]: the server under API and sandbox; how errors are told; a limit; the
+//!   host's clock.
 
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod database;
 pub mod errors;

@@ -7,13 +7,14 @@ mod params;
 mod store;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::Notify;
 
 pub use params::{ParamError, RideParams};
 
+use crate::clock::Clock;
 use crate::database::{Database, DatabaseError};
 use crate::idempotency::{Job, Lease, Response, settle};
 use crate::stripe::{self, ChargeOutcome, ChargeRequest, LookupError};
@@ -125,13 +126,19 @@ pub struct Rides {
     stripe: stripe::Client,
     key_retention: Duration,
     staged: Arc<Notify>,
+    clock: Clock,
 }
 
 impl Rides {
     /// `key_retention` is how long Stripe surely remembers a charge's key; `staged` is notified of every job that
     /// was staged.
     pub fn new(database: Database, stripe: stripe::Client, key_retention: Duration, staged: Arc<Notify>) -> Self {
-        Self { database, stripe, key_retention, staged }
+        Self { database, stripe, key_retention, staged, clock: Clock::default() }
+    }
+
+    /// The same, by another clock.
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     /// Takes the request as far as it will go. On any failure the lease is given back, unless it is no longer
@@ -215,7 +222,7 @@ impl Rides {
         };
         // A worker that was paused, before the look-up or after it, could otherwise charge long after another has,
         // when Stripe no longer knows the key that both use. The whole call must fit into the lease.
-        if Instant::now() + self.stripe.timeout() >= lease.runs_out {
+        if self.clock.now() + self.stripe.timeout() >= lease.runs_out {
             return Err(RideError::LeaseLost);
         }
         Ok(self.stripe.charge(&request).await)
