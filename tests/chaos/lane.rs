@@ -46,8 +46,7 @@ pub struct Route {
     pub script: Script,
     postgres: Proxy,
     stripe: Proxy,
-    /// As which user, to which database.
-    login: String,
+    database: tokio_postgres::Config,
 }
 
 impl Route {
@@ -56,18 +55,17 @@ impl Route {
         Self {
             postgres: Proxy::postgres(&script, config).await,
             stripe: Proxy::stripe(&script, world.sandbox_address).await,
-            login: format!("user={} dbname={}", config.get_user().unwrap(), config.get_dbname().unwrap()),
+            database: config.clone(),
             script,
         }
     }
 
     pub fn database_url(&self) -> String {
-        let Self { postgres, login, .. } = self;
-        format!("host=127.0.0.1 port={} {login} sslmode=disable", postgres.address.port())
+        self.postgres.postgres_url(&self.database)
     }
 
     pub fn stripe_url(&self) -> String {
-        format!("http://{}", self.stripe.address)
+        self.stripe.stripe_url()
     }
 }
 

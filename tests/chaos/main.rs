@@ -15,6 +15,8 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../wire/mod.rs"]
+mod wire;
 
 #[cfg(target_os = "linux")]
 mod clock;

@@ -2,30 +2,21 @@
 //!
 //! A process can stop, and a connection can break, at any instant; but all instants between two messages look the
 //! same from outside. So it is enough to try each message, once before it has arrived and once after it was answered.
-//! A *boundary* is one such message: to Postgres a flight (all up to a `Sync`, or a simple query), to Stripe a
-//! request. One [`Script`] numbers the boundaries of both proxies in one sequence, so that "the fifth thing this
-//! request does" has a meaning, whomever it is said to.
+//! A *boundary* is one such [message](crate::wire). One [`Script`] numbers the boundaries of both proxies in one sequence,
+//! so that "the fifth thing this request does" has a meaning, whomever it is said to.
 //!
 //! Only faults that networks, servers and kernels have: messages arrive whole or not at all, in order, and an answer
 //! is lost but never invented. [`Script::plant`] is the exception, for bugs that are planted to be found.
 
-mod bug;
-mod postgres;
-mod stripe;
-
 use std::collections::VecDeque;
-use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
 
-pub use bug::Bug;
+pub use crate::wire::{Boundary, Bug, Proxy, Target};
+use crate::wire::{Bugs, Carrier, Upstream};
 
 /// What has not been held by now never will be.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,26 +50,6 @@ impl Fault {
     /// Whether it can happen there: Stripe has no backends.
     pub fn fits(self, boundary: &Boundary) -> bool {
         self != Self::Terminate || boundary.target == Target::Postgres
-    }
-}
-
-/// Whom a message is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    Postgres,
-    Stripe,
-}
-
-/// A message that crosses, as reports name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Boundary {
-    pub target: Target,
-    pub label: String,
-}
-
-impl fmt::Display for Boundary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.target, self.label)
     }
 }
 
@@ -117,6 +88,7 @@ pub struct Script(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     held: watch::Sender<bool>,
+    bugs: Bugs,
 }
 
 #[derive(Default)]
@@ -126,7 +98,6 @@ struct State {
     plan: VecDeque<Strike>,
     fired: Vec<(Fault, Boundary)>,
     victim: Option<Box<dyn Fn() + Send>>,
-    bug: Option<bug::Planted>,
     calls: usize,
 }
 
@@ -193,6 +164,21 @@ impl Script {
         self.0.held.send_replace(false);
     }
 
+    /// Applies `bug` to all that crosses from now on.
+    pub fn plant(&self, bug: Bug) {
+        self.0.bugs.plant(bug);
+    }
+
+    /// Lets everything cross as it is again.
+    pub fn uproot(&self) {
+        self.0.bugs.uproot();
+    }
+
+    /// Why the bug that was planted did not come to be: a bug that was not there has not been found.
+    pub fn not_planted(&self) -> Option<String> {
+        self.0.bugs.not_planted()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("no panic while locked")
     }
@@ -229,8 +215,20 @@ impl Script {
         self.0.held.send_replace(true);
         held.wait_for(|held| !*held).await.expect("the sender is ours");
     }
+}
 
-    /// Takes one message across. `None`: it breaks here, and both sides must be closed.
+impl Carrier for Script {
+    type Call = Call;
+
+    fn call(&self) -> Call {
+        self.state().calls += 1;
+        Call(self.clone())
+    }
+
+    fn bugs(&self) -> &Bugs {
+        &self.0.bugs
+    }
+
     async fn carry(
         &self,
         boundary: Boundary,
@@ -262,78 +260,11 @@ impl Script {
     }
 }
 
-/// The far side of a connection.
-trait Upstream {
-    /// Sends a message and reads all of its answer.
-    async fn exchange(&mut self, message: &[u8]) -> io::Result<Vec<u8>>;
-    /// Has the far side end this connection, and reads what it says to that.
-    async fn terminate(&mut self) -> io::Result<Vec<u8>>;
-}
+/// A connection to Stripe, for as long as it is open.
+pub struct Call(Script);
 
-/// A listening proxy; when it is dropped, its connections break.
-pub struct Proxy {
-    pub address: SocketAddr,
-    task: JoinHandle<()>,
-}
-
-impl Proxy {
-    /// Between the process and this Postgres, which must trust its user.
-    pub async fn postgres(script: &Script, upstream: &tokio_postgres::Config) -> Self {
-        let (script, upstream) = (script.clone(), upstream.clone());
-        Self::serve(move |client| postgres::relay(client, script.clone(), upstream.clone())).await
-    }
-
-    /// Between the process and this sandbox of Stripe.
-    pub async fn stripe(script: &Script, upstream: SocketAddr) -> Self {
-        let script = script.clone();
-        Self::serve(move |client| stripe::relay(client, script.clone(), upstream)).await
-    }
-
-    async fn serve<F>(relay: impl Fn(TcpStream) -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = io::Result<()>> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("bound");
-        let task = tokio::spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((client, _)) = listener.accept().await {
-                client.set_nodelay(true).expect("nodelay");
-                connections.spawn(relay(client));
-                while connections.try_join_next().is_some() {}
-            }
-        });
-        Self { address, task }
-    }
-}
-
-impl Drop for Proxy {
+impl Drop for Call {
     fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Cuts a stream of bytes into messages.
-struct Messages<R> {
-    source: R,
-    buffer: Vec<u8>,
-}
-
-impl<R: AsyncRead + Unpin> Messages<R> {
-    fn new(source: R) -> Self {
-        Self { source, buffer: Vec::new() }
-    }
-
-    /// The next message, or `None` at the end of the stream. `length` says how long the message is that these bytes
-    /// begin, once they tell. Dropping the future loses nothing.
-    async fn next(&mut self, length: impl Fn(&[u8]) -> Option<usize>) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            if let Some(length) = length(&self.buffer).filter(|length| *length <= self.buffer.len()) {
-                return Ok(Some(self.buffer.drain(..length).collect()));
-            }
-            if self.source.read_buf(&mut self.buffer).await? == 0 {
-                return Ok(None);
-            }
-        }
+        self.0.state().calls -= 1;
     }
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::Host;
 
-use super::{Boundary, Messages, Script, Target, Upstream};
+use super::{Boundary, Bugs, Carrier, Messages, Target, Upstream};
 use crate::support::cluster;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -23,7 +23,11 @@ struct Backend {
 }
 
 /// Relays one connection from its start to its end.
-pub(super) async fn relay(client: TcpStream, script: Script, server: tokio_postgres::Config) -> io::Result<()> {
+pub(super) async fn relay(
+    client: TcpStream,
+    carrier: impl Carrier,
+    server: tokio_postgres::Config,
+) -> io::Result<()> {
     let (from, mut to) = client.into_split();
     let mut client = Messages::new(from);
     let mut backend = Backend::connect(server).await?;
@@ -45,14 +49,14 @@ pub(super) async fn relay(client: TcpStream, script: Script, server: tokio_postg
         };
         let Some(message) = message else { return Ok(()) };
         let tag = message[0];
-        flight.push(script.rewritten(message));
+        flight.push(carrier.bugs().rewritten(message));
         match tag {
             QUERY | SYNC => {
                 let label = statements.label(&flight);
                 let boundary = Boundary { target: Target::Postgres, label: label.clone() };
                 let bytes = std::mem::take(&mut flight).concat();
-                let Some(reply) = script.carry(boundary, &bytes, &mut backend).await? else { return Ok(()) };
-                script.answered(&label, &reply);
+                let Some(reply) = carrier.carry(boundary, &bytes, &mut backend).await? else { return Ok(()) };
+                carrier.bugs().answered(&label, &reply);
                 to.write_all(&reply).await?;
             }
             TERMINATE => return backend.to.write_all(&flight.concat()).await,
@@ -118,7 +122,7 @@ impl Upstream for Backend {
     }
 }
 
-impl Script {
+impl Bugs {
     /// The same message, with the bug in its SQL if one is planted.
     fn rewritten(&self, message: Vec<u8>) -> Vec<u8> {
         let start = match message[0] {

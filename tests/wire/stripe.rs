@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::{Boundary, Messages, Script, Target, Upstream};
+use super::{Boundary, Carrier, Messages, Target, Upstream};
 
 /// A connection to the sandbox.
 struct Sandbox {
@@ -16,8 +16,8 @@ struct Sandbox {
 }
 
 /// Relays one connection from its start to its end.
-pub(super) async fn relay(client: TcpStream, script: Script, sandbox: SocketAddr) -> io::Result<()> {
-    let _open = script.call();
+pub(super) async fn relay(client: TcpStream, carrier: impl Carrier, sandbox: SocketAddr) -> io::Result<()> {
+    let _open = carrier.call();
     let (from, mut to) = client.into_split();
     let mut client = Messages::new(from);
     let (from, to_sandbox) = TcpStream::connect(sandbox).await?.into_split();
@@ -27,27 +27,11 @@ pub(super) async fn relay(client: TcpStream, script: Script, sandbox: SocketAddr
         // Method and path; what is asked for in detail only makes labels differ from run to run.
         let label = line.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" ");
         let boundary = Boundary { target: Target::Stripe, label };
-        let request = script.request(request);
-        let Some(reply) = script.carry(boundary, &request, &mut sandbox).await? else { return Ok(()) };
-        to.write_all(&script.reply(reply)).await?;
+        let request = carrier.bugs().request(request);
+        let Some(reply) = carrier.carry(boundary, &request, &mut sandbox).await? else { return Ok(()) };
+        to.write_all(&carrier.bugs().reply(reply)).await?;
     }
     Ok(())
-}
-
-/// A connection to Stripe, for as long as it is open.
-struct Call(Script);
-
-impl Script {
-    fn call(&self) -> Call {
-        self.state().calls += 1;
-        Call(self.clone())
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.state().calls -= 1;
-    }
 }
 
 impl Upstream for Sandbox {

@@ -2,8 +2,7 @@
 //! differently. So the program needs no switch for its own tests.
 
 use std::collections::BTreeSet;
-
-use super::Script;
+use std::sync::{Mutex, MutexGuard};
 
 /// Makes of a whole message another one.
 pub type Rewrite = fn(&str) -> String;
@@ -19,8 +18,12 @@ pub enum Bug {
     FromStripe(Rewrite),
 }
 
+/// What is planted just now.
+#[derive(Default)]
+pub struct Bugs(Mutex<Option<Planted>>);
+
 /// A bug, and how much of it came to be.
-pub(super) struct Planted {
+struct Planted {
     bug: Bug,
     /// Parts of it that changed something.
     seen: BTreeSet<usize>,
@@ -28,21 +31,21 @@ pub(super) struct Planted {
     refused: Option<String>,
 }
 
-impl Script {
+impl Bugs {
     /// Applies `bug` to all that crosses from now on.
     pub fn plant(&self, bug: Bug) {
-        self.state().bug = Some(Planted { bug, seen: BTreeSet::new(), refused: None });
+        *self.planted() = Some(Planted { bug, seen: BTreeSet::new(), refused: None });
     }
 
     /// Lets everything cross as it is again.
     pub fn uproot(&self) {
-        self.state().bug = None;
+        *self.planted() = None;
     }
 
     /// Why the bug that was planted did not come to be: a bug that was not there has not been found.
     pub fn not_planted(&self) -> Option<String> {
-        let state = self.state();
-        let Some(Planted { bug, seen, refused }) = &state.bug else { return Some("no bug".to_owned()) };
+        let planted = self.planted();
+        let Some(Planted { bug, seen, refused }) = &*planted else { return Some("no bug".to_owned()) };
         let parts = if let Bug::Sql(parts) = bug { parts.len() } else { 1 };
         let unseen =
             || (0..parts).find(|part| !seen.contains(part)).map(|part| format!("part {part} matched nothing"));
@@ -50,8 +53,8 @@ impl Script {
     }
 
     pub(super) fn sql(&self, sql: &str) -> String {
-        let mut state = self.state();
-        let Some(Planted { bug: Bug::Sql(parts), seen, .. }) = &mut state.bug else { return sql.to_owned() };
+        let mut planted = self.planted();
+        let Some(Planted { bug: Bug::Sql(parts), seen, .. }) = &mut *planted else { return sql.to_owned() };
         let mut rewritten = sql.split_whitespace().collect::<Vec<_>>().join(" ");
         let mut changed = false;
         for (part, (from, to)) in parts.iter().enumerate() {
@@ -74,8 +77,8 @@ impl Script {
 
     /// A message whose length is what its head says it is, rewritten or not.
     fn http(&self, message: Vec<u8>, rewrite: impl Fn(Bug) -> Rewrite) -> Vec<u8> {
-        let mut state = self.state();
-        let Some(planted) = &mut state.bug else { return message };
+        let mut planted = self.planted();
+        let Some(planted) = &mut *planted else { return message };
         let text = String::from_utf8(message).expect("UTF-8");
         let rewritten = rewrite(planted.bug)(&text);
         if rewritten == text {
@@ -96,9 +99,13 @@ impl Script {
         if !reply.windows(4).any(|bytes| bytes == b"\0C42") {
             return;
         }
-        if let Some(planted) = &mut self.state().bug {
+        if let Some(planted) = &mut *self.planted() {
             planted.refused.get_or_insert_with(|| format!("{label}: {}", String::from_utf8_lossy(reply)));
         }
+    }
+
+    fn planted(&self) -> MutexGuard<'_, Option<Planted>> {
+        self.0.lock().expect("no panic while locked")
     }
 }
 

@@ -1,0 +1,145 @@
+//! Proxies between the program and what it talks to, which cut what crosses into messages.
+//!
+//! To Postgres a message is a flight (all up to a `Sync`, or a simple query), to Stripe a request. What becomes of each is
+//! up to a [`Carrier`]: `chaos` breaks one at a chosen place, `model` lets one through at a time.
+
+mod bug;
+mod postgres;
+mod stripe;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+pub use bug::{Bug, Bugs};
+
+/// Whom a message is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    Postgres,
+    Stripe,
+}
+
+/// A message that crosses, as reports name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boundary {
+    pub target: Target,
+    pub label: String,
+}
+
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.target, self.label)
+    }
+}
+
+/// Decides what becomes of the messages of some proxies. Clones decide together.
+pub trait Carrier: Clone + Send + Sync + 'static {
+    /// Is kept for as long as a connection to Stripe is open.
+    type Call: Send;
+
+    /// A connection to Stripe opens.
+    fn call(&self) -> Self::Call;
+
+    /// The bugs that are planted in what crosses.
+    fn bugs(&self) -> &Bugs;
+
+    /// Takes one message across. `None`: it breaks here, and both sides must be closed.
+    fn carry(
+        &self,
+        boundary: Boundary,
+        message: &[u8],
+        upstream: &mut impl Upstream,
+    ) -> impl Future<Output = io::Result<Option<Vec<u8>>>> + Send;
+}
+
+/// The far side of a connection.
+pub trait Upstream: Send {
+    /// Sends a message and reads all of its answer.
+    fn exchange(&mut self, message: &[u8]) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
+    /// Has the far side end this connection, and reads what it says to that.
+    fn terminate(&mut self) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
+}
+
+/// A listening proxy; when it is dropped, its connections break.
+pub struct Proxy {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Between the process and this Postgres, which must trust its user.
+    pub async fn postgres(carrier: &impl Carrier, upstream: &tokio_postgres::Config) -> Self {
+        let (carrier, upstream) = (carrier.clone(), upstream.clone());
+        Self::serve(move |client| postgres::relay(client, carrier.clone(), upstream.clone())).await
+    }
+
+    /// Between the process and this sandbox of Stripe.
+    pub async fn stripe(carrier: &impl Carrier, upstream: SocketAddr) -> Self {
+        let carrier = carrier.clone();
+        Self::serve(move |client| stripe::relay(client, carrier.clone(), upstream)).await
+    }
+
+    async fn serve<F>(relay: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                client.set_nodelay(true).expect("nodelay");
+                connections.spawn(relay(client));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { address, task }
+    }
+
+    /// How to connect to this database past the proxy.
+    pub fn postgres_url(&self, database: &tokio_postgres::Config) -> String {
+        let (user, dbname) = (database.get_user().expect("a user"), database.get_dbname().expect("a database"));
+        format!("host=127.0.0.1 port={} user={user} dbname={dbname} sslmode=disable", self.address.port())
+    }
+
+    /// The base of Stripe's API past the proxy.
+    pub fn stripe_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Cuts a stream of bytes into messages.
+struct Messages<R> {
+    source: R,
+    buffer: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Messages<R> {
+    fn new(source: R) -> Self {
+        Self { source, buffer: Vec::new() }
+    }
+
+    /// The next message, or `None` at the end of the stream. `length` says how long the message is that these bytes
+    /// begin, once they tell. Dropping the future loses nothing.
+    async fn next(&mut self, length: impl Fn(&[u8]) -> Option<usize>) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(length) = length(&self.buffer).filter(|length| *length <= self.buffer.len()) {
+                return Ok(Some(self.buffer.drain(..length).collect()));
+            }
+            if self.source.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
