@@ -99,6 +99,12 @@ impl Books {
         }
     }
 
+    /// A customer's charges, oldest first.
+    pub(super) fn charges_of(&self, customer: &str) -> Vec<Arc<Charge>> {
+        let positions = self.by_customer.get(customer).map_or(&[][..], Vec::as_slice);
+        positions.iter().map(|&position| Arc::clone(&self.charges[position])).collect()
+    }
+
     /// The charges asked for, newest first, and whether there are more; `None` if `starting_after` is unknown.
     pub(super) fn page(&self, page: &Page) -> Option<(Vec<Arc<Charge>>, bool)> {
         let end = match &page.starting_after {

@@ -52,6 +52,11 @@ impl Ledger {
         self.lock().books.charges().to_vec()
     }
 
+    /// As [`Ledger::charges`], of one customer.
+    pub fn charges_of(&self, customer: &str) -> Vec<Arc<Charge>> {
+        self.lock().books.charges_of(customer)
+    }
+
     /// Forgets every idempotency key, as Stripe does with those older than a day.
     pub fn forget_keys(&self) -> Result<(), LedgerError> {
         let mut state = self.lock();
