@@ -182,8 +182,10 @@ fn summary(sql: &str) -> String {
         .filter_map(|words| match words {
             ["INSERT", "INTO", table] => Some(format!("insert {table}")),
             ["DELETE", "FROM", table] => Some(format!("delete {table}")),
-            // Neither `FOR UPDATE SKIP LOCKED` nor `DO UPDATE SET`.
-            ["UPDATE", table, _] if !matches!(*table, "SKIP" | "SET") => Some(format!("update {table}")),
+            // Neither `FOR UPDATE)`, `FOR UPDATE SKIP LOCKED` nor `DO UPDATE SET`.
+            ["UPDATE", table, _] if table.starts_with(|c: char| c.is_ascii_lowercase()) => {
+                Some(format!("update {table}"))
+            }
             _ => None,
         })
         .collect();
