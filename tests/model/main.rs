@@ -2,8 +2,8 @@
 //!
 //! The other tests run the program and break what their authors thought of. Here stateright takes every step that is
 //! possible from every state that it has reached, until there is no new one. It sees nothing of the program, only the
-//! same rules written down once more, so it says whether the *rules* are right. That the statements follow them is for
-//! `tests/integration/engine.rs` to say.
+//! same rules written down once more, so it says whether the *rules* are right. That the program follows them is for
+//! [lockstep] to say, where the two go side by side.
 //!
 //! **What is modelled.** One key, from a client's first request to its removal. Its row with lease, recovery point,
 //! attempts, answer and key for the foreign call; commits that a crash of the [database] loses because they were not
@@ -33,8 +33,19 @@
 //! cargo test --test model -- --nocapture --test-threads 1
 //! ```
 
+#![expect(unreachable_pub, reason = "the support modules are the library of this crate, which has no outside")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed, helper or not")]
+
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "they serve the other tests too")]
+mod support;
+#[path = "../wire/mod.rs"]
+#[expect(dead_code, reason = "they serve the other tests too")]
+mod wire;
+
 mod change;
 mod database;
+mod lockstep;
 mod names;
 mod phases;
 mod properties;

@@ -103,6 +103,27 @@ pub(crate) enum Action {
     RetryParked,
 }
 
+impl Action {
+    /// The worker whose step it is.
+    pub(crate) fn worker(self) -> Option<usize> {
+        match self {
+            Self::Request { worker }
+            | Self::Claim { worker }
+            | Self::Statement { worker, .. }
+            | Self::LookUp { worker, .. }
+            | Self::Charge { worker, .. }
+            | Self::GiveUp { worker }
+            | Self::Tell { worker }
+            | Self::WorkerEnds { worker } => Some(worker),
+            Self::DatabaseCrashes { .. }
+            | Self::RetentionPasses
+            | Self::StripeForgets
+            | Self::Reap
+            | Self::RetryParked => None,
+        }
+    }
+}
+
 impl Model for Protocol {
     type State = State;
     type Action = Action;

@@ -15,10 +15,19 @@ pub(crate) fn trace(path: Path<State, Action>) -> String {
     let steps = path.into_vec();
     for (number, pair) in steps.windows(2).enumerate() {
         let [(before, Some(action)), (after, _)] = pair else { continue };
-        let told = Told { action, before };
-        let _ = writeln!(text, "{:4}. {:<62}  {after}", number + 1, told.to_string());
+        let _ = writeln!(text, "{}", line(number + 1, &describe(action, before), after));
     }
     text
+}
+
+/// One line of a trace.
+pub(crate) fn line(number: usize, step: &str, after: &State) -> String {
+    format!("{number:4}. {step:<62}  {after}")
+}
+
+/// An action, told with the state that it happened in.
+pub(crate) fn describe(action: &Action, before: &State) -> String {
+    Told { action, before }.to_string()
 }
 
 /// An action, told with the state that it happened in.

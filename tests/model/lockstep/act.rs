@@ -1,0 +1,317 @@
+//! The model's actions in earnest: the program's own code, one message at a time.
+
+use std::time::Duration;
+
+use rocket_rides_atomic::idempotency::acquire::acquire;
+use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
+use rocket_rides_atomic::idempotency::parked;
+use rocket_rides_atomic::idempotency::reap::{Reaped, reap};
+use rocket_rides_atomic::stripe::sandbox::Fault;
+use serde_json::json;
+
+use super::gate::{self, Fate};
+use super::moves::Probe;
+use super::operation::{self, Operation, Told, attempt};
+use super::seat::Next;
+use super::times::{GRACE, KEY_RETENTION, Known, LEASE, RETENTION, RETRY_AFTER, STRIPE_TIMEOUT};
+use super::walk::{Walk, just_fits};
+use crate::protocol::{Action, Listing, Reply, State};
+use crate::stripe::{Answer, Outcome};
+use crate::worker::{Clock, Step, Worker};
+
+/// What a request begins with, and how it goes on if its key is there.
+const LOOK: &str = "execute insert idempotency_keys";
+const TAKE: &str = "execute update idempotency_keys";
+/// More rows than there are.
+const BATCH: i64 = 10;
+
+impl<O: Operation> Walk<'_, O> {
+    /// Carries out what leads from `before` to `after`.
+    pub(super) async fn act(
+        &mut self,
+        action: Action,
+        manner: usize,
+        before: &State,
+        after: &State,
+    ) -> Result<(), String> {
+        match action {
+            Action::Request { worker } => self.request(worker, manner, before).await,
+            Action::Claim { worker } => self.claim(worker, manner, after).await,
+            Action::Statement { worker, reply } => self.statement(worker, reply, manner, before, after).await,
+            Action::LookUp { worker, listing } => {
+                let fate = match listing {
+                    Listing::Complete => Fate::Passes,
+                    Listing::Failed => {
+                        pick(manner, &[Fate::Dropped, Fate::ReplyLost, Fate::Refused(gate::bad_gateway)])
+                    }
+                    Listing::Undecidable => Fate::Reworded(gate::undecidable),
+                };
+                self.asks(worker, self.stage.operation.message(Step::LookUp), fate).await
+            }
+            Action::Charge { worker, outcome } => self.charge(worker, outcome, manner, before).await,
+            Action::GiveUp { worker } => self.ends(worker, Told::LeaseLost).await,
+            Action::Tell { worker } => match before.workers[worker] {
+                Worker::Answering(response) => self.answers(worker, response).await,
+                Worker::Idle | Worker::Attempting(_) => Err("nothing to tell".to_owned()),
+            },
+            Action::WorkerEnds { worker } => {
+                self.stage.seats[worker].end().await;
+                Ok(())
+            }
+            Action::DatabaseCrashes { kept } => {
+                self.crash(kept).await;
+                Ok(())
+            }
+            Action::RetentionPasses => {
+                let intended = self.times().and_then(|times| times.intended).unwrap_or(self.now);
+                let left = (intended + KEY_RETENTION.as_secs_f64() - self.now).max(0.0);
+                self.pass(left + pick(manner, &[0.0, 48.0 * 3600.0])).await;
+                Ok(())
+            }
+            Action::StripeForgets => {
+                self.stage.ledger.forget_keys().unwrap();
+                self.run_out_of_time(before, after);
+                Ok(())
+            }
+            Action::Reap => self.reap(after).await,
+            Action::RetryParked => {
+                let ids: Vec<i64> = self.key_id.into_iter().collect();
+                match parked::retry(&self.stage.house, &ids).await {
+                    Ok(retried) if retried == ids => Ok(()),
+                    other => Err(format!("retried {other:?}, and not {ids:?}")),
+                }
+            }
+        }
+    }
+
+    /// Somebody comes in vain.
+    pub(super) async fn probe(&mut self, probe: Probe) -> Result<(), String> {
+        let mut request = self.stage.operation.request(&self.opening.user, &self.opening.key);
+        let expected = match probe {
+            Probe::RepeatedUnderLease => Told::InProgress,
+            Probe::RepeatedParked => Told::Parked,
+            Probe::OtherParameters => {
+                request.params = json!({ "other": true });
+                Told::Mismatch
+            }
+            Probe::OtherPath => {
+                request.path.push_str("/elsewhere");
+                Told::Mismatch
+            }
+            Probe::Claim => return self.claims_nothing().await,
+            Probe::Reap => return self.reaps_nothing().await,
+            Probe::ClaimLocked | Probe::ReapLocked => {
+                let lock = "BEGIN; SELECT FROM idempotency_keys FOR UPDATE";
+                self.stage.stranger.batch_execute(lock).await.unwrap();
+                let passed_over = match probe {
+                    Probe::ClaimLocked => self.claims_nothing().await,
+                    _ => self.reaps_nothing().await,
+                };
+                self.stage.stranger.batch_execute("ROLLBACK").await.unwrap();
+                return passed_over;
+            }
+        };
+        let acquired = acquire(&self.stage.house, request.into(), LEASE, GRACE).await;
+        let told = operation::told(self.stage.operation, acquired.map_err(|error| error.to_string())?);
+        if told == expected { Ok(()) } else { Err(format!("told {told:?}, and not {expected:?}")) }
+    }
+
+    /// A client looks its key up, from the seat that no worker of the model has.
+    pub(super) async fn look(&mut self) -> Result<(), String> {
+        let worker = self.protocol.workers;
+        self.is_looking = true;
+        self.start_request(worker, 0);
+        self.asks(worker, LOOK, Fate::Passes).await
+    }
+
+    /// It tries to take the lease. If that was in vain, it looks again.
+    pub(super) async fn take_up(&mut self, before: &State) -> Result<(), String> {
+        let mut worker = self.protocol.workers;
+        self.is_looking = false;
+        if let Some(idle) = before.workers.iter().position(|worker| *worker == Worker::Idle) {
+            self.stage.seats.swap(worker, idle);
+            self.for_client[idle] = true;
+            worker = idle;
+        }
+        self.asks(worker, TAKE, Fate::Passes).await?;
+        match before.database.row() {
+            Some(row) if row.parked => {
+                self.asks(worker, LOOK, Fate::Passes).await?;
+                self.ends(worker, Told::Parked).await
+            }
+            Some(row) if row.response.is_none() && self.is_under_lease() => {
+                self.asks(worker, LOOK, Fate::Passes).await?;
+                self.ends(worker, Told::InProgress).await
+            }
+            Some(row) if row.response.is_none() => Ok(()),
+            Some(_) | None => self.asks(worker, LOOK, Fate::Passes).await,
+        }
+    }
+
+    fn is_under_lease(&self) -> bool {
+        self.times().is_some_and(|times| self.come(times.free_at()) != Known::Yes)
+    }
+
+    fn start_request(&mut self, worker: usize, manner: usize) {
+        let operation = self.stage.operation;
+        let request = operation.request(&self.opening.user, &self.opening.key);
+        let user = self.opening.user.clone();
+        self.stage.seats[worker].start(ahead(manner), |means| attempt(operation, means, request, user));
+        self.for_client[worker] = true;
+    }
+
+    async fn request(&mut self, worker: usize, manner: usize, before: &State) -> Result<(), String> {
+        self.start_request(worker, manner);
+        self.asks(worker, LOOK, Fate::Passes).await?;
+        if before.database.row().is_some_and(|row| row.response.is_none()) {
+            self.asks(worker, TAKE, Fate::Passes).await?;
+        }
+        Ok(())
+    }
+
+    async fn claim(&mut self, worker: usize, manner: usize, after: &State) -> Result<(), String> {
+        let (operation, max_attempts) = (self.stage.operation, i32::from(self.protocol.max_attempts));
+        self.stage.seats[worker].start(ahead(manner), |means| operation.complete(means, max_attempts));
+        self.for_client[worker] = false;
+        self.asks(worker, TAKE, Fate::Passes).await?;
+        if after.workers[worker] == Worker::Idle { self.ends(worker, Told::Nothing).await } else { Ok(()) }
+    }
+
+    async fn statement(
+        &mut self,
+        worker: usize,
+        reply: Reply,
+        manner: usize,
+        before: &State,
+        after: &State,
+    ) -> Result<(), String> {
+        let step = before.workers[worker].attempt().ok_or("no attempt")?.step;
+        let fate = match reply {
+            Reply::Arrives => Fate::Passes,
+            Reply::Lost => Fate::ReplyLost,
+            Reply::Failed => pick(
+                manner,
+                &[
+                    Fate::Dropped,
+                    Fate::Refused(gate::refused_by_postgres::<0>),
+                    Fate::Refused(gate::refused_by_postgres::<1>),
+                    Fate::Refused(gate::refused_by_postgres::<2>),
+                    Fate::Refused(gate::refused_by_postgres::<3>),
+                ],
+            ),
+        };
+        self.asks(worker, self.stage.operation.message(step), fate).await?;
+        if after.workers[worker] != Worker::Idle {
+            return Ok(());
+        }
+        let told = match step {
+            Step::Release => Told::Again,
+            Step::Park => Told::Parked,
+            Step::CreateRide | Step::LookUp | Step::Charge | Step::RecordCharge | Step::Finish(_) => {
+                Told::LeaseLost
+            }
+        };
+        self.ends(worker, told).await
+    }
+
+    async fn charge(
+        &mut self,
+        worker: usize,
+        outcome: Outcome,
+        manner: usize,
+        before: &State,
+    ) -> Result<(), String> {
+        let key = before.workers[worker].attempt().ok_or("no attempt")?.foreign_call_key;
+        let is_new = before.stripe.remembered(key).is_none();
+        let fault = |answer| match answer {
+            _ if !is_new => Fault::None,
+            Answer::Charged => Fault::None,
+            Answer::Declined => Fault::Declined,
+            Answer::Failed { charged: true } => Fault::ChargedThenStoredServerError,
+            Answer::Failed { charged: false } => Fault::StoredServerError,
+        };
+        let (fault, fate) = match outcome {
+            Outcome::Answered(answer) => (Some(fault(answer)), Fate::Passes),
+            Outcome::ReplyLost(answer) => (Some(fault(answer)), Fate::ReplyLost),
+            Outcome::NotMade => {
+                let faults = [
+                    None,
+                    Some(Fault::Reset),
+                    Some(Fault::ServerError),
+                    Some(Fault::RateLimited),
+                    Some(Fault::Conflict),
+                    Some(Fault::BadRequest),
+                    Some(Fault::Unauthorized),
+                    Some(Fault::Forbidden),
+                ];
+                let fault = pick(manner, &faults);
+                (fault, if fault.is_some() { Fate::Passes } else { Fate::Dropped })
+            }
+        };
+        let knock = self.knocks(worker, self.stage.operation.message(Step::Charge)).await?;
+        self.stage.faults.script(fault);
+        self.stage.seats[worker].carry_out(knock, fate).await;
+        Ok(())
+    }
+
+    async fn reap(&mut self, after: &State) -> Result<(), String> {
+        let parked = after.database.row().is_some();
+        let expected = Reaped { removed: i64::from(!parked), parked: i64::from(parked) };
+        match reap(&self.stage.house, RETENTION, LEASE, BATCH).await {
+            Ok(reaped) if reaped == expected => Ok(()),
+            other => Err(format!("reaped {other:?}, and not {expected:?}")),
+        }
+    }
+
+    async fn claims_nothing(&self) -> Result<(), String> {
+        let max_attempts = i32::from(self.protocol.max_attempts);
+        let policy = RetryPolicy { lock_timeout: LEASE, retry_after: RETRY_AFTER, max_attempts };
+        match claim(&self.stage.house, BATCH, &policy).await {
+            Ok(claims) if claims.claimed.is_empty() && claims.parked.is_empty() => Ok(()),
+            other => Err(format!("claimed {other:?}")),
+        }
+    }
+
+    async fn reaps_nothing(&self) -> Result<(), String> {
+        match reap(&self.stage.house, RETENTION, LEASE, BATCH).await {
+            Ok(reaped) if reaped == Reaped::default() => Ok(()),
+            other => Err(format!("reaped {other:?}")),
+        }
+    }
+
+    /// By their own clocks, the leases of these workers have just become too short for a call.
+    fn run_out_of_time(&mut self, before: &State, after: &State) {
+        for (worker, (before, after)) in before.workers.iter().zip(&after.workers).enumerate() {
+            let clock = |worker: &Worker| worker.attempt().map(|attempt| attempt.clock);
+            if clock(after) == Some(Clock::RanOut) && clock(before) != Some(Clock::RanOut) {
+                self.stage.seats[worker].be_ahead(LEASE - STRIPE_TIMEOUT);
+            }
+        }
+    }
+
+    async fn asks(&mut self, worker: usize, message: &str, fate: Fate) -> Result<(), String> {
+        let knock = self.knocks(worker, message).await?;
+        self.stage.seats[worker].carry_out(knock, fate).await;
+        Ok(())
+    }
+
+    /// Has the worker go on, to ask for this.
+    async fn knocks(&mut self, worker: usize, message: &str) -> Result<super::gate::Knock, String> {
+        match self.stage.seats[worker].next().await {
+            Next::Asks(knock) if knock.boundary.label == message => Ok(knock),
+            Next::Asks(knock) => Err(format!("the worker asks {}, and not {message}", knock.boundary)),
+            Next::Ends(told) => Err(format!("the worker ends with {told:?}, and does not ask {message}")),
+            Next::Hangs => Err(format!("the worker does not ask {message}")),
+        }
+    }
+}
+
+/// One of these, all of which the manner leads to.
+fn pick<T: Copy>(manner: usize, all: &[T]) -> T {
+    all[manner % all.len()]
+}
+
+/// How far a worker's clock runs ahead from the start.
+fn ahead(manner: usize) -> Duration {
+    pick(manner, &[Duration::ZERO, just_fits()])
+}

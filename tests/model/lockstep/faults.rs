@@ -1,0 +1,235 @@
+//! Is any of it noticed? Faults of the kind that an engineer makes are planted in the program's statements on their way to
+//! Postgres, one at a time, and the walk must disagree with the model before long.
+//!
+//! Each leaves a clause of a statement out, or weakens it. Those that the schema refuses are here as well: to the model an
+//! error is a disagreement like any other.
+
+use crate::wire::Bug;
+
+/// A fault, by what the program does with it.
+pub(super) struct Fault {
+    pub(super) name: &'static str,
+    pub(super) bug: Bug,
+}
+
+const fn sql(name: &'static str, parts: &'static [(&'static str, &'static str)]) -> Fault {
+    Fault { name, bug: Bug::Sql(parts) }
+}
+
+pub(super) const FAULTS: &[Fault] = &[
+    // A client's way to a lease.
+    sql(
+        "a new key is due for the completer at once",
+        &[("now(), now() + make_interval(secs => grace) FROM known", "now(), now() FROM known")],
+    ),
+    sql(
+        "a new key waits for the disk",
+        &[(
+            "foreign_call_intended_at, (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later )",
+            "foreign_call_intended_at )",
+        )],
+    ),
+    sql("the same key on another path gets the answer", &[("AND k.request_path = i.request_path ", "")]),
+    sql("other parameters get the answer", &[("AND k.request_params = i.request_params AS same", "AS same")]),
+    sql(
+        "a take-over keeps the old locked_at",
+        &[("i.token, locked_at = now(),", "i.token, locked_at = coalesce(k.locked_at, now()),")],
+    ),
+    sql(
+        "a take-over does not set last_run_at",
+        &[(
+            "last_run_at = now(), attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)",
+            "attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)",
+        )],
+    ),
+    sql(
+        "a take-over gives no new grace",
+        &[(", next_attempt_at = now() + make_interval(secs => i.grace) FROM unnest", " FROM unnest")],
+    ),
+    sql(
+        "a take-over is not counted",
+        &[(
+            "attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)",
+            "next_attempt_at = now() + make_interval(secs => i.grace)",
+        )],
+    ),
+    sql(
+        "a take-over keeps the token",
+        &[(
+            "SET lease_token = i.token, locked_at",
+            "SET lease_token = coalesce(k.lease_token, i.token), locked_at",
+        )],
+    ),
+    sql(
+        "a take-over does not wait for the disk",
+        &[(
+            "k.foreign_call_intended_at)::float8 AS foreign_call_age",
+            "k.foreign_call_intended_at)::float8 AS foreign_call_age, (SELECT set_config('synchronous_commit', 'off', true))",
+        )],
+    ),
+    sql(
+        "a take-over does not ask whether it is finished meanwhile",
+        &[("AND num_nulls(k.response_code, k.parked_at) = 2 AND", "AND num_nulls(k.parked_at) = 1 AND")],
+    ),
+    sql(
+        "a take-over does not ask whether it is parked meanwhile",
+        &[("AND num_nulls(k.response_code, k.parked_at) = 2 AND", "AND num_nulls(k.response_code) = 1 AND")],
+    ),
+    sql(
+        "a take-over does not ask whether the lease was taken meanwhile",
+        &[(
+            "= 2 AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => i.lock_timeout)) RETURNING",
+            "= 2 RETURNING",
+        )],
+    ),
+    sql(
+        "a lease is taken over a second early",
+        &[("make_interval(secs => i.lock_timeout)", "make_interval(secs => i.lock_timeout - 1)")],
+    ),
+    sql(
+        "a lease is taken over a second late",
+        &[("make_interval(secs => i.lock_timeout)", "make_interval(secs => i.lock_timeout + 1)")],
+    ),
+    // The completer's.
+    sql(
+        "a claim does not set last_run_at",
+        &[(
+            "locked_at = now(), last_run_at = now(), attempts = k.attempts + 1, completer_attempts",
+            "locked_at = now(), attempts = k.attempts + 1, completer_attempts",
+        )],
+    ),
+    sql("a claim is not counted", &[("completer_attempts = k.completer_attempts + 1, ", "")]),
+    sql(
+        "a claim does not wait for the disk",
+        &[("RETURNING k.* )", "RETURNING k.*, set_config('synchronous_commit', 'off', true) )")],
+    ),
+    sql(
+        "the completer's pause has no upper bound",
+        &[("least(k.completer_attempts, 30), $4)", "least(k.completer_attempts, 30), $4::float8 * 1e9::float8)")],
+    ),
+    sql(
+        "the completer's pause does not grow",
+        &[("2 ^ least(k.completer_attempts, 30)", "2 ^ least(k.completer_attempts, 0)")],
+    ),
+    sql("the completer does not wait until a key is due", &[("AND k.next_attempt_at <= now() AND", "AND")]),
+    sql(
+        "the completer takes what is under lease",
+        &[(
+            "AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $2)) ORDER BY k.next_attempt_at",
+            "AND $2::float8 > 0 ORDER BY k.next_attempt_at",
+        )],
+    ),
+    sql(
+        "the completer takes what is parked",
+        &[(
+            "k.response_code IS NULL AND k.parked_at IS NULL AND k.next_attempt_at",
+            "k.response_code IS NULL AND k.next_attempt_at",
+        )],
+    ),
+    sql(
+        "the completer waits for rows that are locked",
+        &[(
+            "ORDER BY k.next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+            "ORDER BY k.next_attempt_at LIMIT $1 FOR UPDATE",
+        )],
+    ),
+    sql(
+        "the completer tries once too often",
+        &[("k.completer_attempts >= $5 AS exhausted", "k.completer_attempts > $5 AS exhausted")],
+    ),
+    // The phases.
+    sql(
+        "a phase does not ask for the token",
+        &[(
+            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point",
+            "WHERE k.id = i.key_id AND k.recovery_point",
+        )],
+    ),
+    sql(
+        "a ride does not wait for the disk",
+        &[(
+            "i.origin_lat, i.origin_lon, i.target_lat, i.target_lon )",
+            "i.origin_lat, i.origin_lon, i.target_lat, i.target_lon, (SELECT set_config('synchronous_commit', 'off', true)) )",
+        )],
+    ),
+    sql(
+        "an intent to charge is not noted anew",
+        &[(
+            "coalesce(k.foreign_call_intended_at, now())",
+            "coalesce(k.foreign_call_intended_at, now() - interval '1 hour')",
+        )],
+    ),
+    sql(
+        "a charge waits for the disk",
+        &[(
+            "i.stripe_charge_id, (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later",
+            "i.stripe_charge_id",
+        )],
+    ),
+    // The ends of a lease.
+    sql(
+        "an answer does not wait for the disk",
+        &[(
+            "RETURNING i.lease_token, i.job_name, i.job_args",
+            "RETURNING i.lease_token, i.job_name, i.job_args, set_config('synchronous_commit', 'off', true)",
+        )],
+    ),
+    sql("a receipt is not staged", &[("FROM fenced WHERE job_name IS NOT NULL", "FROM fenced WHERE false")]),
+    sql(
+        "a release does not ask for the token",
+        &[("WHERE k.id = mine.id AND k.lease_token = mine.lease_token", "WHERE k.id = mine.id")],
+    ),
+    sql(
+        "a release keeps the lease",
+        &[("SET lease_token = NULL, locked_at = NULL, last_error = mine.error", "SET last_error = mine.error")],
+    ),
+    sql(
+        "parking does not ask for the token",
+        &[(
+            "WHERE id = $1 AND lease_token = $2",
+            "WHERE id = $1 AND $2::uuid IS NOT NULL AND response_code IS NULL",
+        )],
+    ),
+    // The reaper and the person.
+    sql(
+        "the reaper removes unfinished keys that have no ride",
+        &[
+            ("AND old.finished RETURNING", "AND (old.finished OR k.recovery_point = 'started') RETURNING"),
+            ("AND NOT old.finished RETURNING", "AND NOT old.finished AND k.recovery_point <> 'started' RETURNING"),
+        ],
+    ),
+    sql(
+        "the reaper takes what was taken up lately",
+        &[("AND last_run_at <= now() - make_interval(secs => $1) ", "")],
+    ),
+    sql(
+        "the reaper takes what is young",
+        &[
+            (
+                "WHERE created_at <= now() - make_interval(secs => $1) AND parked_at IS NULL",
+                "WHERE parked_at IS NULL",
+            ),
+            ("AND last_run_at <= now() - make_interval(secs => $1) ", "AND $1::float8 > 0 "),
+        ],
+    ),
+    sql("the reaper waits for rows that are locked", &[("LIMIT $3 FOR UPDATE SKIP LOCKED", "LIMIT $3 FOR UPDATE")]),
+    sql(
+        "the reaper waits for the disk",
+        &[("AS parked, (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later", "AS parked")],
+    ),
+    sql(
+        "a person's retry does not set last_run_at",
+        &[(
+            "next_attempt_at = now(), last_run_at = now() WHERE id = ANY",
+            "next_attempt_at = now() WHERE id = ANY",
+        )],
+    ),
+    sql(
+        "a person's retry does not count anew",
+        &[("parked_reason = NULL, completer_attempts = 0,", "parked_reason = NULL,")],
+    ),
+    sql(
+        "a person's retry is not due at once",
+        &[("completer_attempts = 0, next_attempt_at = now(), last_run_at", "completer_attempts = 0, last_run_at")],
+    ),
+];

@@ -1,0 +1,199 @@
+//! What a walk is made of: the model's actions, time that passes, and questions that must change nothing.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt::{self, Display, Formatter};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use stateright::Model;
+
+use crate::protocol::{Action, Listing, Protocol, Reply, State};
+use crate::stripe::Outcome;
+use crate::trace;
+use crate::worker::{Step, Worker};
+
+/// One move of a walk.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Move {
+    /// An action of the model. The number picks one of the ways to carry it out that make no difference to the model.
+    Act(Action, usize),
+    /// A client looks its key up, finds that it may take the lease, and is held up before it does.
+    Look,
+    /// It goes on, whatever has become of the key meanwhile.
+    TakeUp,
+    /// So many seconds pass.
+    Pass(f64),
+    /// The completer has tried it so often by now.
+    Tried(u8),
+    /// Somebody comes who must be turned away.
+    Probe(Probe),
+}
+
+/// Who comes in vain, and what must keep them out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Probe {
+    /// A client repeats its request while the lease holds.
+    RepeatedUnderLease,
+    /// A client repeats its request while it is parked.
+    RepeatedParked,
+    /// A client sends other parameters with the same key.
+    OtherParameters,
+    /// A client uses the same key on another path.
+    OtherPath,
+    /// The completer, to a key that is not there, finished, parked, under lease or not due.
+    Claim,
+    /// The completer, while another session has the row locked.
+    ClaimLocked,
+    /// The reaper, to a key that is not there, parked, under lease, young, or was taken up lately.
+    Reap,
+    /// The reaper, while another session has the row locked.
+    ReapLocked,
+}
+
+impl Probe {
+    pub(super) const ALL: [Self; 8] = [
+        Self::RepeatedUnderLease,
+        Self::RepeatedParked,
+        Self::OtherParameters,
+        Self::OtherPath,
+        Self::Claim,
+        Self::ClaimLocked,
+        Self::Reap,
+        Self::ReapLocked,
+    ];
+}
+
+impl Display for Probe {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RepeatedUnderLease => "a repetition is told that the request is in progress",
+            Self::RepeatedParked => "a repetition is told that the request is parked",
+            Self::OtherParameters => "other parameters are told that they do not match",
+            Self::OtherPath => "another path is told that it does not match",
+            Self::Claim => "the completer leaves it alone",
+            Self::ClaimLocked => "the completer passes over a row that is locked",
+            Self::Reap => "the reaper leaves it alone",
+            Self::ReapLocked => "the reaper passes over a row that is locked",
+        })
+    }
+}
+
+impl Move {
+    /// As a trace tells it.
+    pub(super) fn describe(self, before: &State) -> String {
+        match self {
+            Self::Act(action, _) => trace::describe(&action, before),
+            Self::Look => "a client looks its key up and is held up".to_owned(),
+            Self::TakeUp => "the client that was held up goes on".to_owned(),
+            Self::Pass(seconds) => format!("{seconds:.3} s pass"),
+            Self::Tried(times) => format!("the completer has tried it {times} times by now"),
+            Self::Probe(probe) => probe.to_string(),
+        }
+    }
+}
+
+/// An action by its name.
+pub(super) const GIVES_UP: &str = "gives up, its lease has run out";
+
+/// Of what kind an edge of the model's graph is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind {
+    /// The action, with its variant and the worker's step: what every run must take often.
+    pub(super) action: String,
+    /// What made a difference besides.
+    pub(super) detail: String,
+}
+
+/// Of what kind the edge is along which this action leads from `before` to `after`.
+pub(super) fn kind(before: &State, action: Action, after: &State) -> Kind {
+    let step = |state: &State, worker: usize| state.workers[worker].attempt().map(|attempt| attempt.step);
+    let (action, detail) = match action {
+        Action::Request { worker } | Action::Claim { worker } => {
+            let who = if matches!(action, Action::Request { .. }) { "request" } else { "claim" };
+            match (before.database.row(), step(after, worker)) {
+                (None, _) => (format!("{who}: a new key"), ""),
+                (Some(_), Some(step)) => (format!("{who}: takes the lease"), name(step)),
+                (Some(row), None) if row.response.is_some() => (format!("{who}: finished"), ""),
+                (Some(_), None) => (format!("{who}: parks"), ""),
+            }
+        }
+        Action::Statement { worker, reply } => {
+            let changed = before.database.current() != after.database.current();
+            let reply_is = match reply {
+                Reply::Arrives => "done",
+                Reply::Lost => "reply lost",
+                Reply::Failed => "failed",
+            };
+            let fence = if changed || reply == Reply::Failed { "" } else { "fence shut" };
+            (format!("{}: {reply_is}", step(before, worker).map_or("", name)), fence)
+        }
+        Action::LookUp { worker, listing } => {
+            let what = match listing {
+                Listing::Complete if step(after, worker) == Some(Step::RecordCharge) => "finds it",
+                Listing::Complete => "there is none",
+                Listing::Failed => "failed",
+                Listing::Undecidable => "undecidable",
+            };
+            (format!("look-up: {what}"), "")
+        }
+        Action::Charge { worker, outcome } => {
+            let key = before.workers[worker].attempt().map_or(0, |attempt| attempt.foreign_call_key);
+            let memory = if before.stripe.remembered(key).is_some() { "from memory" } else { "" };
+            match outcome {
+                Outcome::Answered(answer) => (format!("charge: {answer}"), memory),
+                Outcome::ReplyLost(answer) => (format!("charge: {answer}, reply lost"), memory),
+                Outcome::NotMade => ("charge: not made".to_owned(), ""),
+            }
+        }
+        Action::GiveUp { .. } => (GIVES_UP.to_owned(), ""),
+        Action::Tell { worker } => match before.workers[worker] {
+            Worker::Answering(response) => (format!("tells the client: {response:?}"), ""),
+            Worker::Idle | Worker::Attempting(_) => (String::new(), ""),
+        },
+        Action::WorkerEnds { worker } => {
+            (format!("ends before {}", step(before, worker).map_or("the answer", name)), "")
+        }
+        Action::DatabaseCrashes { kept: 0 } => ("crash".to_owned(), "all is lost that can be"),
+        Action::DatabaseCrashes { .. } => ("crash".to_owned(), "some is lost"),
+        Action::RetentionPasses => ("23 hours pass".to_owned(), ""),
+        Action::StripeForgets => ("Stripe forgets".to_owned(), ""),
+        Action::Reap if before.database.response().is_some() => ("reap: removes".to_owned(), ""),
+        Action::Reap => ("reap: parks".to_owned(), ""),
+        Action::RetryParked => ("a parked key is tried again".to_owned(), ""),
+    };
+    Kind { action, detail: detail.to_owned() }
+}
+
+/// All actions that the model has anywhere, as [`Kind::action`] tells them: along every edge from every state that can be
+/// reached.
+pub(super) fn all_actions(protocol: &Protocol) -> BTreeSet<String> {
+    let mut reached: HashSet<u64> = HashSet::new();
+    let mut found = BTreeSet::new();
+    let mut open = protocol.init_states();
+    while let Some(state) = open.pop() {
+        let mut actions = Vec::new();
+        protocol.actions(&state, &mut actions);
+        for action in actions {
+            let Some(after) = protocol.next_state(&state, action) else { continue };
+            found.insert(kind(&state, action, &after).action);
+            let mut hasher = DefaultHasher::new();
+            after.hash(&mut hasher);
+            if reached.insert(hasher.finish()) {
+                open.push(after);
+            }
+        }
+    }
+    found
+}
+
+fn name(step: Step) -> &'static str {
+    match step {
+        Step::CreateRide => "create ride",
+        Step::LookUp => "look-up",
+        Step::Charge => "charge",
+        Step::RecordCharge => "record charge",
+        Step::Finish(crate::database::Response::Paid) => "finish paid",
+        Step::Finish(_) => "finish declined",
+        Step::Release => "release",
+        Step::Park => "park",
+    }
+}

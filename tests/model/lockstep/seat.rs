@@ -1,0 +1,116 @@
+//! Where one of the model's workers sits: the program's own attempt runs here as a task, behind a gate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rocket_rides_atomic::clock::Clock;
+use rocket_rides_atomic::database::{Database, tls};
+use rocket_rides_atomic::stripe;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+use super::gate::{Fate, Gate, HeldReply, Knock};
+use super::operation::{Means, Told};
+use super::times::STRIPE_TIMEOUT;
+use crate::wire::{Bugs, Proxy};
+
+/// A worker that neither asks nor ends for so long hangs.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+pub(super) struct Seat {
+    knocks: UnboundedReceiver<Knock>,
+    database: Database,
+    stripe: stripe::Client,
+    /// Of the attempt that is under way, and how far it is ahead.
+    clock: Clock,
+    ahead: Duration,
+    task: Option<JoinHandle<Told>>,
+    held: Option<HeldReply>,
+    _proxies: [Proxy; 2],
+}
+
+/// What a worker does when it goes on.
+pub(super) enum Next {
+    Asks(Knock),
+    Ends(Told),
+    Hangs,
+}
+
+impl Seat {
+    pub(super) async fn new(
+        bugs: &Arc<Bugs>,
+        database: &tokio_postgres::Config,
+        sandbox: std::net::SocketAddr,
+    ) -> Self {
+        let (gate, knocks) = Gate::new(bugs);
+        let proxies = [Proxy::postgres(&gate, database).await, Proxy::stripe(&gate, sandbox).await];
+        Self {
+            knocks,
+            database: connect(&proxies[0], database).await,
+            stripe: stripe::Client::new(&proxies[1].stripe_url(), &"sk_test_model".into(), STRIPE_TIMEOUT).unwrap(),
+            clock: Clock::default(),
+            ahead: Duration::ZERO,
+            task: None,
+            held: None,
+            _proxies: proxies,
+        }
+    }
+
+    /// Starts an attempt, which gets as far as its first step. Its clock is `ahead`.
+    pub(super) fn start<F>(&mut self, ahead: Duration, attempt: impl FnOnce(Means) -> F)
+    where
+        F: Future<Output = Told> + Send + 'static,
+    {
+        assert!(self.task.is_none(), "one attempt at a time");
+        (self.clock, self.ahead) = (Clock::default(), Duration::ZERO);
+        self.be_ahead(ahead);
+        let means =
+            Means { database: self.database.clone(), stripe: self.stripe.clone(), clock: self.clock.clone() };
+        self.task = Some(tokio::spawn(attempt(means)));
+    }
+
+    /// The worker's clock is so far ahead of that by which its lease was reckoned.
+    pub(super) fn be_ahead(&mut self, ahead: Duration) {
+        self.clock.advance(ahead.saturating_sub(self.ahead));
+        self.ahead = self.ahead.max(ahead);
+    }
+
+    /// Lets the worker have the reply that it waits for, and go on until it asks for something or ends.
+    pub(super) async fn next(&mut self) -> Next {
+        self.held = None;
+        let task = self.task.as_mut().expect("an attempt");
+        let next = async {
+            tokio::select! {
+                biased;
+                Some(knock) = self.knocks.recv() => Next::Asks(knock),
+                told = &mut *task => Next::Ends(told.unwrap_or_else(|panic| Told::Strange(panic.to_string()))),
+            }
+        };
+        let next = tokio::time::timeout(PATIENCE, next).await.unwrap_or(Next::Hangs);
+        if let Next::Ends(_) = next {
+            self.task = None;
+        }
+        next
+    }
+
+    /// Has the message meet its fate. The worker does not hear of it before it goes on.
+    pub(super) async fn carry_out(&mut self, knock: Knock, fate: Fate) {
+        self.held = Some(knock.carry_out(fate).await);
+    }
+
+    /// The worker ends where it is, and never hears of what it asked for last.
+    pub(super) async fn end(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            let _ = task.await;
+        }
+        self.held = None;
+        while self.knocks.try_recv().is_ok() {}
+    }
+}
+
+/// A pool of one connection past a proxy.
+pub(super) async fn connect(proxy: &Proxy, database: &tokio_postgres::Config) -> Database {
+    let (config, _) = tls::parse(&proxy.postgres_url(database)).unwrap();
+    Database::connect(config, tls::none(), 1, PATIENCE).await.unwrap()
+}

@@ -1,0 +1,127 @@
+//! The clock that the model leaves out: who may come when.
+//!
+//! The walk has a time of its own, in seconds, which passes only when the walk says so; then every time in the rows is moved
+//! into the past, and nothing is slept for. Real time passes besides, a fraction of a second in a walk, so what is read back
+//! may be that much older than the walk's time says, and never younger. Where a limit lies within that fraction, nothing is
+//! claimed about it.
+
+use std::time::Duration;
+
+use crate::database::{Intent, Row};
+
+/// `idempotency.lock_timeout`.
+pub(super) const LEASE: Duration = Duration::from_secs(90);
+/// `completer.grace`.
+pub(super) const GRACE: Duration = Duration::from_secs(300);
+/// `completer.retry_after`.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The completer's longest pause, and what it may be shorter or longer by at random.
+const LONGEST_PAUSE: f64 = 3600.0;
+const JITTER: f64 = 0.25;
+/// `reaper.retention`: shorter than Stripe's memory here, so that a key can be old before that ends.
+pub(super) const RETENTION: Duration = Duration::from_secs(2 * 3600);
+/// `stripe.key_retention`.
+pub(super) const KEY_RETENTION: Duration = Duration::from_secs(23 * 3600);
+/// `stripe.timeout`.
+pub(super) const STRIPE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A walk that has taken longer than this in real time is of no use any more.
+pub(super) const REAL_TIME: Duration = Duration::from_secs(10);
+
+/// The times of a row, by the walk's clock.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Times {
+    pub(super) created: f64,
+    pub(super) locked: Option<f64>,
+    pub(super) last_run: f64,
+    /// When the completer may come, at the earliest and at the latest; the same once it was read.
+    pub(super) due: (f64, f64),
+    pub(super) intended: Option<f64>,
+    /// How often the lease was taken.
+    pub(super) attempts: i32,
+}
+
+/// How a row came to be as it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Client,
+    Completer,
+    Person,
+    Other,
+}
+
+/// What is known of something that a limit decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    Yes,
+    No,
+    /// Too close to call.
+    Unknown,
+}
+
+impl Times {
+    /// A row's times after a step of this cause that made `after` of `before`.
+    pub(super) fn next(old: Option<Self>, before: Option<&Row>, after: &Row, cause: Cause, now: f64) -> Self {
+        let Some((mut times, before)) = old.zip(before) else {
+            let due = now + GRACE.as_secs_f64();
+            let times = Self {
+                created: now,
+                locked: Some(now),
+                last_run: now,
+                due: (due, due),
+                intended: None,
+                attempts: 1,
+            };
+            return times;
+        };
+        if after.lease.is_some() && after.lease != before.lease {
+            (times.locked, times.last_run) = (Some(now), now);
+            times.attempts += 1;
+            times.due = match cause {
+                Cause::Client => (now + GRACE.as_secs_f64(), now + GRACE.as_secs_f64()),
+                Cause::Completer => {
+                    let doubled = RETRY_AFTER.as_secs_f64() * 2_f64.powi(i32::from(before.completer_attempts));
+                    let pause = doubled.min(LONGEST_PAUSE);
+                    (now + pause * (1.0 - JITTER), now + pause * (1.0 + JITTER))
+                }
+                Cause::Person | Cause::Other => times.due,
+            };
+        }
+        if after.lease.is_none() {
+            times.locked = None;
+        }
+        if before.intent == Intent::Never && after.intent != Intent::Never {
+            times.intended = Some(now);
+        }
+        if cause == Cause::Person {
+            (times.due, times.last_run) = ((now, now), now);
+        }
+        times
+    }
+
+    /// When the lease may be taken over.
+    pub(super) fn free_at(&self) -> f64 {
+        self.locked.map_or(f64::NEG_INFINITY, |locked| locked + LEASE.as_secs_f64())
+    }
+
+    /// When the completer may take it.
+    pub(super) fn claimable_at(&self) -> f64 {
+        self.free_at().max(self.due.1)
+    }
+
+    /// When the reaper may take it.
+    pub(super) fn reapable_at(&self) -> f64 {
+        let retention = RETENTION.as_secs_f64();
+        self.free_at().max(self.created + retention).max(self.last_run + retention)
+    }
+}
+
+/// Whether `moment` has come, where `real` seconds have passed besides.
+pub(super) fn come(moment: f64, now: f64, real: f64) -> Known {
+    if now >= moment {
+        Known::Yes
+    } else if now + real < moment {
+        Known::No
+    } else {
+        Known::Unknown
+    }
+}

@@ -1,0 +1,251 @@
+//! One walk: the model's state beside what is really there, and who may come when.
+
+use std::time::{Duration, Instant};
+
+use stateright::Model;
+
+use super::compare::Names;
+use super::moves::{Move, Probe};
+use super::operation::{Operation, Told};
+use super::seat::Next;
+use super::stage::{Opening, Stage};
+use super::times::{KEY_RETENTION, Known, LEASE, REAL_TIME, STRIPE_TIMEOUT, Times, come};
+use crate::database::{Intent, Response};
+use crate::protocol::{Action, Protocol, State};
+use crate::trace;
+
+pub(super) struct Walk<'a, O> {
+    pub(super) stage: &'a mut Stage<O>,
+    pub(super) protocol: Protocol,
+    pub(super) state: State,
+    pub(super) opening: Opening,
+    /// The walk's clock, in seconds.
+    pub(super) now: f64,
+    began: Instant,
+    /// What a crash may come back to: the state on disk, and one for each commit that is not.
+    pub(super) versions: Vec<Version>,
+    pub(super) last_commit: i64,
+    pub(super) names: Names,
+    /// What is the same for as long as there is a row, and what was told for good.
+    pub(super) request: Option<String>,
+    pub(super) answer: Option<String>,
+    pub(super) key_id: Option<i64>,
+    /// Whether each worker works for a client, who is told something.
+    pub(super) for_client: Vec<bool>,
+    /// Whether a client is held up between its look and its take-over; it has the last seat.
+    pub(super) is_looking: bool,
+    /// The moves so far, a line each.
+    pub(super) lines: Vec<String>,
+}
+
+/// The database after one commit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Version {
+    pub(super) commit: i64,
+    /// When, by the walk's clock.
+    pub(super) at: f64,
+    pub(super) times: Option<Times>,
+}
+
+impl<'a, O: Operation> Walk<'a, O> {
+    pub(super) async fn open(stage: &'a mut Stage<O>, protocol: Protocol) -> Self {
+        let opening = stage.open().await;
+        let workers = protocol.workers;
+        let empty = Version { commit: opening.empty, at: 0.0, times: None };
+        Self {
+            stage,
+            protocol,
+            state: protocol.init_states().remove(0),
+            now: 0.0,
+            began: Instant::now(),
+            versions: vec![empty],
+            last_commit: opening.empty,
+            names: Names::default(),
+            request: None,
+            answer: None,
+            key_id: None,
+            for_client: vec![false; workers + 1],
+            is_looking: false,
+            lines: Vec::new(),
+            opening,
+        }
+    }
+
+    /// Times of the row as it is, if there is one.
+    pub(super) fn times(&self) -> Option<Times> {
+        self.versions.last().and_then(|version| version.times)
+    }
+
+    /// Whether a moment of the walk's clock has come.
+    pub(super) fn come(&self, moment: f64) -> Known {
+        come(moment, self.now, self.real())
+    }
+
+    /// Real seconds that have passed.
+    pub(super) fn real(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// A walk that took too long proves nothing any more.
+    pub(super) fn is_stale(&self) -> bool {
+        self.began.elapsed() > REAL_TIME
+    }
+
+    /// How much time may pass without a step of the model: Stripe's memory ends by such a step only.
+    pub(super) fn may_pass(&self) -> f64 {
+        let recent = self.state.database.row().is_some_and(|row| row.intent == Intent::Recent);
+        match self.times().and_then(|times| times.intended).filter(|_| recent) {
+            Some(intended) => intended + KEY_RETENTION.as_secs_f64() - 2.0 * REAL_TIME.as_secs_f64() - self.now,
+            None => f64::INFINITY,
+        }
+    }
+
+    /// When, by the walk's clock, an action of the model becomes possible.
+    pub(super) fn possible_at(&self, action: Action) -> f64 {
+        let unfinished = self.state.database.row().is_some_and(|row| row.response.is_none());
+        match (action, self.times()) {
+            (Action::Request { .. }, Some(times)) if unfinished => times.free_at(),
+            (Action::Claim { .. }, Some(times)) => times.claimable_at(),
+            (Action::Reap, Some(times)) => times.reapable_at(),
+            _ => f64::NEG_INFINITY,
+        }
+    }
+
+    /// Whether somebody who comes now comes in vain for certain.
+    pub(super) fn holds(&self, probe: Probe) -> bool {
+        let row = self.state.database.row();
+        let open = row.is_some_and(|row| row.response.is_none() && !row.parked);
+        let certain =
+            |moment: fn(&Times) -> f64, known| self.times().is_some_and(|times| self.come(moment(&times)) == known);
+        match probe {
+            Probe::RepeatedUnderLease => open && certain(Times::free_at, Known::No),
+            Probe::RepeatedParked => row.is_some_and(|row| row.parked),
+            Probe::OtherParameters | Probe::OtherPath => row.is_some(),
+            Probe::Claim => !open || certain(Times::claimable_at, Known::No),
+            Probe::ClaimLocked => open && certain(Times::claimable_at, Known::Yes),
+            Probe::Reap => row.is_none_or(|row| row.parked) || certain(Times::reapable_at, Known::No),
+            Probe::ReapLocked => row.is_some_and(|row| !row.parked) && certain(Times::reapable_at, Known::Yes),
+        }
+    }
+
+    /// Whether the move can be made as things are.
+    pub(super) fn is_possible(&self, mv: Move) -> bool {
+        match mv {
+            Move::Act(action, _) => {
+                let mut actions = Vec::new();
+                self.protocol.actions(&self.state, &mut actions);
+                actions.contains(&action) && self.come(self.possible_at(action)) == Known::Yes
+            }
+            Move::Pass(seconds) => seconds <= self.may_pass(),
+            Move::Look => self.may_look(),
+            Move::TakeUp => self.take_up_action().is_some() || self.takes_up_in_vain(),
+            Move::Tried(times) => {
+                times <= self.protocol.max_attempts && self.state.database.row().is_some_and(|row| !row.parked)
+            }
+            Move::Probe(probe) => self.holds(probe),
+        }
+    }
+
+    /// Makes a move, in the model and in earnest, and says where the two disagree.
+    pub(super) async fn make(&mut self, mv: Move) -> Result<(), String> {
+        let before = self.state.clone();
+        let description = mv.describe(&before);
+        let action = self.action(mv);
+        let after = action.and_then(|action| self.protocol.next_state(&before, action)).unwrap_or(before.clone());
+        let made = match mv {
+            Move::Act(action, manner) => self.act(action, manner, &before, &after).await,
+            Move::Look => self.look().await,
+            Move::TakeUp => self.take_up(&before).await,
+            Move::Pass(seconds) => {
+                self.pass(seconds).await;
+                Ok(())
+            }
+            Move::Tried(times) => {
+                self.tried(times).await;
+                Ok(())
+            }
+            Move::Probe(probe) => self.probe(probe).await,
+        };
+        if action.is_some() {
+            self.state = after;
+        }
+        self.lines.push(trace::line(self.lines.len() + 1, &description, &self.state));
+        made?;
+        self.compare(action, &before).await
+    }
+
+    /// What the move is in the model.
+    fn action(&self, mv: Move) -> Option<Action> {
+        match mv {
+            Move::Act(action, _) => Some(action),
+            Move::TakeUp => self.take_up_action(),
+            Move::Look | Move::Pass(_) | Move::Tried(_) | Move::Probe(_) => None,
+        }
+    }
+
+    /// Whether a client may look its key up and find that the lease may be taken.
+    pub(super) fn may_look(&self) -> bool {
+        let open = self.state.database.row().is_some_and(|row| row.response.is_none() && !row.parked);
+        !self.is_looking && open && self.times().is_some_and(|times| self.come(times.free_at()) == Known::Yes)
+    }
+
+    /// What it is in the model if the client that was held up goes on now; a request, if the key lets it in.
+    pub(super) fn take_up_action(&self) -> Option<Action> {
+        let mut actions = Vec::new();
+        self.protocol.actions(&self.state, &mut actions);
+        actions.into_iter().find(|action| {
+            self.is_looking
+                && matches!(action, Action::Request { .. })
+                && self.come(self.possible_at(*action)) == Known::Yes
+        })
+    }
+
+    /// Whether the key turns it away.
+    pub(super) fn takes_up_in_vain(&self) -> bool {
+        self.is_looking && (self.holds(Probe::RepeatedUnderLease) || self.holds(Probe::RepeatedParked))
+    }
+
+    pub(super) async fn pass(&mut self, seconds: f64) {
+        self.stage.observer.execute("SELECT lockstep.pass($1)", &[&seconds]).await.unwrap();
+        self.now += seconds;
+    }
+
+    async fn tried(&mut self, times: u8) {
+        let sql = "UPDATE idempotency_keys SET completer_attempts = $1";
+        self.stage.observer.execute(sql, &[&i32::from(times)]).await.unwrap();
+        let sql = "UPDATE lockstep.commits SET key.completer_attempts = $1 WHERE (key).id IS NOT NULL";
+        self.stage.observer.execute(sql, &[&i32::from(times)]).await.unwrap();
+        self.state.database.change_versions(|row| row.completer_attempts = times);
+    }
+
+    /// Puts the state back that is left when the first `kept` of the unflushed commits have reached the disk.
+    pub(super) async fn crash(&mut self, kept: usize) {
+        self.versions.truncate(kept + 1);
+        let last = self.versions[kept];
+        let passed = self.now - last.at;
+        self.stage.observer.execute("SELECT lockstep.crash($1, $2)", &[&last.commit, &passed]).await.unwrap();
+        self.versions = vec![last];
+    }
+
+    /// The worker must end now, and have been told this.
+    pub(super) async fn ends(&mut self, worker: usize, expected: Told) -> Result<(), String> {
+        let expected = if self.for_client[worker] { expected } else { Told::Nothing };
+        match self.stage.seats[worker].next().await {
+            Next::Ends(told) if told == expected => Ok(()),
+            Next::Ends(told) => Err(format!("the worker was told {told:?}, and not {expected:?}")),
+            Next::Asks(knock) => Err(format!("the worker should end, and asks {}", knock.boundary)),
+            Next::Hangs => Err("the worker should end, and does not".to_owned()),
+        }
+    }
+
+    /// What the worker is told that tells its client; the bytes are always the same.
+    pub(super) async fn answers(&mut self, worker: usize, response: Response) -> Result<(), String> {
+        let body = self.answer.clone().unwrap_or_default();
+        self.ends(worker, Told::Final(response, body)).await
+    }
+}
+
+/// By how much a worker's clock can be ahead and its call still just fit into the lease.
+pub(super) fn just_fits() -> Duration {
+    LEASE - STRIPE_TIMEOUT - REAL_TIME
+}
