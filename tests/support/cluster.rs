@@ -1,6 +1,7 @@
 //! One private Postgres for the whole test run, made by the code under test; each test gets a database in it.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -28,6 +29,9 @@ static CLUSTER: LazyLock<Config> = LazyLock::new(|| {
 async fn start() -> EmbeddedPostgres {
     for n in 0.. {
         let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{n}"));
+        if !claim(&data_dir) {
+            continue;
+        }
         match EmbeddedPostgres::start(&data_dir).await {
             Ok(postgres) => {
                 let Some(used) = used(&postgres.config()).await else { return postgres };
@@ -40,6 +44,15 @@ async fn start() -> EmbeddedPostgres {
         }
     }
     unreachable!("some directory is free")
+}
+
+/// Whether the directory is this process's until it ends: another one must not start in it while it is made anew.
+fn claim(data_dir: &Path) -> bool {
+    let Ok(file) = File::create(data_dir.with_extension("claim")) else { return false };
+    let claimed = file.try_lock().is_ok();
+    // The lock lasts for as long as the file is open.
+    std::mem::forget(file);
+    claimed
 }
 
 /// A Postgres without clients stops at once.
