@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::gate::{Fate, Gate, HeldReply, Knock};
 use super::operation::{Means, Told};
 use super::times::STRIPE_TIMEOUT;
+use crate::support::world::pool_of;
 use crate::wire::{Bugs, Proxy};
 
 /// A worker that neither asks nor ends for so long hangs.
@@ -112,5 +113,5 @@ impl Seat {
 /// A pool of one connection past a proxy.
 pub(super) async fn connect(proxy: &Proxy, database: &tokio_postgres::Config) -> Database {
     let (config, _) = tls::parse(&proxy.postgres_url(database)).unwrap();
-    Database::connect(config, tls::none(), 1, PATIENCE).await.unwrap()
+    pool_of(&config, 1).await
 }
