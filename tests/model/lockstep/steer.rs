@@ -9,13 +9,14 @@ use stateright::Model;
 use super::moves::{GIVES_UP, Kind, Move, Probe, kind};
 use super::operation::Operation;
 use super::walk::Walk;
+use crate::database::RecoveryPoint;
 use crate::protocol::{Action, State};
 use crate::worker::{Clock, Step, Worker};
 
 /// How much a way is worth for what it leads to, compared with what it is itself.
-const FORESIGHT: f64 = 0.97;
+const FORESIGHT: f64 = 0.99;
 /// How much rather a way is taken that is worth more.
-const DETERMINATION: i32 = 4;
+const DETERMINATION: i32 = 8;
 /// How much a detail of an edge is worth, compared with its action.
 const DETAIL: f64 = 0.4;
 /// How much rather a walk takes an edge of the model than asks in vain, where both were done as often.
@@ -106,9 +107,9 @@ impl Pilot {
         let mut ways = self.actions(walk);
         let enough = match how_much_is_left(&walk.state) {
             Left::Attempts => 0.0,
-            Left::Zombies => 0.3,
+            Left::Zombies => 0.2,
             Left::Nothing if walk.is_looking => 0.0,
-            Left::Nothing => 0.9,
+            Left::Nothing => 0.8,
         };
         if ways.is_empty() || self.rng.random_bool(enough) {
             return None;
@@ -152,10 +153,10 @@ impl Pilot {
                 let best = best.entry(place).or_default();
                 *best = best.max(worth);
             }
-            let last_words = self.last_words(&walk.state, action, &after);
-            let weight = (worth + last_words).powi(DETERMINATION);
+            let promise = self.promise(&walk.state, action, &after);
+            let weight = (worth + promise).powi(DETERMINATION);
             // It concerns the worker that moved last, too.
-            let worker = if last_words > 0.0 { self.worker } else { worker };
+            let worker = if promise > 0.0 { self.worker } else { worker };
             let moves = self.moves(walk, action, wait);
             ways.push(Way { moves, worker, edge: Some(kind), besides: None, weight });
         }
@@ -176,19 +177,22 @@ impl Pilot {
         moves
     }
 
-    /// A worker gives up only if time passes while it is about to charge, which hardly ever happens by itself.
-    fn last_words(&self, before: &State, action: Action, after: &State) -> f64 {
+    /// What an event is worth for what it leads workers to: to give up, if they are about to charge, and the next one to look
+    /// the charge up.
+    fn promise(&self, before: &State, action: Action, after: &State) -> f64 {
         let charging = |state: &State, clock: fn(Clock) -> bool| {
             let mut attempts = state.workers.iter().filter_map(Worker::attempt);
             attempts.any(|attempt| attempt.step == Step::Charge && clock(attempt.clock))
         };
-        let leads_there = match action {
-            Action::StripeForgets => charging(after, |clock| clock == Clock::RanOut),
-            Action::RetentionPasses => before.stripe.remembers() && charging(before, |_| true),
-            _ => false,
-        };
         let gives_up = || FORESIGHT * rarity(self.tally.actions.get(GIVES_UP));
-        if leads_there { gives_up() } else { 0.0 }
+        match action {
+            Action::StripeForgets if charging(after, |clock| clock == Clock::RanOut) => gives_up(),
+            Action::RetentionPasses if before.stripe.remembers() && charging(before, |_| true) => gives_up(),
+            Action::RetentionPasses if before.database.recovery_point() == Some(RecoveryPoint::RideCreated) => {
+                FORESIGHT * self.worth_of(Some(Step::LookUp))
+            }
+            _ => 0.0,
+        }
     }
 
     fn worth_of(&self, place: Option<Step>) -> f64 {
