@@ -48,6 +48,12 @@ pub trait Carrier: Clone + Send + Sync + 'static {
     /// The bugs that are planted in what crosses.
     fn bugs(&self) -> &Bugs;
 
+    /// Whether a backend of Postgres whose connection was broken on purpose serves the next one, which spares Postgres a
+    /// process. Nothing on the other side of the proxy can tell.
+    fn keeps_backends(&self) -> bool {
+        false
+    }
+
     /// Takes one message across. `None`: it breaks here, and both sides must be closed.
     fn carry(
         &self,
@@ -74,8 +80,8 @@ pub struct Proxy {
 impl Proxy {
     /// Between the process and this Postgres, which must trust its user.
     pub async fn postgres(carrier: &impl Carrier, upstream: &tokio_postgres::Config) -> Self {
-        let (carrier, upstream) = (carrier.clone(), upstream.clone());
-        Self::serve(move |client| postgres::relay(client, carrier.clone(), upstream.clone())).await
+        let (carrier, upstream, spares) = (carrier.clone(), upstream.clone(), postgres::Spares::default());
+        Self::serve(move |client| postgres::relay(client, carrier.clone(), upstream.clone(), spares.clone())).await
     }
 
     /// Between the process and this sandbox of Stripe.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, UnixStream};
@@ -13,8 +14,11 @@ use crate::support::cluster;
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
+/// Backends whose clients are gone, with what they said to the first one.
+pub(super) type Spares = Arc<Mutex<Vec<(Backend, Vec<u8>)>>>;
+
 /// One backend.
-struct Backend {
+pub(super) struct Backend {
     from: Messages<ReadHalf<Box<dyn Socket>>>,
     to: WriteHalf<Box<dyn Socket>>,
     /// Known once the backend has introduced itself.
@@ -27,12 +31,24 @@ pub(super) async fn relay(
     client: TcpStream,
     carrier: impl Carrier,
     server: tokio_postgres::Config,
+    spares: Spares,
 ) -> io::Result<()> {
     let (from, mut to) = client.into_split();
     let mut client = Messages::new(from);
-    let mut backend = Backend::connect(server).await?;
     let Some(startup) = client.next(untagged).await? else { return Ok(()) };
-    to.write_all(&backend.exchange(&startup).await?).await?;
+    let spare = spares.lock().expect("no panic while locked").pop();
+    let (mut backend, greeting) = match spare {
+        Some((mut backend, greeting)) => {
+            backend.exchange(b"Q\0\0\0\x10DISCARD ALL\0").await?;
+            (backend, greeting)
+        }
+        None => {
+            let mut backend = Backend::connect(server).await?;
+            let greeting = backend.exchange(&startup).await?;
+            (backend, greeting)
+        }
+    };
+    to.write_all(&greeting).await?;
 
     let mut statements = Statements::default();
     let mut flight = Vec::new();
@@ -55,7 +71,12 @@ pub(super) async fn relay(
                 let label = statements.label(&flight);
                 let boundary = Boundary { target: Target::Postgres, label: label.clone() };
                 let bytes = std::mem::take(&mut flight).concat();
-                let Some(reply) = carrier.carry(boundary, &bytes, &mut backend).await? else { return Ok(()) };
+                let Some(reply) = carrier.carry(boundary, &bytes, &mut backend).await? else {
+                    if carrier.keeps_backends() {
+                        spares.lock().expect("no panic while locked").push((backend, greeting));
+                    }
+                    return Ok(());
+                };
                 carrier.bugs().answered(&label, &reply);
                 to.write_all(&reply).await?;
             }

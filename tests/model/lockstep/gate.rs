@@ -84,6 +84,10 @@ impl Carrier for Gate {
         &self.bugs
     }
 
+    fn keeps_backends(&self) -> bool {
+        true
+    }
+
     async fn carry(
         &self,
         boundary: Boundary,

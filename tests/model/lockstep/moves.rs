@@ -150,7 +150,7 @@ pub(super) fn kind(before: &State, action: Action, after: &State) -> Kind {
             Worker::Idle | Worker::Attempting(_) => (String::new(), ""),
         },
         Action::WorkerEnds { worker } => {
-            (format!("ends before {}", step(before, worker).map_or("the answer", name)), "")
+            ("a worker ends".to_owned(), step(before, worker).map_or("the answer", name))
         }
         Action::DatabaseCrashes { kept: 0 } => ("crash".to_owned(), "all is lost that can be"),
         Action::DatabaseCrashes { .. } => ("crash".to_owned(), "some is lost"),

@@ -24,6 +24,10 @@ use crate::wire::{Bug, Bugs, Proxy};
 const VACUUM_EVERY: usize = 50;
 const VACUUM: &str = "VACUUM idempotency_keys, rides, audit_records, staged_jobs, lockstep.commits";
 
+/// No trigger and no crash knows of what the walk itself does.
+const UNSEEN: &str = "SET session_replication_role = replica; SET synchronous_commit = off;
+                      SET plan_cache_mode = force_generic_plan";
+
 pub(super) struct Stage<O> {
     pub(super) operation: O,
     pub(super) seats: Vec<Seat>,
@@ -96,10 +100,7 @@ impl<O> Stage<O> {
         schema::ensure(&seat::connect(&proxy, &database).await).await.unwrap();
         let observer = cluster::connect(&database).await;
         observer.batch_execute(include_str!("setup.sql")).await.unwrap();
-        observer
-            .batch_execute("SET session_replication_role = replica; SET synchronous_commit = off")
-            .await
-            .unwrap();
+        observer.batch_execute(UNSEEN).await.unwrap();
         let observe = observer.prepare(include_str!("observe.sql")).await.unwrap();
         let stranger = cluster::connect(&database).await;
 

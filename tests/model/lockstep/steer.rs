@@ -18,7 +18,7 @@ const FORESIGHT: f64 = 0.99;
 /// How much rather a way is taken that is worth more.
 const DETERMINATION: i32 = 8;
 /// How much a detail of an edge is worth, compared with its action.
-const DETAIL: f64 = 0.4;
+const DETAIL: f64 = 0.05;
 /// How much rather a walk takes an edge of the model than asks in vain, where both were done as often.
 const IN_VAIN: f64 = 0.3;
 /// How often a walk goes on with the worker that it has just been with: to the end of an attempt it is a long way.
@@ -189,7 +189,7 @@ impl Pilot {
             Action::StripeForgets if charging(after, |clock| clock == Clock::RanOut) => gives_up(),
             Action::RetentionPasses if before.stripe.remembers() && charging(before, |_| true) => gives_up(),
             Action::RetentionPasses if before.database.recovery_point() == Some(RecoveryPoint::RideCreated) => {
-                FORESIGHT * self.worth_of(Some(Step::LookUp))
+                self.worth_of(Some(Step::LookUp)) / 2.0
             }
             _ => 0.0,
         }
