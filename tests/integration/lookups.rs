@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rocket_rides_atomic::clock::Clock;
 use rocket_rides_atomic::database::Database;
 use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
 use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
@@ -11,7 +12,6 @@ use rocket_rides_atomic::invariants::Traffic;
 use rocket_rides_atomic::rides::{Booking, RideError, RideParams, Rides};
 use rocket_rides_atomic::stripe::{ChargeOutcome, ChargeRequest};
 use rocket_rides_atomic::users::{self, User};
-use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::support::client::{Answer, GOOD_USER, Post, new_key};
@@ -327,9 +327,10 @@ async fn however_a_lease_was_got_a_call_is_made_only_if_it_fits_into_it() {
 async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
     let world = World::start().await;
     let asked = Asked::new(&world).await;
-    let stripe = world.stripe();
+    let clock = Clock::default();
     // A charge of which it was not learned whether it was made. None was.
-    let rides = Rides::new(asked.database.clone(), stripe.clone(), HOUR, Default::default());
+    let rides = Rides::new(asked.database.clone(), world.stripe(), HOUR, Default::default());
+    let rides = rides.with_clock(clock.clone());
     world.script(&["reset"]).await;
     let lease = asked.lease(&world, Way::New, HOUR).await;
     let driven = rides.drive(&asked.booking(lease)).await;
@@ -338,13 +339,10 @@ async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
 
     // When the look-up begins there is time for the call, and when it ends there is not.
     world.script_lists(&["hold"]).await;
-    let mut lease = asked.lease(&world, Way::New, HOUR).await;
-    let too_late = Instant::now() + Duration::from_secs(1);
-    lease.runs_out = (too_late + stripe.timeout()).into_std();
-    let booking = asked.booking(lease);
+    let booking = asked.booking(asked.lease(&world, Way::New, HOUR).await);
     let (driven, ()) = tokio::join!(rides.drive(&booking), async {
         world.until_held().await;
-        sleep_until(too_late).await;
+        clock.advance(HOUR);
         world.release_held().await;
     });
     assert!(matches!(driven.result, Err(RideError::LeaseLost)), "{driven:?}");
