@@ -10,6 +10,7 @@ mod stripe;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -81,7 +82,8 @@ impl Proxy {
     /// Between the process and this Postgres, which must trust its user.
     pub async fn postgres(carrier: &impl Carrier, upstream: &tokio_postgres::Config) -> Self {
         let (carrier, upstream, spares) = (carrier.clone(), upstream.clone(), postgres::Spares::default());
-        Self::serve(move |client| postgres::relay(client, carrier.clone(), upstream.clone(), spares.clone())).await
+        Self::serve(move |client| postgres::relay(client, carrier.clone(), upstream.clone(), Arc::clone(&spares)))
+            .await
     }
 
     /// Between the process and this sandbox of Stripe.
