@@ -35,8 +35,11 @@ const NEW: &str = "WHERE id = 1";
 const HAS_RIDE: &str = "WHERE id = 2";
 const FINISHED: &str = "WHERE id = 3";
 
-/// A constraint or trigger, the table, and changes that it refuses: a `SET` and which row, or a statement of another kind.
-const REFUSED: &[(&str, &str, &[(&str, &str)])] = &[
+/// What is set and in which row, or a whole statement of another kind.
+type Change = (&'static str, &'static str);
+
+/// A constraint or trigger, its table, and changes that it refuses.
+const REFUSED: &[(&str, &str, &[Change])] = &[
     ("rocket_rides_schema_singleton_check", "rocket_rides_schema", &[("singleton = false", "")]),
     ("rocket_rides_schema_pkey", "rocket_rides_schema", &[("INSERT INTO rocket_rides_schema (version) VALUES (1)", "")]),
     ("users_pkey", "users", &[("INSERT INTO users OVERRIDING SYSTEM VALUE VALUES (1, 'a@b', 'cus_a')", "")]),
