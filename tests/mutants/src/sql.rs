@@ -1,0 +1,112 @@
+//! Mutants of the program's SQL.
+//!
+//! The tests' program talks to Postgres through a tap (`tests/support/tap.rs`) that knows which test has which statement
+//! sent, and can send a mutant in a statement's place. So nothing is built for a mutant, and only the tests that touch
+//! its statement are run.
+
+mod accepted;
+mod clauses;
+mod record;
+mod report;
+mod source;
+mod statements;
+mod syntax;
+mod trial;
+mod viable;
+
+use std::path::Path;
+
+use accepted::Accepted;
+use report::Report;
+use statements::{Mutant, Statement};
+use trial::Trial;
+
+use crate::suite::{self, Failure};
+
+/// Where everything is kept that a run leaves.
+pub const DIR: &str = "target/mutants";
+
+/// What to try, and how.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Only mutants whose file, statement or clause contains this
+    #[arg(long)]
+    statement: Option<String>,
+    /// Only statements in files that differ from this git revision
+    #[arg(long, value_name = "REVISION")]
+    changed: Option<String>,
+    /// Lists the mutants and runs none
+    #[arg(long)]
+    list: bool,
+    /// Mutants under way at once
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Only each Nth mutant, from the Kth
+    #[arg(long, value_name = "K/N", value_parser = shard)]
+    shard: Option<(usize, usize)>,
+}
+
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    numbers.filter(|(k, n)| (1..=*n).contains(k)).ok_or_else(|| "a shard is K/N, with K from 1 to N".to_owned())
+}
+
+/// Runs the mutants; `false` if one survived that is not accepted.
+pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
+    std::fs::create_dir_all(root.join(DIR))?;
+    let accepted = Accepted::read(root)?;
+    eprintln!("building the tests");
+    let binaries = suite::build(root, &root.join("target"), None).await?;
+    suite::make_cluster(root).await?;
+    let record = record::record(root, &binaries, options.jobs).await?;
+    let found = statements::find(root, &record)?;
+    let mut mutants = statements::mutants(&found.statements);
+    accepted.must_match(&found.statements, &mutants)?;
+    if let Some(pattern) = &options.statement {
+        mutants.retain(|mutant| found.statements[mutant.statement].title(&mutant.change).contains(pattern));
+    }
+    if let Some(revision) = &options.changed {
+        let changed = changed_files(root, revision).await?;
+        mutants.retain(|mutant| found.statements[mutant.statement].files.iter().any(|file| changed.contains(file)));
+    }
+    if let Some((k, n)) = options.shard {
+        let mut number = 0;
+        mutants.retain(|_| {
+            number += 1;
+            number % n == k % n
+        });
+    }
+    if options.list {
+        list(&found.statements, &mutants);
+        return Ok(true);
+    }
+    let unviable = viable::refused(root, &found.statements, &mutants).await?;
+    let trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs);
+    trial.identity(&mutants).await?;
+    let outcomes = trial.run(&mutants, unviable).await?;
+    let everything = options.statement.is_none() && options.changed.is_none() && options.shard.is_none();
+    let report = Report::new(&found, &mutants, &outcomes, &accepted, everything);
+    report.write(&root.join(DIR).join("sql.json"))?;
+    report.print();
+    Ok(report.is_clean())
+}
+
+#[expect(clippy::print_stdout, reason = "the list is what was asked for")]
+fn list(statements: &[Statement], mutants: &[Mutant]) {
+    for mutant in mutants {
+        println!("{}", statements[mutant.statement].title(&mutant.change));
+    }
+    println!("{} mutants of {} statements", mutants.len(), statements.len());
+}
+
+async fn changed_files(root: &Path, revision: &str) -> Result<Vec<String>, Failure> {
+    let diff = tokio::process::Command::new("git")
+        .args(["diff", "--name-only", revision, "--"])
+        .current_dir(root)
+        .output()
+        .await?;
+    if !diff.status.success() {
+        return Err(String::from_utf8_lossy(&diff.stderr).into_owned().into());
+    }
+    Ok(String::from_utf8(diff.stdout)?.lines().map(str::to_owned).collect())
+}

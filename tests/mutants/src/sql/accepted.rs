@@ -1,0 +1,95 @@
+//! Survivors that are known, each with the reason why no test can or need notice it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::statements::{Mutant, Statement};
+use crate::suite::Failure;
+
+/// Where they are listed.
+const FILE: &str = "tests/mutants/accepted.toml";
+
+/// The list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accepted {
+    #[serde(default)]
+    accepted: Vec<Entry>,
+}
+
+/// One clause, or all those that a pattern fits: `*` stands for any text.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Where the statement stands.
+    pub file: String,
+    /// What it is called there.
+    pub statement: String,
+    /// As a run prints it.
+    pub clause: String,
+    /// Why this may survive.
+    pub reason: String,
+}
+
+impl Accepted {
+    /// Reads the list of the project in `root`.
+    pub fn read(root: &Path) -> Result<Self, Failure> {
+        let accepted: Self = toml::from_str(&std::fs::read_to_string(root.join(FILE))?)?;
+        match accepted.accepted.iter().find(|entry| entry.reason.trim().is_empty()) {
+            Some(entry) => Err(format!("{FILE}: no reason for {:?}", entry.clause).into()),
+            None => Ok(accepted),
+        }
+    }
+
+    /// An entry that fits nothing is about a statement that has changed since.
+    pub fn must_match(&self, statements: &[Statement], mutants: &[Mutant]) -> Result<(), Failure> {
+        for entry in &self.accepted {
+            if !mutants.iter().any(|mutant| entry.fits(&statements[mutant.statement], mutant)) {
+                let Entry { file, statement, clause, .. } = entry;
+                return Err(format!("{FILE}: there is no {file} {statement}: {clause}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The first entry that fits, by its place.
+    pub fn place(&self, statement: &Statement, mutant: &Mutant) -> Option<usize> {
+        self.accepted.iter().position(|entry| entry.fits(statement, mutant))
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> &[Entry] {
+        &self.accepted
+    }
+}
+
+impl Entry {
+    fn fits(&self, statement: &Statement, mutant: &Mutant) -> bool {
+        fits(&self.file, &statement.file)
+            && fits(&self.statement, &statement.name)
+            && fits(&self.clause, &mutant.change.clause())
+    }
+}
+
+/// Whether a text is what a pattern says, where `*` stands for any text. SQL has stars of its own, which then stand for
+/// themselves as well.
+fn fits(pattern: &str, text: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
+    let Some(rest) = text.strip_prefix(before) else { return false };
+    (0..=rest.len()).filter(|at| rest.is_char_boundary(*at)).any(|at| fits(after, &rest[at..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_star_stands_for_any_text_and_nothing_else_does() {
+        assert!(fits("*: drop MATERIALIZED", "due: drop MATERIALIZED"));
+        assert!(fits("drop count(*)", "drop count(*)"));
+        assert!(fits("*", ""));
+        assert!(!fits("drop LIMIT $1", "due: drop LIMIT $1"));
+        assert!(!fits("*: drop LIMIT", "due: drop LIMIT $1"));
+    }
+}

@@ -1,0 +1,115 @@
+//! Where the program's statements stand: files of SQL, and strings in Rust.
+
+use std::path::{Path, PathBuf};
+
+use proc_macro2::{TokenStream, TokenTree};
+
+use crate::suite::Failure;
+
+/// A file of SQL, or a string that is a statement or a part of one.
+#[derive(Debug, Clone)]
+pub struct Fragment {
+    /// From the project's root.
+    pub file: String,
+    /// The file's name without its ending, or the constant or function that the string stands in.
+    pub name: String,
+    /// What stands between its placeholders, its white space made single spaces.
+    parts: Vec<String>,
+}
+
+/// All fragments below this directory of the project, and the schema.
+pub fn fragments(root: &Path, dirs: &[&str]) -> Result<Vec<Fragment>, Failure> {
+    let mut fragments = Vec::new();
+    let mut paths: Vec<PathBuf> = dirs.iter().map(|dir| root.join(dir)).collect();
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                paths.push(entry?.path());
+            }
+            continue;
+        }
+        let file = path.strip_prefix(root)?.display().to_string();
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("sql") => {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                fragments.push(Fragment {
+                    file,
+                    name,
+                    parts: vec![single_spaced(&std::fs::read_to_string(&path)?)],
+                });
+            }
+            Some("rs") => {
+                let tokens: TokenStream =
+                    std::fs::read_to_string(&path)?.parse().map_err(|error| format!("{file}: {error}"))?;
+                strings(tokens, &file, &mut String::new(), &mut fragments);
+            }
+            _ => {}
+        }
+    }
+    Ok(fragments)
+}
+
+/// Runs of white space as one space.
+pub fn single_spaced(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn strings(tokens: TokenStream, file: &str, name: &mut String, fragments: &mut Vec<Fragment>) {
+    let mut names_next = false;
+    for token in tokens {
+        match token {
+            TokenTree::Ident(word) => {
+                if std::mem::take(&mut names_next) {
+                    *name = word.to_string();
+                }
+                names_next = ["const", "static", "fn"].contains(&word.to_string().as_str());
+            }
+            TokenTree::Group(group) => strings(group.stream(), file, name, fragments),
+            TokenTree::Literal(literal) => {
+                if let Ok(string) = syn::parse_str::<syn::LitStr>(&literal.to_string()) {
+                    let parts = parts(&string.value());
+                    if looks_like_sql(&parts) {
+                        fragments.push(Fragment { file: file.to_owned(), name: name.clone(), parts });
+                    }
+                }
+            }
+            TokenTree::Punct(_) => {}
+        }
+    }
+}
+
+/// Cuts a string at its `{placeholders}`.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some((part, after)) = rest.split_once('{') {
+        parts.push(single_spaced(part));
+        rest = after.split_once('}').map_or("", |(_, rest)| rest);
+    }
+    parts.push(single_spaced(rest));
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+fn looks_like_sql(parts: &[String]) -> bool {
+    let words = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH ", "SET ", "WHERE ", "AND "];
+    parts.iter().map(String::len).sum::<usize>() >= 16
+        && parts.iter().any(|part| words.iter().any(|word| part.contains(word)))
+}
+
+impl Fragment {
+    /// How much of this single-spaced statement is this fragment's; `None` if it is not in it.
+    pub fn share_of(&self, statement: &str) -> Option<usize> {
+        let mut rest = statement;
+        for part in &self.parts {
+            rest = &rest[rest.find(part.as_str())? + part.len()..];
+        }
+        Some(self.parts.iter().map(String::len).sum())
+    }
+
+    /// Whether it is a statement by itself.
+    pub fn is_whole(&self) -> bool {
+        let beginnings = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "];
+        self.parts.len() == 1 && beginnings.iter().any(|beginning| self.parts[0].starts_with(beginning))
+    }
+}

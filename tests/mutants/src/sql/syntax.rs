@@ -1,0 +1,63 @@
+//! Statements as trees, and trees as statements.
+
+use sqlparser::ast::{Statement, Value};
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::keywords::Keyword;
+use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::{Token, Tokenizer, Word};
+
+/// One or more statements that are sent together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Script {
+    /// In their order.
+    pub statements: Vec<Statement>,
+    /// What the parser does not read, and what stands in its place until the script is printed.
+    stand_ins: Vec<(String, String)>,
+}
+
+impl Script {
+    /// Reads the text of a script.
+    pub fn parse(text: &str) -> Result<Self, ParserError> {
+        let mut tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize()?;
+        let stand_ins = replace_trigger_arguments(&mut tokens);
+        let statements = Parser::new(&PostgreSqlDialect {}).with_tokens(tokens).parse_statements()?;
+        Ok(Self { statements, stand_ins })
+    }
+
+    /// The script as Postgres is to have it.
+    pub fn print(&self) -> String {
+        let texts: Vec<String> = self.statements.iter().map(ToString::to_string).collect();
+        let text = texts.join(";\n");
+        self.stand_ins.iter().fold(text, |text, (name, argument)| text.replace(name.as_str(), argument))
+    }
+}
+
+/// The parser takes the arguments of a trigger's function for types, so strings among them become names, and are put
+/// back when the script is printed.
+fn replace_trigger_arguments(tokens: &mut [Token]) -> Vec<(String, String)> {
+    let mut stand_ins = Vec::new();
+    let words: Vec<usize> = (0..tokens.len()).filter(|&at| !matches!(tokens[at], Token::Whitespace(_))).collect();
+    for window in words.windows(5) {
+        let is = |at: usize, keyword| matches!(&tokens[window[at]], Token::Word(word) if word.keyword == keyword);
+        if !is(0, Keyword::EXECUTE) || !is(1, Keyword::FUNCTION) || tokens[window[3]] != Token::LParen {
+            continue;
+        }
+        if let Token::SingleQuotedString(text) = &tokens[window[4]] {
+            let name = format!("argument_{}_of_a_trigger", stand_ins.len());
+            stand_ins.push((name.clone(), Value::SingleQuotedString(text.clone()).to_string()));
+            let word = Word { value: name, quote_style: None, keyword: Keyword::NoKeyword };
+            tokens[window[4]] = Token::Word(word);
+        }
+    }
+    stand_ins
+}
+
+/// The words of a statement, for comparing two of them.
+pub fn words(text: &str) -> Vec<String> {
+    let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize().unwrap_or_default();
+    tokens
+        .into_iter()
+        .filter(|token| !matches!(token, Token::Whitespace(_)))
+        .map(|token| token.to_string())
+        .collect()
+}

@@ -1,0 +1,372 @@
+//! Running mutants against the tests that touch their statements.
+//!
+//! A mutant meets the quickest of its tests alone first; most are caught there. What is left meets the rest in groups: if
+//! all tests are green with a dozen mutants at once, each of them has survived. If one is red, it is run against each
+//! mutant of the group by itself to see whose it is, and the group goes on without those.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+
+use super::record::Record;
+use super::statements::{Mutant, Statement};
+use super::{DIR, clauses};
+use crate::suite::{self, Binary, Failure, Run, Test};
+
+/// Tests that run at once in a process: most of them wait most of the time.
+const THREADS: usize = 3;
+/// Seconds of tests, one after the other, that a mutant meets alone: in a first process, and in a second.
+const ALONE: [f64; 2] = [4.0, 12.0];
+/// Mutants in a group.
+const GROUP: usize = 12;
+/// What the slowest failure takes: a condition that is waited for and does not come true, twice.
+const SLOWEST_FAILURE: Duration = Duration::from_secs(75);
+/// How much longer than by itself a test may take beside others.
+const SLOWED_DOWN: f64 = 4.0;
+
+/// What became of a mutant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum Outcome {
+    /// A test failed.
+    Caught {
+        /// The first that did.
+        by: String,
+    },
+    /// A test did not end.
+    Timeout {
+        /// One that did not.
+        by: String,
+    },
+    /// Postgres does not understand it.
+    Unviable {
+        /// What it says.
+        why: String,
+    },
+    /// All tests were green.
+    Survived,
+}
+
+/// All that a run of mutants needs to know.
+pub struct Trial<'a> {
+    root: &'a Path,
+    binaries: &'a [Binary],
+    statements: &'a [Statement],
+    /// In seconds, by itself.
+    durations: HashMap<Test, f64>,
+    jobs: usize,
+    /// How many mutants of a statement each test has caught, for those that come after.
+    caught: Mutex<HashMap<(usize, &'a Test), usize>>,
+    began: Instant,
+    files: AtomicUsize,
+}
+
+/// How tests ended.
+#[derive(Clone, Copy)]
+enum Ended<'a> {
+    Green,
+    Red(&'a Test),
+    Hung(&'a Test),
+}
+
+struct Tested<'a> {
+    passed: Vec<&'a Test>,
+    ended: Ended<'a>,
+}
+
+/// A mutant that has not been caught yet.
+struct Left<'a> {
+    /// Its place.
+    mutant: usize,
+    passed: HashSet<&'a Test>,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Caught { by } => write!(f, "caught by {by}"),
+            Self::Timeout { by } => write!(f, "hung in {by}"),
+            Self::Unviable { why } => write!(f, "not understood: {why}"),
+            Self::Survived => f.write_str("SURVIVED"),
+        }
+    }
+}
+
+impl<'a> Trial<'a> {
+    /// Prepares; nothing runs yet.
+    pub fn new(
+        root: &'a Path,
+        binaries: &'a [Binary],
+        record: &Record,
+        statements: &'a [Statement],
+        jobs: usize,
+    ) -> Self {
+        Self {
+            root,
+            binaries,
+            statements,
+            durations: record.tests.iter().cloned().collect(),
+            jobs,
+            caught: Mutex::default(),
+            began: Instant::now(),
+            files: AtomicUsize::new(0),
+        }
+    }
+
+    /// Tries the instrument itself: statements that were read and printed again, and nothing else, must survive.
+    pub async fn identity(&self, mutants: &[Mutant]) -> Result<(), Failure> {
+        let concerned: BTreeSet<usize> = mutants.iter().map(|mutant| mutant.statement).collect();
+        let print = |at: &usize| (self.statements[*at].text.clone(), self.statements[*at].script.print());
+        let replaced: HashMap<String, String> = concerned.iter().map(print).collect();
+        let tests: BTreeSet<&Test> = concerned.iter().flat_map(|at| &self.statements[*at].tests).collect();
+        self.log(&format!("{} statements, only read and printed again, in {} tests", replaced.len(), tests.len()));
+        let parts = (0..self.jobs).map(|job| tests.iter().skip(job).step_by(self.jobs).copied().collect());
+        let reds: Vec<_> = stream::iter(parts)
+            .map(|part| self.reds(&replaced, part))
+            .buffer_unordered(self.jobs)
+            .try_collect()
+            .await?;
+        for test in reds.concat() {
+            // Once more by itself: the machine may have been busy.
+            let Ended::Green = self.tests(&replaced, &[test], 1).await?.ended else {
+                return Err(format!("{test} is red when statements are only read and printed again").into());
+            };
+            self.log(&format!("{test} was red, and is green by itself"));
+        }
+        Ok(())
+    }
+
+    async fn reds(
+        &self,
+        replaced: &HashMap<String, String>,
+        mut tests: Vec<&'a Test>,
+    ) -> Result<Vec<&'a Test>, Failure> {
+        let mut reds = Vec::new();
+        loop {
+            let ran = self.tests(replaced, &tests, THREADS).await?;
+            let (Ended::Red(test) | Ended::Hung(test)) = ran.ended else { return Ok(reds) };
+            reds.push(test);
+            tests.retain(|other| *other != test && !ran.passed.contains(other));
+        }
+    }
+
+    /// What became of each of these mutants. Those that are refused are not run.
+    pub async fn run(&self, mutants: &[Mutant], refused: HashMap<usize, String>) -> Result<Vec<Outcome>, Failure> {
+        self.log(&format!("{} mutants, {} of them not understood by Postgres", mutants.len(), refused.len()));
+        let mut outcomes: HashMap<usize, Outcome> =
+            refused.into_iter().map(|(at, why)| (at, Outcome::Unviable { why })).collect();
+        let viable: Vec<usize> = (0..mutants.len()).filter(|at| !outcomes.contains_key(at)).collect();
+        let total = viable.len();
+        let alone: Vec<_> = stream::iter(viable.into_iter().enumerate())
+            .map(async |(number, at)| {
+                let tried = self.alone(&mutants[at]).await?;
+                let verdict = tried.as_ref().map_or_else(|_| "not caught yet".to_owned(), ToString::to_string);
+                self.tell(&mutants[at], &format!("{verdict} [{}/{total}]", number + 1));
+                Ok::<_, Failure>((at, tried))
+            })
+            .buffer_unordered(self.jobs)
+            .try_collect()
+            .await?;
+        let mut left = Vec::new();
+        for (at, tried) in alone {
+            match tried {
+                Ok(outcome) => drop(outcomes.insert(at, outcome)),
+                Err(passed) => left.push(Left { mutant: at, passed }),
+            }
+        }
+        self.log(&format!("{} mutants meet their other tests in groups", left.len()));
+        let grouped: Vec<_> = stream::iter(self.groups(mutants, left))
+            .map(|group| self.group(mutants, group))
+            .buffer_unordered(self.jobs)
+            .try_collect()
+            .await?;
+        outcomes.extend(grouped.into_iter().flatten());
+        Ok((0..mutants.len()).map(|at| outcomes.remove(&at).unwrap_or(Outcome::Survived)).collect())
+    }
+
+    fn tell(&self, mutant: &Mutant, verdict: &str) {
+        self.log(&format!("{}: {verdict}", self.statements[mutant.statement].title(&mutant.change)));
+    }
+
+    fn log(&self, line: &str) {
+        eprintln!("[{:>5} s] {line}", self.began.elapsed().as_secs());
+    }
+
+    /// A mutant and the quickest of its tests. Without an outcome it has passed these.
+    async fn alone(&self, mutant: &Mutant) -> Result<Result<Outcome, HashSet<&'a Test>>, Failure> {
+        let replaced = self.replaced(&[mutant]);
+        let mut passed = HashSet::new();
+        for tests in self.quickest(mutant.statement) {
+            let test = match self.tests(&replaced, &tests, THREADS).await?.ended {
+                Ended::Green => {
+                    passed.extend(tests);
+                    continue;
+                }
+                Ended::Red(test) => test,
+                Ended::Hung(test) => return Ok(Ok(Outcome::Timeout { by: test.to_string() })),
+            };
+            *self.caught.lock().expect("no panic while locked").entry((mutant.statement, test)).or_default() += 1;
+            return Ok(Ok(Outcome::Caught { by: test.to_string() }));
+        }
+        Ok(Err(passed))
+    }
+
+    /// Tests of a statement, a list for each process: those that have caught mutants of it before, then the quickest.
+    fn quickest(&self, statement: usize) -> Vec<Vec<&'a Test>> {
+        let caught = self.caught.lock().expect("no panic while locked");
+        let rank = |test: &'a Test| {
+            let caught = caught.get(&(statement, test)).copied().unwrap_or_default();
+            (Reverse(caught), self.durations[test], test)
+        };
+        let mut tests: Vec<_> = self.statements[statement].tests.iter().map(rank).collect();
+        tests.sort_by(|one, two| one.0.cmp(&two.0).then(one.1.total_cmp(&two.1)));
+        let mut tests = tests.into_iter().peekable();
+        ALONE
+            .iter()
+            .map(|seconds| {
+                let (mut chunk, mut spent) = (Vec::new(), 0.0);
+                while let Some((_, duration, test)) =
+                    tests.next_if(|(_, duration, _)| chunk.is_empty() || spent + duration <= *seconds)
+                {
+                    chunk.push(test);
+                    spent += duration;
+                }
+                chunk
+            })
+            .filter(|chunk| !chunk.is_empty())
+            .collect()
+    }
+
+    /// At most one mutant of each scope, so that they do not touch each other.
+    fn groups(&self, mutants: &[Mutant], left: Vec<Left<'a>>) -> Vec<Vec<Left<'a>>> {
+        let mut groups: Vec<Vec<Left<'a>>> = Vec::new();
+        for one in left {
+            let scope = |left: &Left<'_>| (mutants[left.mutant].statement, &mutants[left.mutant].change.scope);
+            let fits = |group: &&mut Vec<Left<'a>>| {
+                group.len() < GROUP && group.iter().all(|other| scope(other) != scope(&one))
+            };
+            match groups.iter_mut().find(fits) {
+                Some(group) => group.push(one),
+                None => groups.push(vec![one]),
+            }
+        }
+        groups
+    }
+
+    async fn group(&self, mutants: &[Mutant], mut group: Vec<Left<'a>>) -> Result<Vec<(usize, Outcome)>, Failure> {
+        let mut outcomes = Vec::new();
+        loop {
+            let members: Vec<&Mutant> = group.iter().map(|left| &mutants[left.mutant]).collect();
+            let to_meet = |left: &Left<'a>| {
+                let tests = self.statements[mutants[left.mutant].statement].tests.iter();
+                tests.filter(|test| !left.passed.contains(test)).collect::<Vec<_>>()
+            };
+            let tests: BTreeSet<&Test> = group.iter().flat_map(to_meet).collect();
+            if tests.is_empty() {
+                break;
+            }
+            let tests: Vec<&Test> = tests.into_iter().collect();
+            let ran = self.tests(&self.replaced(&members), &tests, THREADS).await?;
+            for left in &mut group {
+                left.passed.extend(&ran.passed);
+            }
+            let (Ended::Red(test) | Ended::Hung(test)) = ran.ended else { break };
+            let mut others = Vec::new();
+            for mut left in group {
+                let mutant = &mutants[left.mutant];
+                match self.whose(mutant, test).await? {
+                    Some(outcome) => {
+                        self.tell(mutant, &format!("{outcome}"));
+                        outcomes.push((left.mutant, outcome));
+                    }
+                    None => {
+                        left.passed.insert(test);
+                        others.push(left);
+                    }
+                }
+            }
+            group = others;
+        }
+        for left in group {
+            self.tell(&mutants[left.mutant], "SURVIVED");
+            outcomes.push((left.mutant, Outcome::Survived));
+        }
+        Ok(outcomes)
+    }
+
+    /// Whether this test, which was red with a group, is red with this mutant by itself.
+    async fn whose(&self, mutant: &Mutant, test: &'a Test) -> Result<Option<Outcome>, Failure> {
+        if !self.statements[mutant.statement].tests.contains(test) {
+            return Ok(None);
+        }
+        Ok(match self.tests(&self.replaced(&[mutant]), &[test], 1).await?.ended {
+            Ended::Green => None,
+            Ended::Red(test) => Some(Outcome::Caught { by: test.to_string() }),
+            Ended::Hung(test) => Some(Outcome::Timeout { by: test.to_string() }),
+        })
+    }
+
+    /// What is sent, and what in its place, with these mutants.
+    fn replaced(&self, mutants: &[&Mutant]) -> HashMap<String, String> {
+        let mut numbers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for mutant in mutants {
+            numbers.entry(mutant.statement).or_default().push(mutant.number);
+        }
+        let replace = |(at, numbers): (usize, Vec<usize>)| {
+            let statement = &self.statements[at];
+            (statement.text.clone(), clauses::apply(&statement.script, &numbers).print())
+        };
+        numbers.into_iter().map(replace).collect()
+    }
+
+    /// Runs these tests, a process for each binary one after the other, up to the first that is red.
+    async fn tests(
+        &self,
+        replaced: &HashMap<String, String>,
+        tests: &[&'a Test],
+        threads: usize,
+    ) -> Result<Tested<'a>, Failure> {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let file = self.root.join(DIR).join(format!("replace-{number}.json"));
+        std::fs::write(&file, serde_json::to_vec(replaced)?)?;
+        let mut tested = Tested { passed: Vec::new(), ended: Ended::Green };
+        for binary in self.binaries {
+            let of_binary: Vec<&'a Test> =
+                tests.iter().filter(|test| test.binary == binary.name).copied().collect();
+            if of_binary.is_empty() {
+                continue;
+            }
+            let seconds: f64 = of_binary.iter().map(|test| self.durations[*test]).sum();
+            let run = Run {
+                root: self.root,
+                home: self.root,
+                binary,
+                tests: of_binary.iter().map(|test| test.name.as_str()).collect(),
+                threads,
+                deadline: SLOWEST_FAILURE + Duration::from_secs_f64(seconds * SLOWED_DOWN),
+                environment: vec![("SQL_TAP_REPLACE", file.clone())],
+                to_the_end: false,
+            };
+            let ran = suite::run(&run).await?;
+            let named = |name: &String| of_binary.iter().find(|test| test.name == *name).copied();
+            tested.passed.extend(ran.passed.iter().filter_map(|(name, _)| named(name)));
+            if let Some(test) = ran.failed.first().and_then(named) {
+                tested.ended = Ended::Red(test);
+                break;
+            }
+            if let Some(test) = ran.unfinished.first().and_then(named) {
+                tested.ended = Ended::Hung(test);
+                break;
+            }
+        }
+        std::fs::remove_file(&file)?;
+        Ok(tested)
+    }
+}
