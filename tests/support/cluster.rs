@@ -10,25 +10,39 @@ use rocket_rides_atomic::database::embedded::{EmbeddedError, EmbeddedPostgres};
 use tokio_postgres::{Client, Config, NoTls};
 use uuid::Uuid;
 
-static CLUSTER: LazyLock<Config> = LazyLock::new(|| {
-    let (started, config) = mpsc::channel();
+use super::tap;
+
+/// A variable that names another directory for clusters than cargo's.
+const CLUSTERS: &str = "TEST_CLUSTERS";
+
+struct Cluster {
+    server: Config,
+    /// The way there that the program is given.
+    program: Config,
+}
+
+static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| {
+    let (started, cluster) = mpsc::channel();
     // The server ends with this process, and its keeper must not end with the first test's runtime.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
             let postgres = start().await;
-            started.send(postgres.config()).expect("somebody waits");
+            let server = postgres.config();
+            let program = tap::in_front_of(&server).await;
+            started.send(Cluster { server, program }).expect("somebody waits");
             std::future::pending::<()>().await;
         });
     });
-    config.recv().expect("Postgres starts")
+    cluster.recv().expect("Postgres starts")
 });
 
 /// Made anew by each run that finds databases of the one before, because that is ten times faster than to drop some hundred
 /// of them. A run that finds a directory in use, or made by another user, takes the next.
 async fn start() -> EmbeddedPostgres {
+    let dir = std::env::var_os(CLUSTERS).map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     for n in 0.. {
-        let data_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{n}"));
+        let data_dir = dir.join(format!("postgres-{n}"));
         if !claim(&data_dir) {
             continue;
         }
@@ -62,16 +76,17 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 async fn used(config: &Config) -> Option<PathBuf> {
     const SQL: &str =
         "SELECT current_setting('data_directory') FROM pg_database WHERE datname LIKE 'test_%' LIMIT 1";
-    let found = connect(config).await.query_opt(SQL, &[]).await.expect("list");
+    let found = open(config.clone()).await.query_opt(SQL, &[]).await.expect("list");
     found.map(|row| PathBuf::from(row.get::<_, String>(0)))
 }
 
-/// An empty database of one's own.
+/// An empty database of one's own, as the program gets at it.
 pub async fn database() -> Config {
-    let config = tokio::task::spawn_blocking(|| CLUSTER.clone()).await.expect("no panic");
+    let cluster = tokio::task::spawn_blocking(|| LazyLock::force(&CLUSTER)).await.expect("no panic");
     let name = format!("test_{}", Uuid::new_v4().simple());
-    connect(&config).await.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create");
-    let mut own = config;
+    tap::name_database(&name);
+    open(cluster.server.clone()).await.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create");
+    let mut own = cluster.program.clone();
     own.dbname(&name);
     own
 }
@@ -87,9 +102,12 @@ pub fn url(config: &Config) -> String {
     format!("host='{host}' port={} user={user} dbname={dbname}", config.get_ports()[0])
 }
 
-/// A connection beside the pool's.
+/// A connection beside the pool's, past the tap.
 pub async fn connect(config: &Config) -> Client {
-    let mut config = config.clone();
+    open(tap::past(config)).await
+}
+
+async fn open(mut config: Config) -> Client {
     config.connect_timeout(Duration::from_secs(5));
     let (client, connection) = config.connect(NoTls).await.expect("connect");
     tokio::spawn(connection);

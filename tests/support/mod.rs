@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod client;
 pub mod cluster;
+pub mod framing;
 pub mod keys;
 pub mod nats;
 pub mod process;
@@ -11,6 +12,7 @@ pub mod sandbox;
 pub mod server;
 pub mod smtp;
 pub mod sources;
+pub mod tap;
 pub mod tls;
 pub mod world;
 

@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
-use super::wire::{self, Messages, TERMINATE, tagged, untagged};
+use super::framing::{self, Messages, TERMINATE, tagged, untagged};
 use super::world::TempDir;
 
 /// A file to which a line of JSON is added for each statement of each test: `{"test": …, "sql": …}`.
@@ -108,14 +108,14 @@ pub fn past(config: &Config) -> Config {
 async fn relay(tap: &Tap, client: UnixStream, server: &Config) -> std::io::Result<()> {
     let (from, mut to_client) = client.into_split();
     let mut client = Messages::new(from);
-    let (mut from_server, mut to_server) = tokio::io::split(wire::dial(server).await?);
+    let (mut from_server, mut to_server) = tokio::io::split(framing::dial(server).await?);
     let Some(startup) = client.next(untagged).await? else { return Ok(()) };
     to_server.write_all(&startup).await?;
     let database = parameter(&startup, "database");
     let forward = async {
         while let Some(message) = client.next(tagged).await? {
             let last = message[0] == TERMINATE;
-            let message = wire::with_sql(message, |sql| tap.statement(database.as_deref(), sql));
+            let message = framing::with_sql(message, |sql| tap.statement(database.as_deref(), sql));
             to_server.write_all(&message).await?;
             if last {
                 break;

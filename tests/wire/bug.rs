@@ -52,9 +52,10 @@ impl Bugs {
         refused.clone().or_else(unseen)
     }
 
-    pub(super) fn sql(&self, sql: &str) -> String {
+    /// The statement with the bug in it; `None` if there is none for it.
+    pub(super) fn sql(&self, sql: &str) -> Option<String> {
         let mut planted = self.planted();
-        let Some(Planted { bug: Bug::Sql(parts), seen, .. }) = &mut *planted else { return sql.to_owned() };
+        let Some(Planted { bug: Bug::Sql(parts), seen, .. }) = &mut *planted else { return None };
         let mut rewritten = sql.split_whitespace().collect::<Vec<_>>().join(" ");
         let mut changed = false;
         for (part, (from, to)) in parts.iter().enumerate() {
@@ -64,7 +65,7 @@ impl Bugs {
                 changed = true;
             }
         }
-        if changed { rewritten } else { sql.to_owned() }
+        changed.then_some(rewritten)
     }
 
     pub(super) fn request(&self, request: Vec<u8>) -> Vec<u8> {

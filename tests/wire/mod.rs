@@ -12,7 +12,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -124,30 +123,5 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// Cuts a stream of bytes into messages.
-struct Messages<R> {
-    source: R,
-    buffer: Vec<u8>,
-}
-
-impl<R: AsyncRead + Unpin> Messages<R> {
-    fn new(source: R) -> Self {
-        Self { source, buffer: Vec::new() }
-    }
-
-    /// The next message, or `None` at the end of the stream. `length` says how long the message is that these bytes
-    /// begin, once they tell. Dropping the future loses nothing.
-    async fn next(&mut self, length: impl Fn(&[u8]) -> Option<usize>) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            if let Some(length) = length(&self.buffer).filter(|length| *length <= self.buffer.len()) {
-                return Ok(Some(self.buffer.drain(..length).collect()));
-            }
-            if self.source.read_buf(&mut self.buffer).await? == 0 {
-                return Ok(None);
-            }
-        }
     }
 }

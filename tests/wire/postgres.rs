@@ -1,26 +1,23 @@
-//! The frontend/backend protocol, as far as its framing goes: one untagged message first, then tagged ones.
+//! Postgres' side of a proxy: what crosses at once, and what it is called.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::Host;
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
 
-use super::{Boundary, Bugs, Carrier, Messages, Target, Upstream};
+use super::{Boundary, Carrier, Target, Upstream};
 use crate::support::cluster;
-
-trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+use crate::support::framing::{self, Messages, PARSE, QUERY, Socket, TERMINATE, tagged, text, untagged};
 
 /// Backends whose clients are gone, with what they said to the first one.
 pub(super) type Spares = Arc<Mutex<Vec<(Backend, Vec<u8>)>>>;
 
 /// One backend.
 pub(super) struct Backend {
-    from: Messages<ReadHalf<Box<dyn Socket>>>,
-    to: WriteHalf<Box<dyn Socket>>,
+    from: Messages<ReadHalf<Socket>>,
+    to: WriteHalf<Socket>,
     /// Known once the backend has introduced itself.
     pid: i32,
     server: tokio_postgres::Config,
@@ -65,7 +62,7 @@ pub(super) async fn relay(
         };
         let Some(message) = message else { return Ok(()) };
         let tag = message[0];
-        flight.push(carrier.bugs().rewritten(message));
+        flight.push(framing::with_sql(message, |sql| carrier.bugs().sql(sql)));
         match tag {
             QUERY | SYNC => {
                 let label = statements.label(&flight);
@@ -87,29 +84,13 @@ pub(super) async fn relay(
 }
 
 const BIND: u8 = b'B';
-const PARSE: u8 = b'P';
-const QUERY: u8 = b'Q';
 const SYNC: u8 = b'S';
-const TERMINATE: u8 = b'X';
 const BACKEND_KEY_DATA: u8 = b'K';
 const READY_FOR_QUERY: u8 = b'Z';
 
-fn untagged(bytes: &[u8]) -> Option<usize> {
-    bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize)
-}
-
-fn tagged(bytes: &[u8]) -> Option<usize> {
-    untagged(bytes.get(1..)?).map(|length| length + 1)
-}
-
 impl Backend {
     async fn connect(server: tokio_postgres::Config) -> io::Result<Self> {
-        let port = server.get_ports()[0];
-        let socket: Box<dyn Socket> = match &server.get_hosts()[0] {
-            Host::Tcp(host) => Box::new(TcpStream::connect((host.as_str(), port)).await?),
-            Host::Unix(dir) => Box::new(UnixStream::connect(dir.join(format!(".s.PGSQL.{port}"))).await?),
-        };
-        let (from, to) = tokio::io::split(socket);
+        let (from, to) = tokio::io::split(framing::dial(&server).await?);
         Ok(Self { from: Messages::new(from), to, pid: 0, server })
     }
 }
@@ -141,28 +122,6 @@ impl Upstream for Backend {
         }
         Ok(last_words)
     }
-}
-
-impl Bugs {
-    /// The same message, with the bug in its SQL if one is planted.
-    fn rewritten(&self, message: Vec<u8>) -> Vec<u8> {
-        let start = match message[0] {
-            QUERY => 5,
-            PARSE => 5 + text(&message[5..]).len() + 1,
-            _ => return message,
-        };
-        let sql = text(&message[start..]);
-        let mut payload = message[5..start].to_vec();
-        payload.extend_from_slice(self.sql(&sql).as_bytes());
-        payload.extend_from_slice(&message[start + sql.len()..]);
-        let length = u32::try_from(payload.len() + 4).expect("a short message").to_be_bytes();
-        [&[message[0]], length.as_slice(), payload.as_slice()].concat()
-    }
-}
-
-/// The text up to the next zero byte.
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.iter().copied().take_while(|byte| *byte != 0).collect()).expect("UTF-8")
 }
 
 /// What this connection has prepared, by the names it gave.

@@ -7,7 +7,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::{Boundary, Carrier, Messages, Target, Upstream};
+use super::{Boundary, Carrier, Target, Upstream};
+use crate::support::framing::Messages;
 
 /// A connection to the sandbox.
 struct Sandbox {
