@@ -14,7 +14,8 @@ mod syntax;
 mod trial;
 mod viable;
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use accepted::Accepted;
 use report::Report;
@@ -41,6 +42,9 @@ pub struct Options {
     /// Mutants under way at once
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Only tests that this file names, `BINARY NAME` a line: what do these catch by themselves?
+    #[arg(long, value_name = "FILE")]
+    tests: Option<PathBuf>,
     /// Only each Nth mutant, from the Kth
     #[arg(long, value_name = "K/N", value_parser = shard)]
     shard: Option<(usize, usize)>,
@@ -59,7 +63,14 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     let binaries = suite::build(root, &root.join("target"), None).await?;
     suite::make_cluster(root).await?;
     let record = record::record(root, &binaries, options.jobs).await?;
-    let found = statements::find(root, &record)?;
+    let mut found = statements::find(root, &record)?;
+    if let Some(file) = &options.tests {
+        let names = std::fs::read_to_string(file)?;
+        let names: HashSet<&str> = names.lines().collect();
+        for statement in &mut found.statements {
+            statement.tests.retain(|test| names.contains(test.to_string().as_str()));
+        }
+    }
     let mut mutants = statements::mutants(&found.statements);
     accepted.must_match(&found.statements, &mutants)?;
     if let Some(pattern) = &options.statement {
@@ -84,7 +95,10 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     let trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs);
     trial.identity(&mutants).await?;
     let outcomes = trial.run(&mutants, unviable).await?;
-    let everything = options.statement.is_none() && options.changed.is_none() && options.shard.is_none();
+    let everything = options.statement.is_none()
+        && options.changed.is_none()
+        && options.shard.is_none()
+        && options.tests.is_none();
     let report = Report::new(&found, &mutants, &outcomes, &accepted, everything);
     report.write(&root.join(DIR).join("sql.json"))?;
     report.print();

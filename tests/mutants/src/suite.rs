@@ -80,6 +80,7 @@ pub async fn build(root: &Path, target_dir: &Path, only: Option<&str>) -> Result
             binaries.push(Binary { name: name.to_owned(), path: path.into() });
         }
     }
+    binaries.sort_by(|one, two| one.name.cmp(&two.name));
     Ok(binaries)
 }
 

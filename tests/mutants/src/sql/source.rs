@@ -41,7 +41,7 @@ pub fn fragments(root: &Path, dirs: &[&str]) -> Result<Vec<Fragment>, Failure> {
             Some("rs") => {
                 let tokens: TokenStream =
                     std::fs::read_to_string(&path)?.parse().map_err(|error| format!("{file}: {error}"))?;
-                strings(tokens, &file, &mut String::new(), &mut fragments);
+                strings(tokens, &file, "", false, &mut fragments);
             }
             _ => {}
         }
@@ -54,17 +54,22 @@ pub fn single_spaced(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn strings(tokens: TokenStream, file: &str, name: &mut String, fragments: &mut Vec<Fragment>) {
-    let mut names_next = false;
+/// Strings are named after the constant or function that they stand in, and after the function if it is both.
+fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragments: &mut Vec<Fragment>) {
+    let (mut name, mut names_function, mut keyword) = (name.to_owned(), in_function, None);
     for token in tokens {
         match token {
-            TokenTree::Ident(word) => {
-                if std::mem::take(&mut names_next) {
-                    *name = word.to_string();
+            TokenTree::Ident(word) => match word.to_string() {
+                word if ["const", "static", "fn"].contains(&word.as_str()) => keyword = Some(word),
+                word => {
+                    if let Some(keyword) = keyword.take()
+                        && !in_function
+                    {
+                        (name, names_function) = (word, keyword == "fn");
+                    }
                 }
-                names_next = ["const", "static", "fn"].contains(&word.to_string().as_str());
-            }
-            TokenTree::Group(group) => strings(group.stream(), file, name, fragments),
+            },
+            TokenTree::Group(group) => strings(group.stream(), file, &name, names_function, fragments),
             TokenTree::Literal(literal) => {
                 if let Ok(string) = syn::parse_str::<syn::LitStr>(&literal.to_string()) {
                     let parts = parts(&string.value());
@@ -93,7 +98,7 @@ fn parts(text: &str) -> Vec<String> {
 
 fn looks_like_sql(parts: &[String]) -> bool {
     let words = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH ", "SET ", "WHERE ", "AND "];
-    parts.iter().map(String::len).sum::<usize>() >= 16
+    parts.iter().map(String::len).sum::<usize>() >= 8
         && parts.iter().any(|part| words.iter().any(|word| part.contains(word)))
 }
 

@@ -203,17 +203,23 @@ impl<'a> Trial<'a> {
     async fn alone(&self, mutant: &Mutant) -> Result<Result<Outcome, HashSet<&'a Test>>, Failure> {
         let replaced = self.replaced(&[mutant]);
         let mut passed = HashSet::new();
-        for tests in self.quickest(mutant.statement) {
-            let test = match self.tests(&replaced, &tests, THREADS).await?.ended {
-                Ended::Green => {
+        for mut tests in self.quickest(mutant.statement) {
+            while !tests.is_empty() {
+                let ran = self.tests(&replaced, &tests, THREADS).await?;
+                let (Ended::Red(test) | Ended::Hung(test)) = ran.ended else {
                     passed.extend(tests);
-                    continue;
+                    break;
+                };
+                // Beside others, on a busy machine, a test may be red for another reason.
+                if let Some(outcome) = self.whose(mutant, test).await? {
+                    let mut caught = self.caught.lock().expect("no panic while locked");
+                    *caught.entry((mutant.statement, test)).or_default() += 1;
+                    return Ok(Ok(outcome));
                 }
-                Ended::Red(test) => test,
-                Ended::Hung(test) => return Ok(Ok(Outcome::Timeout { by: test.to_string() })),
-            };
-            *self.caught.lock().expect("no panic while locked").entry((mutant.statement, test)).or_default() += 1;
-            return Ok(Ok(Outcome::Caught { by: test.to_string() }));
+                passed.extend(ran.passed);
+                passed.insert(test);
+                tests.retain(|test| !passed.contains(test));
+            }
         }
         Ok(Err(passed))
     }
@@ -301,7 +307,7 @@ impl<'a> Trial<'a> {
         Ok(outcomes)
     }
 
-    /// Whether this test, which was red with a group, is red with this mutant by itself.
+    /// Whether this test, which was red beside others or with other mutants, is red by itself with this one.
     async fn whose(&self, mutant: &Mutant, test: &'a Test) -> Result<Option<Outcome>, Failure> {
         if !self.statements[mutant.statement].tests.contains(test) {
             return Ok(None);

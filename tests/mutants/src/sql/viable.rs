@@ -23,12 +23,15 @@ pub async fn refused(
         statements.iter().find(|statement| statement.file == "schema.sql").ok_or("no schema was applied")?;
     let with_schema = database(&config, "mutants_prepared").await?;
     with_schema.batch_execute(&schema.text).await?;
+    let empty = database(&config, "mutants_applied").await?;
     let mut refused = HashMap::new();
     for (at, mutant) in mutants.iter().enumerate() {
         let statement = &statements[mutant.statement];
         let is_script = statement.script.statements.len() > 1;
         let answer = if is_script {
-            database(&config, "mutants_applied").await?.batch_execute(&mutant.text).await
+            let answer = empty.batch_execute(&format!("BEGIN; {}", mutant.text)).await;
+            empty.batch_execute("ROLLBACK").await?;
+            answer
         } else {
             with_schema.prepare(&mutant.text).await.map(drop)
         };
@@ -40,7 +43,7 @@ pub async fn refused(
             }
         }
     }
-    drop(with_schema);
+    drop((with_schema, empty));
     postgres.stop(Duration::from_secs(10)).await;
     Ok(refused)
 }
