@@ -1,7 +1,7 @@
 //! This host's clock, as a part that is handed in.
 //!
 //! What time decides is the database's to say, but for one thing that no statement can: whether a call to Stripe still
-//! fits into a lease. Whoever holds the lease asks its own clock, and a test can put that forward between two messages
+//! fits into a lease. The holder of the lease asks its own clock, and a test can put that forward between two messages
 //! instead of waiting.
 
 use std::sync::Arc;

@@ -29,8 +29,8 @@ pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 /// A server that does not answer a connection attempt by now is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a statement waits for a row that another session has locked. Nobody locks one for longer than a flush. Who waits
-/// for longer waits for a person or a hung process, and must not keep others waiting.
+/// How long a statement waits for a row that another session has locked. The program locks none for longer than a flush: a
+/// statement that waits for longer waits for a person or a hung process, and must not keep others waiting.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Every statement here is a point access or walks an index. The planner must not conclude from a table that is

@@ -111,7 +111,7 @@ pub struct Extended {
 const EXTEND: &str = include_str!("work_extend.sql");
 
 /// Lets these leases last for `lease` from now on, all in one statement, as far as they are still their holders' own. One
-/// that has merely run out is not given up: if nobody took the job, it goes on.
+/// that has merely run out is not given up: while the job is not taken by another, it goes on.
 ///
 /// Locks the jobs' rows and skips rows that others have locked.
 pub async fn extend(database: &Database, leases: &[JobLease], lease: Duration) -> Result<Extended, DatabaseError> {

@@ -136,7 +136,7 @@ async fn a_receipt_is_there_whole_or_not_at_all() {
     let done = Arc::new(AtomicBool::new(false));
     let watcher = watch(&path, &done);
     directory.put("receipt.eml", &long).await.unwrap();
-    // Whoever has it open goes on reading what it opened.
+    // A reader that has it open goes on reading what it opened.
     let mut opened = std::fs::File::open(&path).unwrap();
     directory.put("receipt.eml", &long[..1 << 20]).await.unwrap();
     assert_eq!(opened.metadata().unwrap().len(), 8 << 20);

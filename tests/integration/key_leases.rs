@@ -247,7 +247,7 @@ async fn the_last_attempt_is_made_and_none_after_it() {
     let claims = claim(&database, 10, &policy).await.unwrap();
     assert_eq!((claims.claimed.len(), claims.parked.len()), (1, 0));
     pass(&world, free.key_id, Duration::from_secs(86_400)).await;
-    // With the lease of the last attempt still on it: nobody gave that back.
+    // With the lease of the last attempt still on it, as after a crash.
     let claims = claim(&database, 10, &policy).await.unwrap();
     assert_eq!((claims.claimed.len(), claims.parked), (0, vec![free.key_id]));
     let parked = "idempotency_keys WHERE parked_reason = 'gave up after 3 attempts' AND lease_token IS NULL

@@ -157,7 +157,7 @@ async fn an_enqueuer_gets_what_is_due_and_ends_its_own_leases_and_no_others() {
     assert_changed(&before, &after, &[1, 2, 3, 4, 5].map(|id| (id, taken.clone())));
     assert!(outbox::claim(&database, START, 10, MINUTE).await.unwrap().jobs.is_empty());
 
-    // Job 5 is taken by another meanwhile. What is said of 5, 6 and 7 is nobody's to say.
+    // Job 5 is taken by another meanwhile. What is said of 5, 6 and 7 must change nothing.
     world.execute(&format!("UPDATE staged_jobs SET lease_token = '{OTHERS}' WHERE id = 5")).await;
     let mut before = rows(&world, "staged_jobs", "id").await;
     let mut verdicts = Verdicts { delivered: vec![1, 5], released: vec![4, 6, 7], ..Verdicts::default() };

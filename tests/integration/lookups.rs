@@ -142,7 +142,7 @@ async fn a_charge_is_looked_up_once_stripe_may_have_forgotten_its_key_and_not_be
         let sql =
             format!("UPDATE idempotency_keys SET foreign_call_intended_at = {age} WHERE response_code IS NULL");
         world.execute(&sql).await;
-        // Whoever asks for a list does not get it; Stripe still knows the key.
+        // A list is not to be had; Stripe still knows the key.
         world.script_lists(&["server_error"]).await;
         assert_eq!(again(&world, &key).await.status, if looks { 503 } else { 201 }, "at {seconds} s");
     }

@@ -119,7 +119,7 @@ async fn a_lease_keeps_an_old_key_until_it_has_run_out() {
     assert_eq!(reap_once(&world).await, (0, 0), "parked once");
 }
 
-/// Its client was told nothing, so whoever looks must find it.
+/// Its client was told nothing, so an operator must find it.
 #[tokio::test]
 async fn an_unfinished_key_is_parked_even_if_it_has_no_ride_yet() {
     let world = World::start().await;

@@ -36,7 +36,7 @@ pub async fn lease(database: &Database, request: &Request) -> Lease {
     expect_lease(ask(database, request).await)
 }
 
-/// A lease on this request, whoever holds it: leases of any age have run out.
+/// A lease on this request, also if another holds one: leases of any age have run out.
 pub async fn take_over(database: &Database, request: &Request) -> Lease {
     expect_lease(acquire(database, Arc::new(request.clone()), Duration::ZERO, GRACE).await.expect("an answer"))
 }

@@ -84,7 +84,7 @@ impl<O: Operation> Walk<'_, O> {
         }
     }
 
-    /// Somebody comes in vain.
+    /// A visit that must change nothing.
     pub(super) async fn probe(&mut self, probe: Probe) -> Result<(), String> {
         let mut request = self.stage.operation.request(&self.opening.user, &self.opening.key);
         let expected = match probe {

@@ -24,7 +24,7 @@ pub(super) enum Move {
     Pass(f64),
     /// The completer has tried it so often by now.
     Tried(u8),
-    /// Somebody comes who must be turned away.
+    /// A visit that must change nothing.
     Probe(Probe),
 }
 

@@ -39,7 +39,7 @@ pub(super) enum Told {
     Parked,
     InProgress,
     Mismatch,
-    /// A completer tells nobody.
+    /// A completer has no client to tell.
     Nothing,
     /// What the model has no name for.
     Strange(String),

@@ -42,7 +42,7 @@ pub(super) struct Stage<O> {
     /// Sees and moves everything, and no trigger sees it.
     pub(super) observer: Client,
     observe: Statement,
-    /// Has rows locked where somebody must pass them over.
+    /// Has rows locked that must be passed over.
     pub(super) stranger: Client,
     stripe: stripe::Client,
     database: tokio_postgres::Config,

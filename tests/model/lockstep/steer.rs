@@ -270,7 +270,7 @@ fn how_much_is_left(state: &State) -> Left {
     }
 }
 
-/// Why somebody comes in vain after so much time.
+/// Why a visit after so much time must change nothing.
 struct Reason {
     wait: f64,
     why: &'static str,

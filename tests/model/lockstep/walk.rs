@@ -111,7 +111,7 @@ impl<'a, O: Operation> Walk<'a, O> {
         }
     }
 
-    /// Whether somebody who comes now comes in vain for certain.
+    /// Whether a visit now must certainly change nothing.
     pub(super) fn holds(&self, probe: Probe) -> bool {
         let row = self.state.database.row();
         let open = row.is_some_and(|row| row.response.is_none() && !row.parked);
