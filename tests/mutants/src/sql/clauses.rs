@@ -196,10 +196,10 @@ impl Walk {
     /// What others select from still has its rows, but they are not deleted; or has none, and none is inserted.
     fn write_nothing(&mut self, query: &mut Query) {
         match query.body.as_mut() {
-            SetExpr::Delete(Statement::Delete(delete)) => {
-                if self.hit(format!("select what is deleted from {}", deleted(delete))) {
-                    *query.body = SetExpr::Select(Box::new(selected(delete)));
-                }
+            SetExpr::Delete(Statement::Delete(delete))
+                if self.hit(format!("select what is deleted from {}", deleted(delete))) =>
+            {
+                *query.body = SetExpr::Select(Box::new(selected(delete)));
             }
             SetExpr::Insert(Statement::Insert(Insert { source: Some(source), table, .. })) => {
                 if let SetExpr::Select(select) = source.body.as_mut()
@@ -292,16 +292,16 @@ impl Walk {
             self.inserted(&mut insert.columns, source);
             self.query(source);
         }
-        if let Some(OnInsert::OnConflict(conflict)) = &mut insert.on {
-            if let OnConflictAction::DoUpdate(update) = &mut conflict.action {
-                if self.hit("DO NOTHING instead of DO UPDATE") {
-                    conflict.action = OnConflictAction::DoNothing;
-                } else {
-                    for assignment in &mut update.assignments {
-                        self.value(&mut assignment.value);
-                    }
-                    self.condition(&mut update.selection, "WHERE ");
+        if let Some(OnInsert::OnConflict(conflict)) = &mut insert.on
+            && let OnConflictAction::DoUpdate(update) = &mut conflict.action
+        {
+            if self.hit("DO NOTHING instead of DO UPDATE") {
+                conflict.action = OnConflictAction::DoNothing;
+            } else {
+                for assignment in &mut update.assignments {
+                    self.value(&mut assignment.value);
                 }
+                self.condition(&mut update.selection, "WHERE ");
             }
         }
         if let Some(on) = &insert.on

@@ -17,7 +17,8 @@ use serde::Serialize;
 
 use super::record::Record;
 use super::statements::{Mutant, Statement};
-use super::{DIR, clauses};
+use super::syntax::Script;
+use super::{DIR, clauses, source};
 use crate::suite::{self, Binary, Failure, Run, Test};
 
 /// Tests that run at once in a process: most of them wait most of the time.
@@ -123,7 +124,7 @@ impl<'a> Trial<'a> {
     /// Tries the instrument itself: statements that were read and printed again, and nothing else, must survive.
     pub async fn identity(&self, mutants: &[Mutant]) -> Result<(), Failure> {
         let concerned: BTreeSet<usize> = mutants.iter().map(|mutant| mutant.statement).collect();
-        let print = |at: &usize| (self.statements[*at].text.clone(), self.statements[*at].script.print());
+        let print = |at: &usize| replacement(&self.statements[*at], &self.statements[*at].script);
         let replaced: HashMap<String, String> = concerned.iter().map(print).collect();
         let tests: BTreeSet<&Test> = concerned.iter().flat_map(|at| &self.statements[*at].tests).collect();
         self.log(&format!("{} statements, only read and printed again, in {} tests", replaced.len(), tests.len()));
@@ -327,7 +328,7 @@ impl<'a> Trial<'a> {
         }
         let replace = |(at, numbers): (usize, Vec<usize>)| {
             let statement = &self.statements[at];
-            (statement.text.clone(), clauses::apply(&statement.script, &numbers).print())
+            replacement(statement, &clauses::apply(&statement.script, &numbers))
         };
         numbers.into_iter().map(replace).collect()
     }
@@ -340,7 +341,7 @@ impl<'a> Trial<'a> {
         threads: usize,
     ) -> Result<Tested<'a>, Failure> {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
-        let file = self.root.join(DIR).join(format!("replace-{number}.json"));
+        let file = self.root.join(DIR).join(format!("replace-{}-{number}.json", std::process::id()));
         std::fs::write(&file, serde_json::to_vec(replaced)?)?;
         let mut tested = Tested { passed: Vec::new(), ended: Ended::Green };
         for binary in self.binaries {
@@ -375,4 +376,10 @@ impl<'a> Trial<'a> {
         std::fs::remove_file(&file)?;
         Ok(tested)
     }
+}
+
+/// What is sent, and what in its place. That ends in the original, as a comment on one line, because a test that asks Postgres
+/// which statement it was knows it by its text; being changed is nothing that a test should notice.
+fn replacement(statement: &Statement, changed: &Script) -> (String, String) {
+    (statement.text.clone(), format!("{} -- {}", changed.print(), source::single_spaced(&statement.text)))
 }

@@ -45,15 +45,17 @@ impl Walk {
         }
     }
 
+    fn equality(&mut self, left: &mut Expr, right: &mut Expr) {
+        if !self.num_nulls(left, right) {
+            self.value(left);
+            self.value(right);
+        }
+    }
+
     /// Whatever gives a value, truth included.
     pub(super) fn value(&mut self, expr: &mut Expr) {
         match expr {
-            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-                if !self.num_nulls(left, right) {
-                    self.value(left);
-                    self.value(right);
-                }
-            }
+            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => self.equality(left, right),
             Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. } => self.chain(expr),
             Expr::BinaryOp { .. } => self.operation(expr),
             Expr::UnaryOp { op: UnaryOperator::Not, .. }
@@ -64,7 +66,7 @@ impl Walk {
             Expr::Case { .. } => self.case(expr),
             Expr::Between { .. } => self.between(expr),
             Expr::Nested(inner) | Expr::Cast { expr: inner, .. } | Expr::Extract { expr: inner, .. } => {
-                self.value(inner)
+                self.value(inner);
             }
             Expr::AnyOp { left, right, .. }
             | Expr::AllOp { left, right, .. }
