@@ -92,7 +92,7 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
         return Ok(true);
     }
     let unviable = viable::refused(root, &found.statements, &mutants).await?;
-    let trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs);
+    let mut trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs);
     trial.identity(&mutants).await?;
     let outcomes = trial.run(&mutants, unviable).await?;
     let everything = options.statement.is_none()
