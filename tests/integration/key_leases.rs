@@ -167,6 +167,9 @@ async fn a_lease_is_respected_until_its_time_is_up() {
     pass(&world, first.key_id, Duration::from_secs_f64(SLACK)).await;
     let second = lease(&database, &request).await;
     assert_ne!(second.token, first.token);
+    // It is a whole lease again, and not what was left of the one before.
+    assert!(near(row(&world, first.key_id).await.locked.unwrap(), 0.0));
+    assert!(matches!(ask(&database, &request).await, Acquired::InProgress { .. }));
 
     pass(&world, first.key_id, LOCK).await;
     world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
