@@ -30,7 +30,7 @@ static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| {
             let postgres = start().await;
             let server = postgres.config();
             let program = tap::in_front_of(&server).await;
-            started.send(Cluster { server, program }).expect("somebody waits");
+            started.send(Cluster { server, program }).expect("the receiver waits");
             std::future::pending::<()>().await;
         });
     });

@@ -86,13 +86,7 @@ impl Bugs {
             return text.into_bytes();
         }
         planted.seen.insert(0);
-        let (head, body) = rewritten.split_once("\r\n\r\n").expect("a head");
-        let head: String = head
-            .lines()
-            .filter(|line| !line.to_ascii_lowercase().starts_with("content-length:"))
-            .map(|line| format!("{line}\r\n"))
-            .collect();
-        format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+        with_length(&rewritten)
     }
 
     /// Hears what Postgres says to a statement: an error of class 42 means that it does not understand it.
@@ -112,4 +106,15 @@ impl Bugs {
 
 fn unchanged(message: &str) -> String {
     message.to_owned()
+}
+
+/// An HTTP message whose length is what its head says it is.
+pub fn with_length(message: &str) -> Vec<u8> {
+    let (head, body) = message.split_once("\r\n\r\n").expect("a head");
+    let head: String = head
+        .lines()
+        .filter(|line| !line.to_ascii_lowercase().starts_with("content-length:"))
+        .map(|line| format!("{line}\r\n"))
+        .collect();
+    format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }

@@ -3,7 +3,7 @@
 //! To Postgres a message is a flight (all up to a `Sync`, or a simple query), to Stripe a request. What becomes of each is
 //! up to a [`Carrier`]: `chaos` breaks one at a chosen place, `model` lets one through at a time.
 
-mod bug;
+pub mod bug;
 mod postgres;
 mod stripe;
 
@@ -17,7 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 pub use bug::{Bug, Bugs};
 
-/// Whom a message is for.
+/// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     Postgres,

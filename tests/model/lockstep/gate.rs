@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::wire::bug::with_length;
 use crate::wire::{Boundary, Bugs, Carrier, Target, Upstream};
 
 /// What becomes of one message.
@@ -129,17 +130,6 @@ fn is_a_step(boundary: &Boundary) -> bool {
             .strip_prefix("execute ")
             .is_some_and(|does| ["insert ", "update ", "delete "].iter().any(|write| does.starts_with(write))),
     }
-}
-
-/// An HTTP reply whose length is what its head says it is.
-fn with_length(reply: &str) -> Vec<u8> {
-    let (head, body) = reply.split_once("\r\n\r\n").expect("a head");
-    let head: String = head
-        .lines()
-        .filter(|line| !line.to_ascii_lowercase().starts_with("content-length:"))
-        .map(|line| format!("{line}\r\n"))
-        .collect();
-    format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
 /// What Postgres says when it is short of memory, or when an operator cancels the statement.
