@@ -21,7 +21,7 @@
 //! What is specific to a ride is behind [`Operation`]. Whether any of this sees anything is tried with [faults].
 //!
 //! ```text
-//! LOCKSTEP_STEPS=160000 cargo test --test model lockstep::model -- --nocapture
+//! LOCKSTEP_STEPS=160000 cargo test --profile long --test model lockstep::model -- --nocapture
 //! LOCKSTEP_FAULTS=100 cargo test --test model lockstep::faults -- --nocapture
 //! ```
 //!

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::process::Command;
 
 use crate::suite::{self, Binary, Failure, Run, Test};
@@ -18,6 +19,10 @@ const PATCHES: &str = "tests/mutants/planted";
 /// The copy, and what is built in it.
 const COPY: &str = "target/mutants/copy";
 const BUILT: &str = "target/mutants/built";
+/// Built anew for each fault.
+const PROFILE: &str = "mutants";
+/// Runs of a test at once: most tests wait most of the time.
+const AT_ONCE: usize = 3;
 /// A test that has not ended by now waits for something that the fault keeps from happening, and has noticed it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -183,7 +188,7 @@ async fn plant(copy: &Path, fault: &Fault) -> Result<(), Failure> {
 async fn build(root: &Path, names: &BTreeSet<&str>) -> Result<Vec<Binary>, Failure> {
     let mut built = Vec::new();
     for name in names {
-        built.extend(suite::build(&root.join(COPY), &root.join(BUILT), Some(name)).await?);
+        built.extend(suite::build(&root.join(COPY), &root.join(BUILT), PROFILE, Some(name)).await?);
     }
     Ok(built)
 }
@@ -196,19 +201,16 @@ async fn reds(root: &Path, built: &[Binary], test: &Test, times: usize) -> Resul
     if !suite::tests(&copy, binary).await?.contains(test) {
         return Err(format!("there is no test {test}").into());
     }
-    let mut reds = 0;
-    for _ in 0..times {
-        let run = Run {
-            root: &copy,
-            home: root,
-            binary,
-            tests: vec![&test.name],
-            threads: 1,
-            deadline: DEADLINE,
-            environment: Vec::new(),
-            to_the_end: true,
-        };
-        reds += usize::from(!suite::run(&run).await?.is_green());
-    }
-    Ok(reds)
+    let run = Run {
+        root: &copy,
+        home: root,
+        binary,
+        tests: vec![&test.name],
+        threads: 1,
+        deadline: DEADLINE,
+        environment: Vec::new(),
+        to_the_end: true,
+    };
+    let runs = stream::iter(0..times).map(|_| suite::run(&run)).buffer_unordered(AT_ONCE);
+    runs.try_fold(0, async |reds, ran| Ok(reds + usize::from(!ran.is_green()))).await
 }

@@ -26,6 +26,8 @@ use crate::suite::{self, Failure};
 
 /// Where everything is kept that a run leaves.
 pub const DIR: &str = "target/mutants";
+/// Built once and run for hours.
+const PROFILE: &str = "long";
 
 /// What to try, and how.
 #[derive(Debug, clap::Args)]
@@ -60,7 +62,7 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     std::fs::create_dir_all(root.join(DIR))?;
     let accepted = Accepted::read(root)?;
     eprintln!("building the tests");
-    let binaries = suite::build(root, &root.join("target"), None).await?;
+    let binaries = suite::build(root, &root.join("target"), PROFILE, None).await?;
     suite::make_cluster(root).await?;
     let record = record::record(root, &binaries, options.jobs).await?;
     let mut found = statements::find(root, &record)?;

@@ -50,7 +50,12 @@ pub struct Binary {
 }
 
 /// Builds the test binaries of the project in `root`: one, which may be the unit tests, `lib`, or all in `tests/`.
-pub async fn build(root: &Path, target_dir: &Path, only: Option<&str>) -> Result<Vec<Binary>, Failure> {
+pub async fn build(
+    root: &Path,
+    target_dir: &Path,
+    profile: &str,
+    only: Option<&str>,
+) -> Result<Vec<Binary>, Failure> {
     let which: &[&str] = match only {
         Some("lib") => &["--lib"],
         Some(name) => &["--test", name],
@@ -59,6 +64,7 @@ pub async fn build(root: &Path, target_dir: &Path, only: Option<&str>) -> Result
     let output = Command::new(env!("CARGO"))
         .args(["test", "--no-run", "--locked", "--message-format=json-render-diagnostics"])
         .args(which)
+        .args(["--profile", profile])
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir(root)
