@@ -4,15 +4,18 @@
 //!
 //! - [`cli`]: what the command line asks for.
 //! - [`supervisor`]: starts every role, watches it, and ends all in order.
+//! - [`operations`]: the one place that names every operation.
 //! - [`api`]: HTTP, with the one mapping from errors to statuses.
 //! - [`roles`]: completer, enqueuer, worker, reaper, simulator, and the keeper of the private Postgres.
 //! - [`telemetry`], [`config`]: logs; one config for one process.
 //! - [`invariants`]: what must always hold, over the database and Stripe's ledger.
-//! - [`rides`]: a ride as a state machine on top of the engine.
+//! - [`demo`]: what only a demonstration has.
+//! - [`rides`]: the operation that books a ride.
+//! - [`endpoint`]: how an operation is asked for over HTTP.
 //! - [`metrics`]: what Prometheus is told.
-//! - [`receipts`]: what the queue's one job does: a ride's receipt, as an e-mail.
+//! - [`receipts`]: does the job of a ride's receipt, as an e-mail.
 //! - [`jobs`], [`users`], [`stripe`]: the outbox's other end; who books; who charges, with a sandbox of it.
-//! - [`idempotency`]: the engine: leases, fences, recovery points. It knows nothing of rides or HTTP.
+//! - [`idempotency`]: the engine: operations, leases, phases, recovery points. It knows nothing of rides or HTTP.
 //! - [`database`]: the one pool, single statements only; the private Postgres; the schema.
 //! - [`http`], [`errors`], [`open_files`], [`clock`]: the server under API and sandbox; how errors are told; a limit; the
 //!   host's clock.
@@ -22,6 +25,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod database;
+pub mod demo;
+pub mod endpoint;
 pub mod errors;
 pub mod http;
 pub mod idempotency;
@@ -29,6 +34,7 @@ pub mod invariants;
 pub mod jobs;
 pub mod metrics;
 pub mod open_files;
+pub mod operations;
 pub mod receipts;
 pub mod rides;
 pub mod roles;

@@ -49,30 +49,6 @@ impl Batched for ByEmail {
     }
 }
 
-/// The user with this id.
-pub async fn find(database: &Database, id: i64) -> Result<Option<User>, DatabaseError> {
-    database.batched(ById(id)).await
-}
-
-struct ById(i64);
-
-impl Batched for ById {
-    type Output = Option<User>;
-
-    fn order(&self, other: &Self) -> Ordering {
-        self.0.cmp(&other.0)
-    }
-
-    async fn run(database: &Database, ids: &[Self]) -> Result<Vec<Option<User>>, DatabaseError> {
-        const SQL: &str = "
-            SELECT u.id, u.stripe_customer_id
-            FROM unnest($1::bigint[]) AS i (id) JOIN users u ON u.id = i.id";
-        let rows = database.query(SQL, &[&column(ids, |id| id.0)]).await?;
-        let users: HashMap<i64, User> = rows.iter().map(User::from_row).map(|user| (user.id, user)).collect();
-        Ok(column(ids, |id| users.get(&id.0).cloned()))
-    }
-}
-
 /// The demonstration's users: e-mail address, and the test card that their Stripe customer pays with.
 pub const DEMO_USERS: [(&str, &str); 2] = [
     ("user@example.com", "tok_visa"),

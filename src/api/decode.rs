@@ -12,13 +12,13 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::error::ApiError;
 use crate::http::{self, BodyError};
-use crate::rides::{ParamError, RideParams};
+use crate::endpoint::ParamError;
 
-/// A ride's request has a few hundred bytes.
+/// A request has a few hundred bytes.
 const BODY_BYTES: usize = 16 * 1024;
 
-/// The names that mean something; others are ignored, as they may mean something to a later version.
-const NAMES: [&str; 5] = ["origin_lat", "origin_lon", "target_lat", "target_lon", "raise_error"];
+/// In a demonstration, whether the request is to fail.
+const RAISE_ERROR: &str = "raise_error";
 
 /// A body's fields, in the order in which they came.
 #[derive(Debug)]
@@ -97,26 +97,27 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 }
 
 impl Fields {
-    /// The ride, and whether to fail on purpose. `demo` says whether `raise_error` means anything.
-    pub(super) fn into_ride(self, demo: bool) -> Result<(RideParams, bool), ApiError> {
-        for field in NAMES {
+    /// Makes sure that none of these names, nor `raise_error`, was given twice. Others mean nothing.
+    pub(super) fn each_once(&self, names: &'static [&'static str]) -> Result<(), ParamError> {
+        for field in names.iter().copied().chain([RAISE_ERROR]) {
             if self.0.iter().filter(|(name, _)| name == field).count() > 1 {
-                return Err(ParamError { field, problem: "is given twice".to_owned() }.into());
+                return Err(ParamError { field, problem: "is given twice".to_owned() });
             }
         }
-        let params = RideParams::parse(|name| self.find(name))?;
-        let raise_error = match self.find("raise_error").filter(|_| demo) {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(_) => {
-                let problem = "must be true or false".to_owned();
-                return Err(ParamError { field: "raise_error", problem }.into());
-            }
-        };
-        Ok((params, raise_error))
+        Ok(())
     }
 
-    fn find(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    /// The text of a field.
+    pub(super) fn find(&self, name: &str) -> Option<String> {
+        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+    }
+
+    /// Whether the client asks for a failure.
+    pub(super) fn raise_error(&self) -> Result<bool, ParamError> {
+        match self.find(RAISE_ERROR).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ParamError { field: RAISE_ERROR, problem: "must be true or false".to_owned() }),
+        }
     }
 }

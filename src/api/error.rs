@@ -1,4 +1,4 @@
-//! Every way in which a request is not answered with a ride, and the one place that gives each its status.
+//! Every way in which a request is not answered by its operation, and the one place that gives each its status.
 
 use hyper::StatusCode;
 use hyper::header::HeaderName;
@@ -7,9 +7,10 @@ use serde_json::json;
 use crate::database::DatabaseError;
 use crate::errors::chain;
 use crate::http::BodyError;
+use crate::demo::raise_error::Raised;
+use crate::endpoint::{ParamError, Refusal};
+use crate::idempotency::Stop;
 use crate::idempotency::key::KeyError;
-use crate::rides::{ParamError, RideError};
-use crate::stripe::LookupError;
 
 /// Variants name the situation. The client's text and the log's differ: the client gets what it can act on.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +43,10 @@ pub(super) enum ApiError {
     InProgress,
     #[error("the request is parked")]
     Parked,
-    #[error(transparent)]
-    Ride(#[from] RideError),
+    #[error("the operation did not admit it")]
+    Refused(Refusal),
+    #[error("{}", chain(stop))]
+    Stopped { stop: Stop, unfinished: &'static str },
     #[error("the database did not answer")]
     Database(#[from] DatabaseError),
     #[error("the database does not answer, or not with our schema")]
@@ -90,15 +93,12 @@ impl ApiError {
             Self::Parked | Self::NotReady | Self::Overloaded | Self::Leaving => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Database(error) => database_status(error),
-            Self::Ride(error) => match error {
-                RideError::LeaseLost => StatusCode::CONFLICT,
-                RideError::NotSent(_)
-                | RideError::Refused(_)
-                | RideError::Unknown(_)
-                | RideError::LookUp(_)
-                | RideError::Corrupt(_) => StatusCode::SERVICE_UNAVAILABLE,
-                RideError::Database(error) => database_status(error),
-                RideError::Raised => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Refused(refusal) => StatusCode::from_u16(refusal.status).expect("a status"),
+            Self::Stopped { stop, .. } => match stop {
+                Stop::LeaseLost => StatusCode::CONFLICT,
+                Stop::Database(error) => database_status(error),
+                Stop::Retry(error) if error.is::<Raised>() => StatusCode::INTERNAL_SERVER_ERROR,
+                Stop::Retry(_) | Stop::Park(_) => StatusCode::SERVICE_UNAVAILABLE,
             },
         }
     }
@@ -106,10 +106,8 @@ impl ApiError {
     /// Seconds after which the same request with the same key is worth repeating.
     pub(super) fn retry_after(&self) -> Option<u32> {
         match self {
-            Self::InProgress | Self::Ride(RideError::LeaseLost) => Some(RETRY_SOON),
-            Self::Parked | Self::Ride(RideError::LookUp(LookupError::Undecidable(_)) | RideError::Corrupt(_)) => {
-                Some(RETRY_MUCH_LATER)
-            }
+            Self::InProgress | Self::Stopped { stop: Stop::LeaseLost, .. } => Some(RETRY_SOON),
+            Self::Parked | Self::Stopped { stop: Stop::Park(_), .. } => Some(RETRY_MUCH_LATER),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(RETRY_LATER),
             _ => None,
         }
@@ -148,29 +146,28 @@ impl ApiError {
                  request needs a new key."
                     .to_owned()
             }
-            Self::InProgress | Self::Ride(RideError::LeaseLost) => {
+            Self::InProgress | Self::Stopped { stop: Stop::LeaseLost, .. } => {
                 "A request with this Idempotency-Key is being worked on. Repeat it in a moment to get its answer."
                     .to_owned()
             }
-            Self::Parked | Self::Ride(RideError::LookUp(LookupError::Undecidable(_)) | RideError::Corrupt(_)) => {
+            Self::Parked | Self::Stopped { stop: Stop::Park(_), .. } => {
                 "This request waits for one of us to look at it. Nothing is lost, and nothing is done twice."
                     .to_owned()
             }
-            Self::Ride(RideError::Raised) => {
+            Self::Refused(refusal) => refusal.text.to_owned(),
+            Self::Stopped { stop: Stop::Retry(error), .. } if error.is::<Raised>() => {
                 "This request failed because you asked for it. Repeat it with the same Idempotency-Key and without \
                  raise_error, or leave it to the completer."
                     .to_owned()
             }
             Self::Leaving => "This server is shutting down.".to_owned(),
-            Self::Database(error) | Self::Ride(RideError::Database(error)) if !error.is_transient() => internal(),
+            Self::Database(error) | Self::Stopped { stop: Stop::Database(error), .. } if !error.is_transient() => {
+                internal()
+            }
             Self::Internal => internal(),
             Self::Database(_) | Self::NotReady => "The database is not available. Repeat the request.".to_owned(),
             Self::Overloaded => "Too many rides are being booked just now. Repeat the request.".to_owned(),
-            Self::Ride(_) => {
-                "The ride could not be finished yet. Repeat the request with the same Idempotency-Key; the card is \
-                 charged once at most."
-                    .to_owned()
-            }
+            Self::Stopped { unfinished, .. } => (*unfinished).to_owned(),
         }
     }
 
@@ -200,21 +197,12 @@ fn title(name: &HeaderName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stripe::{CallError, ErrorReply, NotSent, Unknown};
     use std::time::Duration;
 
     #[test]
     fn every_situation_has_its_status() {
-        let not_sent = || RideError::NotSent(NotSent::TimedOut(Duration::ZERO));
-        let reply = || ErrorReply {
-            status: StatusCode::BAD_REQUEST,
-            kind: String::new(),
-            code: String::new(),
-            message: String::new(),
-            request_id: String::new(),
-        };
-        let undecidable = LookupError::Undecidable("for a test");
-        let cases: [(ApiError, u16, Option<u32>); 31] = [
+        let stopped = |stop| ApiError::Stopped { stop, unfinished: "Repeat the request." };
+        let cases: [(ApiError, u16, Option<u32>); 28] = [
             (ApiError::Path("/".into()), 404, None),
             (ApiError::Method { allow: "POST" }, 405, None),
             (ApiError::HeaderTwice(HeaderName::from_static("authorization")), 400, None),
@@ -231,21 +219,18 @@ mod tests {
             (ApiError::Mismatch, 409, None),
             (ApiError::InProgress, 409, Some(1)),
             (ApiError::Parked, 503, Some(3600)),
-            (ApiError::Ride(RideError::LeaseLost), 409, Some(1)),
-            (ApiError::Ride(RideError::Raised), 500, None),
-            (ApiError::Ride(not_sent()), 503, Some(5)),
+            (stopped(Stop::LeaseLost), 409, Some(1)),
             (ApiError::Database(DatabaseError::Busy), 503, Some(5)),
             (ApiError::Leaving, 503, Some(5)),
             (ApiError::Internal, 500, None),
             (ApiError::NotReady, 503, Some(5)),
             (ApiError::Overloaded, 503, Some(5)),
             (ApiError::Body(BodyError::Broken("cut".into())), 400, None),
-            (ApiError::Ride(RideError::Refused(reply())), 503, Some(5)),
-            (ApiError::Ride(RideError::Unknown(Unknown::Failed(reply()))), 503, Some(5)),
-            (ApiError::Ride(RideError::LookUp(LookupError::Transient(CallError::Refused(reply())))), 503, Some(5)),
-            (ApiError::Ride(RideError::LookUp(undecidable)), 503, Some(3600)),
-            (ApiError::Ride(RideError::Corrupt(String::new())), 503, Some(3600)),
-            (ApiError::Ride(RideError::Database(DatabaseError::Lost(None))), 503, Some(5)),
+            (stopped(Stop::Retry(Raised.into())), 500, None),
+            (stopped(Stop::Retry("not sent".into())), 503, Some(5)),
+            (stopped(Stop::Park("undecidable".into())), 503, Some(3600)),
+            (stopped(Stop::Database(DatabaseError::Lost(None))), 503, Some(5)),
+            (ApiError::Refused(Refusal { status: 404, text: "There is none." }), 404, None),
         ];
         for (error, status, retry_after) in cases {
             assert_eq!((error.status().as_u16(), error.retry_after()), (status, retry_after), "{error:?}");

@@ -1,12 +1,15 @@
-//! The HTTP side: one resource, `POST /rides`, two questions an orchestrator asks, and one that Prometheus asks.
+//! The HTTP side: the operations, each with a path of its own, two questions an orchestrator asks, and one that Prometheus
+//! asks.
 //!
 //! A client that hangs up cancels nothing: hyper drops the handler's future then, so the handler only reads
 //! the request and waits, and the work runs as a task of its own that shutdown waits for.
 
 mod auth;
-mod book;
 mod decode;
 mod error;
+mod operate;
+mod route;
+mod serve;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -26,9 +29,11 @@ use crate::database::{Database, schema};
 use crate::http::{self, Body, HangUp, Limits, Listener};
 use crate::jobs::health::QueueHealth;
 use crate::metrics::{self, Metrics};
-use crate::rides::Rides;
 pub use auth::Seen;
 use error::ApiError;
+use operate::{Addressed, operate};
+use route::{Route, Service};
+pub use serve::Serves;
 
 /// Marks an answer that was stored earlier.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -36,18 +41,13 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the API works with.
-#[derive(Debug)]
 pub struct Api {
     /// Where users and keys are.
     pub database: Database,
-    /// What books rides.
-    pub rides: Rides,
+    /// What is served at paths of its own.
+    pub operations: Vec<Arc<dyn Serves>>,
     /// `[api]`.
     pub config: config::Api,
-    /// `idempotency.lock_timeout`.
-    pub lock_timeout: Duration,
-    /// `completer.grace`.
-    pub grace: Duration,
     /// `demo.enabled`: whether clients may ask for a failure.
     pub demo: bool,
     /// The queue that this process delivers to, if it does.
@@ -76,7 +76,7 @@ struct Reply {
 struct Trail {
     key_id: Option<i64>,
     attempt: Option<i32>,
-    reached: Option<&'static str>,
+    reached: Option<String>,
     replayed: bool,
     error: Option<String>,
 }
@@ -98,51 +98,68 @@ pub async fn run(api: Arc<Api>, listener: Arc<Listener>, stop: CancellationToken
 
 async fn handle(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr) -> Reply {
     let (began, method, path) = (Instant::now(), request.method().clone(), request.uri().path().to_owned());
-    if (&method, path.as_str()) == (&Method::POST, "/rides") {
-        return post_ride(api, request, peer, began).await;
+    let route = route::find(&api.operations, &path);
+    if let Some(Route::Operation { place, id }) = route
+        && method == Method::POST
+    {
+        return post(api, place, id, request, peer, began).await;
     }
-    let reply = answer(&api, &method, &path).await;
+    let reply = answer(&api, route, &method, &path).await;
     api.tell(&Trail::default(), &method, &path, &reply, began);
     reply
 }
 
-async fn answer(api: &Api, method: &Method, path: &str) -> Reply {
-    match (method, path) {
-        (&Method::GET | &Method::HEAD, "/healthz") => Reply::ok(r#"{"message":"alive"}"#),
-        (&Method::GET | &Method::HEAD, "/readyz") => match readiness(api).await {
+async fn answer(api: &Api, route: Option<Route>, method: &Method, path: &str) -> Reply {
+    let service = match route {
+        None => return ApiError::Path(path.to_owned()).into(),
+        Some(Route::Operation { .. }) => return ApiError::Method { allow: "POST" }.into(),
+        Some(Route::Service(_)) if !matches!(*method, Method::GET | Method::HEAD) => {
+            return ApiError::Method { allow: "GET, HEAD" }.into();
+        }
+        Some(Route::Service(service)) => service,
+    };
+    match service {
+        Service::Alive => Reply::ok(r#"{"message":"alive"}"#),
+        Service::Ready => match readiness(api).await {
             Ok(()) => Reply::ok(ready(api.queue.as_deref())),
             Err(error) => error.into(),
         },
-        (&Method::GET | &Method::HEAD, "/metrics") => {
+        Service::Metrics => {
             let text = api.metrics.render(&api.database, api.queue.as_deref()).await;
             let header = Some((CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE)));
             Reply { header, ..Reply::ok(text) }
         }
-        (_, "/rides") => ApiError::Method { allow: "POST" }.into(),
-        (_, "/healthz" | "/readyz" | "/metrics") => ApiError::Method { allow: "GET, HEAD" }.into(),
-        (_, path) => ApiError::Path(path.to_owned()).into(),
     }
 }
 
 /// Reads the request here, where the connection is, and works on it in a task of its own.
-async fn post_ride(api: Arc<Api>, request: Request<Incoming>, peer: SocketAddr, began: Instant) -> Reply {
+async fn post(
+    api: Arc<Api>,
+    place: usize,
+    id: Option<i64>,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    began: Instant,
+) -> Reply {
     let (head, body) = request.into_parts();
     let fields = decode::read(&head, body, api.config.body_timeout).await;
     let under_way = api.under_way.clone();
     let work = under_way.spawn(async move {
         let mut trail = Trail::default();
-        // Clients that hang up free their connections, not their rides, so these have a bound of their own.
+        let (operation, path) = (&*api.operations[place], head.uri.path());
+        // Clients that hang up free their connections, not their requests, so these have a bound of their own.
         let answer = if api.under_way.len() > api.config.connections {
             Err(ApiError::Overloaded)
         } else {
-            let booked = book::book(&api, &head.headers, fields, peer.ip(), &mut trail);
-            AssertUnwindSafe(booked).catch_unwind().await.unwrap_or(Err(ApiError::Internal))
+            let addressed = Addressed { operation, path, id, origin_ip: peer.ip() };
+            let answered = operate(&api, addressed, &head.headers, fields, &mut trail);
+            AssertUnwindSafe(answered).catch_unwind().await.unwrap_or(Err(ApiError::Internal))
         };
         let reply = answer.unwrap_or_else(|error| {
             trail.error = Some(error.for_log());
             error.into()
         });
-        api.tell(&trail, &Method::POST, "/rides", &reply, began);
+        api.tell(&trail, &Method::POST, path, &reply, began);
         reply
     });
     // The runtime is going down when a task that catches its panics does not end.
@@ -171,25 +188,28 @@ fn ready(queue: Option<&QueueHealth>) -> String {
 impl Api {
     /// Counts and logs a request once it is answered.
     fn tell(&self, trail: &Trail, method: &Method, path: &str, reply: &Reply, began: Instant) {
-        self.metrics.count_request(method, path, reply.status, began.elapsed());
-        trail.log(method.as_str(), path, reply, began);
+        let route = route::find(&self.operations, path);
+        let label = route.map_or(metrics::OTHER, |route| route.label(&self.operations));
+        self.metrics.count_request(method, label, reply.status, began.elapsed());
+        let is_operation = matches!(route, Some(Route::Operation { .. }));
+        trail.log(method.as_str(), path, reply, began, is_operation);
     }
 }
 
 impl Trail {
-    /// Probes and strays are many and say little, so they are for those who ask for details.
-    fn log(&self, method: &str, path: &str, reply: &Reply, began: Instant) {
-        let Self { key_id, attempt, reached, replayed, error } = self;
-        let (status, error) = (reply.status.as_u16(), error.as_deref());
+    /// What does not reach an operation, such as probes, is much and says little, so it is for those who ask for details.
+    fn log(&self, method: &str, path: &str, reply: &Reply, began: Instant, is_operation: bool) {
+        let Self { key_id, attempt, replayed, .. } = self;
+        let (status, reached, error) = (reply.status.as_u16(), self.reached.as_deref(), self.error.as_deref());
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(method, path, status, key_id, attempt, reached, replayed, ms, error, "request")
             };
         }
-        match (path, status) {
-            ("/rides", 500..) => line!(warn),
-            ("/rides", _) => line!(info),
+        match status {
+            500.. if is_operation => line!(warn),
+            _ if is_operation => line!(info),
             _ => line!(debug),
         }
     }
@@ -219,7 +239,7 @@ impl From<ApiError> for Reply {
         } else {
             match error {
                 ApiError::Method { allow } => Some((ALLOW, HeaderValue::from_static(allow))),
-                ApiError::Unauthenticated(_) => {
+                _ if error.status() == StatusCode::UNAUTHORIZED => {
                     Some((WWW_AUTHENTICATE, HeaderValue::from_static(r#"Email realm="rides""#)))
                 }
                 _ => None,

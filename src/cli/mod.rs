@@ -199,8 +199,9 @@ async fn list_parked(database: &Database, limit: i64) -> Result<(), DatabaseErro
     print(&format!("{} parked", parked.len()));
     for key in parked {
         print(&format!(
-            "{}  key {}  user {}  at {} after {} attempts, parked {} s ago: {}{}",
+            "{}  {}  key {}  user {}  at {} after {} attempts, parked {} s ago: {}{}",
             key.key_id,
+            key.operation,
             key.key,
             key.user_id,
             key.recovery_point,

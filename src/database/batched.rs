@@ -38,6 +38,11 @@ pub trait Batched: Send + Sync + Sized + 'static {
     /// What the caller gets.
     type Output: Send + 'static;
 
+    /// Which statement it is, where one type serves several: only items of the same go together.
+    fn statement(&self) -> &'static str {
+        ""
+    }
+
     /// The order of rows within a batch. Statements that lock rows lock them in this order, so that two batches are never
     /// in a deadlock.
     fn order(&self, other: &Self) -> Ordering;
@@ -59,7 +64,7 @@ impl Database {
     ///
     /// When the caller is cancelled, the statement may still be carried out.
     pub async fn batched<T: Batched>(&self, item: T) -> Result<T::Output, DatabaseError> {
-        match self.queues.of::<T>().join(item, self) {
+        match self.queues.of(&item).join(item, self) {
             Place::Turn(item, _turn) => {
                 let outputs = run(self, std::slice::from_ref(&item)).await?;
                 Ok(outputs.into_iter().next().expect("an output for each item"))
@@ -72,11 +77,14 @@ impl Database {
 
 /// The queues, one for each statement.
 #[derive(Debug, Default)]
-pub(super) struct Queues(RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>);
+pub(super) struct Queues(RwLock<HashMap<Kind, Arc<dyn Any + Send + Sync>>>);
+
+/// An item's type, and where its statement's text lies.
+type Kind = (TypeId, usize);
 
 impl Queues {
-    fn of<T: Batched>(&self) -> Arc<Queue<T>> {
-        let kind = TypeId::of::<T>();
+    fn of<T: Batched>(&self, item: &T) -> Arc<Queue<T>> {
+        let kind = (TypeId::of::<T>(), item.statement().as_ptr().addr());
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         let queue = known.unwrap_or_else(|| {
             let mut queues = self.0.write().unwrap_or_else(PoisonError::into_inner);

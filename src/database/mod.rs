@@ -9,9 +9,9 @@ pub mod embedded;
 pub mod schema;
 pub mod tls;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bb8_postgres::PostgresConnectionManager;
@@ -84,6 +84,11 @@ impl DatabaseError {
         }
     }
 
+    /// Whether a row is there already that excludes the one that was to be written.
+    pub fn is_unique_violation(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION))
+    }
+
     /// Whether one row of many is to blame, so that the statement would do for the others: its values, or that somebody
     /// else has it locked.
     fn blames_a_row(&self) -> bool {
@@ -116,6 +121,20 @@ fn is_transient(error: &tokio_postgres::Error) -> bool {
 /// The first two characters of an SQLSTATE say of what kind it is.
 fn class(error: &tokio_postgres::Error) -> Option<&str> {
     error.code().and_then(|code| code.code().get(..2))
+}
+
+/// A statement that is put together when the program starts. Equal texts are one, and last for as long as the process.
+pub fn intern(sql: String) -> &'static str {
+    static TEXTS: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    match texts.get(sql.as_str()) {
+        Some(known) => known,
+        None => {
+            let sql: &'static str = sql.leak();
+            texts.insert(sql);
+            sql
+        }
+    }
 }
 
 /// How the pool behaves.

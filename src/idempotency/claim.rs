@@ -28,6 +28,8 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 pub struct Claimed {
     /// The right to.
     pub lease: Lease,
+    /// The operation's name.
+    pub operation: String,
     /// Who asked for it.
     pub user_id: i64,
     /// What was asked, as the client's request put it.
@@ -48,13 +50,19 @@ pub struct Claims {
 /// The next attempt is scheduled by the claim itself, not by whoever fails: a process that dies in the attempt
 /// cannot write anything.
 ///
-/// Flushed, as every take-over is: see [`super::acquire`].
+/// Flushed, as every take-over is: see [`super::open`].
 const CLAIM: &str = include_str!("claim.sql");
 
-/// Claims up to `limit` requests that are due, oldest first, and parks those that were tried too often.
+/// Claims up to `limit` requests of these operations that are due, oldest first, and parks those that were tried too often.
+/// Requests of an operation that this process does not know are left to a process that does.
 ///
 /// Locks the rows it returns and skips rows that others have locked, so that several completers share the work.
-pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Result<Claims, DatabaseError> {
+pub async fn claim(
+    database: &Database,
+    operations: &[&str],
+    limit: i64,
+    policy: &RetryPolicy,
+) -> Result<Claims, DatabaseError> {
     let runs_out = Instant::now() + policy.lock_timeout;
     let rows = database
         .query(
@@ -65,17 +73,19 @@ pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Res
                 &policy.retry_after.as_secs_f64(),
                 &LONGEST_PAUSE.as_secs_f64(),
                 &policy.max_attempts,
+                &operations,
             ],
         )
         .await?;
     let mut claims = Claims::default();
     for row in &rows {
         if row.get::<_, Option<Uuid>>("lease_token").is_none() {
-            claims.parked.push(row.get("id"));
+            claims.parked.push(row.get("key_id"));
             continue;
         }
         claims.claimed.push(Claimed {
             lease: Lease::from_row(row, runs_out),
+            operation: row.get("operation"),
             user_id: row.get("user_id"),
             params: row.get("request_params"),
             origin_ip: row.get("origin_ip"),

@@ -2,6 +2,7 @@ WITH due AS MATERIALIZED (
     SELECT k.id, k.completer_attempts >= $5 AS exhausted
     FROM idempotency_keys k
     WHERE k.response_code IS NULL AND k.parked_at IS NULL AND k.next_attempt_at <= now()
+      AND k.operation = ANY($6)
       AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $2))
     ORDER BY k.next_attempt_at
     LIMIT $1 FOR UPDATE SKIP LOCKED
@@ -20,9 +21,9 @@ WITH due AS MATERIALIZED (
     FROM due WHERE k.id = due.id AND NOT due.exhausted
     RETURNING k.*
 )
-SELECT id, lease_token, recovery_point, attempts, foreign_call_key, foreign_call_intended_at,
-       extract(epoch FROM now() - foreign_call_intended_at)::float8 AS foreign_call_age,
+SELECT id AS key_id, operation, lease_token, recovery_point, step, state::text AS state, attempts, foreign_call_key,
+       foreign_call_intended_at, extract(epoch FROM now() - foreign_call_intended_at)::float8 AS foreign_call_age,
        user_id, request_params, origin_ip
 FROM claimed
 UNION ALL
-SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM parked
+SELECT id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM parked

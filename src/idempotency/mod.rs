@@ -1,21 +1,26 @@
-//! The engine: idempotency keys, leases, fences and recovery points.
+//! The engine: idempotency keys, leases, atomic phases and recovery points.
 //!
-//! A request that must happen exactly once, although it makes a foreign call that no rollback undoes, is cut
-//! into atomic phases. This module knows who may work on a request ([`Lease`]), how far it has come (its
-//! recovery point) and what was answered ([`Response`]). It knows nothing of rides, cards or HTTP: to use it
-//! for something else, take this folder, `database`, and the tables `idempotency_keys` and `staged_jobs`.
+//! A request that must be carried out exactly once, although it makes a foreign call that no rollback undoes, is cut into
+//! atomic phases. An [`Operation`] says what the phases write and what is called between them; the engine knows who may work
+//! on a request ([`Lease`]), how far it has come (its recovery point) and what was answered ([`Response`]). It knows nothing
+//! of rides, cards or HTTP.
 //!
-//! - [`key`]: what a client may use as a key.
-//! - [`fence`]: how a phase makes sure that it still holds the lease, in the statement that does its work.
-//! - [`acquire`], [`claim`]: the two ways to a lease, for a client's request and for the completer.
-//! - [`settle`]: the three ways to end one: finish, release, park.
+//! - [`operation`]: what an operation is.
+//! - [`executor`]: carries one out, for a client or for the completer.
+//! - [`open`]: the statement that begins a request, and the take-over of one that is unfinished.
+//! - [`phase`]: the fenced statements that come after: from one foreign call to the next, and the close.
+//! - [`claim`]: the completer's way to a lease.
+//! - [`settle`]: the two ways to end a lease without finishing: release, park.
 //! - [`parked`], [`reap`]: what becomes of keys that wait for a person, and of old ones.
+//! - [`key`]: what a client may use as a key.
 
-pub mod acquire;
 pub mod claim;
-pub mod fence;
+pub mod executor;
 pub mod key;
+pub mod open;
+pub mod operation;
 pub mod parked;
+pub mod phase;
 pub mod reap;
 pub mod settle;
 
@@ -26,11 +31,18 @@ use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+pub use executor::{Answer, Completes, Engine, Executed, Executor, Operations};
 pub use key::IdempotencyKey;
+pub use operation::{Attempt, Job, Next, Operation, Opening, Phase, Phases, Response, Stop};
+
+/// The recovery point of a request that has its answer.
+pub const FINISHED: &str = "finished";
+/// Its place, behind all those that an operation has or will have.
+pub const FINISHED_STEP: i16 = i16::MAX;
 
 /// A request as its client sent it: what decides whether a repetition is the same request, and whence it came.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Request {
+pub struct Request<P> {
     /// Keys of different users never meet.
     pub user_id: i64,
     /// Chosen by the client.
@@ -39,41 +51,45 @@ pub struct Request {
     pub method: String,
     /// As in `/rides`.
     pub path: String,
-    /// In a normal form: two spellings of the same request must be equal as JSON.
-    pub params: Value,
-    /// The client's address, kept for whoever completes the request without the client.
+    /// In a normal form: equal requests have equal parameters, as JSON too.
+    pub params: P,
+    /// The client's address, kept for the completer, which works without the client.
     pub origin_ip: IpAddr,
 }
 
 /// The right to work on a request until it runs out, and all that is needed to go on with it.
 ///
-/// Holding one is no proof that it is still valid: only a [fence] decides that.
+/// Holding one is no proof that it is still valid: only the fence of a [`phase`] decides that.
 #[derive(Debug, Clone)]
 pub struct Lease {
     /// The key's row.
     pub key_id: i64,
-    /// Random for each acquisition, never a counter: an acquisition may be lost with an unflushed commit, and a
+    /// Random for each acquisition, never a counter: an acquisition may be lost, in a failover to a standby that lagged, and a
     /// counter would then hand the same number out twice.
     pub token: Uuid,
     /// Where to resume.
     pub recovery_point: String,
+    /// Its place among the operation's recovery points.
+    pub step: i16,
+    /// What was stored with the recovery point, as JSON.
+    pub state: String,
     /// How often the request has been taken up, this time included.
     pub attempts: i32,
-    /// The idempotency key for the foreign call. Random and stored, never derived from a row's id, which a
-    /// database made anew would repeat.
-    pub foreign_call_key: Uuid,
-    /// When it runs out, at the earliest, by this host's clock. What is fenced need not ask; a foreign call must,
-    /// because no fence stands before it.
+    /// The call that comes next.
+    pub foreign_call: ForeignCall,
+    /// When it runs out, at the earliest, by this host's clock. What is fenced need not ask; a foreign call must, because
+    /// no fence stands before it.
     pub runs_out: Instant,
-    /// When the foreign call first became possible; `None` if it never was.
-    pub foreign_call_intent: Option<Intent>,
 }
 
-/// A moment by the database's clock, and how long ago that was when the lease was taken.
+/// How the other side knows a foreign call, and since when it may have been made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Intent {
-    pub at: SystemTime,
+pub struct ForeignCall {
+    /// Its idempotency key. Random and stored, never derived from a row's id, which a database made anew would repeat.
+    pub key: Uuid,
+    /// When it first became possible, by the database's clock.
+    pub intended_at: SystemTime,
+    /// How long ago that was when the lease was taken.
     pub age: Duration,
 }
 
@@ -81,15 +97,28 @@ impl Lease {
     /// `runs_out` is reckoned from before the statement was sent.
     fn from_row(row: &Row, runs_out: Instant) -> Self {
         Self {
-            key_id: row.get("id"),
+            key_id: row.get("key_id"),
             token: row.get("lease_token"),
             recovery_point: row.get("recovery_point"),
+            step: row.get("step"),
+            state: row.get("state"),
             attempts: row.get("attempts"),
-            foreign_call_key: row.get("foreign_call_key"),
+            foreign_call: ForeignCall {
+                age: seconds(row.get("foreign_call_age")),
+                ..ForeignCall::from_row(row)
+            },
             runs_out,
-            foreign_call_intent: row
-                .get::<_, Option<SystemTime>>("foreign_call_intended_at")
-                .map(|at| Intent { at, age: seconds(row.get("foreign_call_age")) }),
+        }
+    }
+}
+
+impl ForeignCall {
+    /// One that has just become possible.
+    fn from_row(row: &Row) -> Self {
+        Self {
+            key: row.get("foreign_call_key"),
+            intended_at: row.get("foreign_call_intended_at"),
+            age: Duration::ZERO,
         }
     }
 }
@@ -99,20 +128,7 @@ fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
-/// What was answered, and will be answered again: the same bytes for as long as the key lives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
-    /// The HTTP status, or what stands for it elsewhere.
-    pub code: u16,
-    /// A JSON text.
-    pub body: String,
-}
-
-/// A job to be done after the request, staged by the very transaction that finishes it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Job {
-    /// What the queue's workers know it by.
-    pub name: &'static str,
-    /// What it needs to know.
-    pub args: Value,
+/// A serialized value.
+fn json(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).expect("an operation's types are JSON")
 }

@@ -8,6 +8,8 @@ use crate::database::{Database, DatabaseError};
 pub struct Parked {
     /// The key's row.
     pub key_id: i64,
+    /// What was to be done.
+    pub operation: String,
     /// The client's key.
     pub key: String,
     /// Whose it is.
@@ -33,6 +35,7 @@ pub async fn list(database: &Database, limit: i64) -> Result<Vec<Parked>, Databa
         .iter()
         .map(|row| Parked {
             key_id: row.get("id"),
+            operation: row.get("operation"),
             key: row.get("idempotency_key"),
             user_id: row.get("user_id"),
             recovery_point: row.get("recovery_point"),

@@ -69,7 +69,6 @@ impl<'a> Check<'a> {
     pub(super) async fn keys(&mut self) -> Result<(), VerifyError> {
         const SQL: &str = "
             SELECT k.id, k.recovery_point, k.response_code, k.foreign_call_key,
-                   k.foreign_call_intended_at IS NOT NULL AS intended,
                    k.response_body IS NOT NULL AND k.lease_token IS NULL AS whole,
                    k.parked_at IS NOT NULL AS parked, k.last_error IS NULL AS clean,
                    extract(epoch FROM now() - greatest(k.next_attempt_at, k.locked_at))::float8 AS overdue,
@@ -111,9 +110,7 @@ impl<'a> Check<'a> {
             report.violate(I::OneRidePerKey, || format!("key {id}: {rides} rides"));
         }
         let agrees = match (point, code) {
-            ("started", None) => rides == 0 && !row.get::<_, bool>("intended"),
             ("ride_created", None) => rides > 0 && charges == 0,
-            ("charge_created", None) => rides > 0 && charges > 0,
             ("finished", Some(_)) => rides > 0,
             _ => false,
         };

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::check::{Check, PAGE};
 use super::{Invariant, Queue, Traffic, VerifyError};
-use crate::rides::RECEIPT_JOB;
+use crate::receipts::RIDE_RECEIPT;
 
 /// Where a job was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,6 +209,6 @@ impl Check<'_> {
 
 /// The ride that a receipt's job names; a dead letter may name none.
 fn ride_of(row: &Row) -> Option<i64> {
-    let ride = row.get::<_, Option<&str>>("ride_id").filter(|_| row.get::<_, &str>("job_name") == RECEIPT_JOB);
+    let ride = row.get::<_, Option<&str>>("ride_id").filter(|_| row.get::<_, &str>("job_name") == RIDE_RECEIPT);
     ride.and_then(|ride| ride.parse().ok())
 }

@@ -6,14 +6,17 @@
 //! - [`foreign`]: to a [`Queue`] outside this database, under leases ([`outbox`]), because no transaction is open
 //!   while anybody else is asked. There are two, [`redis`] and [`nats`].
 //!
-//! [`work`] is the default queue's other side: how its jobs are taken, finished, tried again and given up.
+//! [`work`] is the default queue's other side: how its jobs are taken, finished, tried again and given up; [`leases`] keeps
+//! those that are worked; a [`handler`] does them.
 //!
 //! [`health`] knows whether the queue takes anything just now; [`dead`] keeps the jobs that no retry helps.
 
 mod ca;
 pub mod dead;
 pub mod foreign;
+pub mod handler;
 pub mod health;
+pub mod leases;
 pub mod nats;
 pub mod outbox;
 pub mod postgres;

@@ -14,11 +14,12 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio_postgres::types::Json;
 use uuid::Uuid;
 
-use crate::database::{Batched, Database, DatabaseError, column};
+use crate::database::{Batched, Database, DatabaseError, column, intern};
 
 /// The right to work a job until it runs out. Holding one is no proof that it is still valid: only a statement that
 /// compares the token decides that.
@@ -125,53 +126,55 @@ pub async fn extend(database: &Database, leases: &[JobLease], lease: Duration) -
     Ok(extended)
 }
 
-/// A receipt that was handed over, as the books have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SentReceipt {
-    /// For which ride.
-    pub ride_id: i64,
-    /// As which message.
-    pub message_id: String,
+/// The statement that finishes jobs of one kind. What a handler writes is taken from the fenced CTE, in the transaction that
+/// ends the job: a job that is finished has its traces, and one whose worker came too late has left none.
+#[derive(Debug, Clone, Copy)]
+pub struct FinishStatement(&'static str);
+
+impl FinishStatement {
+    /// With a handler's own CTEs.
+    pub fn with(effects: &str) -> Self {
+        Self(intern(include_str!("work_finish.sql").replace("/* effects */", effects)))
+    }
 }
 
-/// The receipt is recorded from the fenced CTE, in the transaction that ends the job: a job that is finished has its
-/// receipt in the books, and one whose worker came too late has recorded nothing.
-const FINISH: &str = include_str!("work_finish.sql");
-
-/// Finishes a job, durably, and records the receipt that it sent, if it sent one. `false` if the lease was no longer
-/// ours, in which case nothing is written.
+/// Finishes a job, durably, with what its handler writes. `false` if the lease was lost, in which case nothing is written.
 ///
 /// Locks the job's row.
 pub async fn finish(
     database: &Database,
+    statement: FinishStatement,
     lease: JobLease,
-    sent: Option<SentReceipt>,
+    data: Value,
 ) -> Result<bool, DatabaseError> {
-    database.batched(Finish { lease, sent }).await
+    database.batched(Finish { statement, lease, data }).await
 }
 
 struct Finish {
+    statement: FinishStatement,
     lease: JobLease,
-    sent: Option<SentReceipt>,
+    data: Value,
 }
 
 impl Batched for Finish {
     type Output = bool;
+
+    fn statement(&self) -> &'static str {
+        self.statement.0
+    }
 
     fn order(&self, other: &Self) -> Ordering {
         self.lease.cmp(&other.lease)
     }
 
     async fn run(database: &Database, items: &[Self]) -> Result<Vec<bool>, DatabaseError> {
-        let sent = || items.iter().map(|finish| finish.sent.as_ref());
         let rows = database
             .query(
-                FINISH,
+                items[0].statement.0,
                 &[
                     &column(items, |finish| finish.lease.job_id),
                     &column(items, |finish| finish.lease.token),
-                    &column(sent(), |sent| sent.map(|sent| sent.ride_id)),
-                    &column(sent(), |sent| sent.map(|sent| sent.message_id.as_str())),
+                    &column(items, |finish| &finish.data),
                 ],
             )
             .await?;

@@ -23,11 +23,16 @@ use std::time::Duration;
 use lettre::address::Envelope;
 use lettre::message::Mailbox;
 use secrecy::ExposeSecret;
-use serde::Deserialize;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::config;
 use crate::database::{Database, DatabaseError};
+use crate::idempotency::Job;
+use crate::jobs::handler::{Handler, HandlerError};
+use crate::jobs::leases::Held;
 use crate::jobs::work::Claimed;
 use file::Directory;
 use smtp::Smtp;
@@ -168,19 +173,60 @@ impl Sender {
     }
 }
 
-/// What is staged with a paid ride.
-#[derive(Debug, Deserialize)]
-struct Arguments {
-    ride_id: i64,
-    user_id: i64,
-    amount: u32,
-    currency: String,
+/// The job that is staged with a paid ride.
+pub const RIDE_RECEIPT: &str = "send_ride_receipt";
+
+/// What that job needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RideReceipt {
+    /// The ride.
+    pub ride_id: i64,
+    /// Who paid.
+    pub user_id: i64,
+    /// What, in the currency's hundredth part.
+    pub amount: u32,
+    /// In which currency.
+    pub currency: String,
+}
+
+impl From<RideReceipt> for Job {
+    fn from(receipt: RideReceipt) -> Self {
+        Self { name: RIDE_RECEIPT, args: serde_json::to_value(receipt).expect("numbers and texts") }
+    }
+}
+
+impl Handler for Receipts {
+    fn name(&self) -> &'static str {
+        RIDE_RECEIPT
+    }
+
+    fn effects(&self) -> &'static str {
+        include_str!("record.sql")
+    }
+
+    fn work<'a>(&'a self, job: &'a Claimed, held: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>> {
+        Box::pin(async move {
+            let Some(mail) = self.prepare(job).await? else { return Ok(Value::Null) };
+            // No fence stands before a mail server, so the whole conversation must fit into the lease.
+            if !held.outlasts(self.sender.timeout()) {
+                return Err(HandlerError::LeaseLost);
+            }
+            self.sender.send(&mail).await?;
+            Ok(json!({ "ride_id": mail.ride_id, "message_id": mail.message_id }))
+        })
+    }
+}
+
+impl From<ReceiptError> for HandlerError {
+    fn from(error: ReceiptError) -> Self {
+        if error.is_permanent() { Self::Permanent(error.into()) } else { Self::Transient(error.into()) }
+    }
 }
 
 impl Receipts {
     /// The mail that the job asks for, or `None` if the ride's receipt was sent before. Locks nothing.
     pub async fn prepare(&self, job: &Claimed) -> Result<Option<Mail>, ReceiptError> {
-        let arguments: Arguments = serde_json::from_str(job.args.get()).map_err(ReceiptError::Arguments)?;
+        let arguments: RideReceipt = serde_json::from_str(job.args.get()).map_err(ReceiptError::Arguments)?;
         let Some(ride) = store::find_ride(&self.database, arguments.ride_id).await? else {
             return Err(ReceiptError::Ride("there is no such ride"));
         };

@@ -1,7 +1,8 @@
 //! What a ride is asked for: four coordinates, parsed at the edge.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+
+use crate::endpoint::ParamError;
 
 /// From where to where, in degrees. Its JSON is the normal form in which two requests are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -13,22 +14,12 @@ pub struct RideParams {
     pub target_lon: f64,
 }
 
-/// Which parameter is wrong, and how.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {problem}")]
-pub struct ParamError {
-    /// The parameter's name.
-    pub field: &'static str,
-    /// The rest of the sentence.
-    pub problem: String,
-}
-
 impl RideParams {
     /// Reads the coordinates, in the order in which they are reported when wrong. `find` gives the text of a
     /// parameter, or `None` if it was not sent.
-    pub fn parse<'a>(find: impl Fn(&str) -> Option<&'a str>) -> Result<Self, ParamError> {
+    pub fn parse(find: &dyn Fn(&str) -> Option<String>) -> Result<Self, ParamError> {
         let coordinate = |field, bound| match find(field) {
-            Some(text) => parse_coordinate(text, bound).map_err(|problem| ParamError { field, problem }),
+            Some(text) => parse_coordinate(&text, bound).map_err(|problem| ParamError { field, problem }),
             None => Err(ParamError { field, problem: "is missing".to_owned() }),
         };
         Ok(Self {
@@ -37,16 +28,6 @@ impl RideParams {
             target_lat: coordinate("target_lat", 90.0)?,
             target_lon: coordinate("target_lon", 180.0)?,
         })
-    }
-
-    /// The normal form.
-    pub fn to_json(self) -> Value {
-        serde_json::to_value(self).expect("finite numbers are JSON")
-    }
-
-    /// Back from the normal form.
-    pub fn from_json(value: &Value) -> Result<Self, serde_json::Error> {
-        Self::deserialize(value)
     }
 }
 

@@ -9,17 +9,15 @@ use crate::config::{self, Role};
 use crate::database::{Database, DatabaseError};
 use crate::errors::chain;
 use crate::idempotency::claim::{self, Claimed, RetryPolicy};
-use crate::idempotency::settle;
-use crate::rides::{Booking, RideParams, Rides};
-use crate::users;
+use crate::idempotency::{Answer, Executed, Operations, Stop};
 
-/// Claims what is due and drives it through the very code that the API uses.
+/// Claims what is due and has its operation carry it out, through the very code that the API uses.
 #[derive(Debug)]
 pub struct Completer {
     /// Where the keys are.
     pub database: Database,
-    /// What drives them.
-    pub rides: Rides,
+    /// What this process can complete.
+    pub operations: Operations,
     /// `[completer]`.
     pub config: config::Completer,
     /// `idempotency.lock_timeout`.
@@ -40,14 +38,14 @@ impl Periodic for Completer {
             retry_after: self.config.retry_after,
             max_attempts: self.config.max_attempts,
         };
-        let claims = claim::claim(&self.database, limit, &policy).await?;
+        let claims = claim::claim(&self.database, &self.operations.names(), limit, &policy).await?;
         for key_id in &claims.parked {
             tracing::error!(key_id, "a request used up its attempts and is parked; see `keys parked`");
         }
         let found = claims.claimed.len() + claims.parked.len();
         let mut under_way = JoinSet::new();
         for claimed in claims.claimed {
-            under_way.spawn(complete(self.database.clone(), self.rides.clone(), claimed));
+            under_way.spawn(complete(self.operations.clone(), claimed));
         }
         // One request that panics must not take the others down: its lease runs out, its attempt is counted.
         while let Some(ended) = under_way.join_next().await {
@@ -59,51 +57,26 @@ impl Periodic for Completer {
     }
 }
 
-async fn complete(database: Database, rides: Rides, claimed: Claimed) {
+async fn complete(operations: Operations, claimed: Claimed) {
     let (key_id, attempt) = (claimed.lease.key_id, claimed.lease.attempts);
     let from = claimed.lease.recovery_point.clone();
-    let booking = match booking(&database, claimed).await {
-        Ok(Some(booking)) => booking,
-        Ok(None) => return,
-        Err(error) => {
-            tracing::warn!(
-                key_id,
-                error = chain(&error),
-                "a claimed request could not be read; trying again later"
-            );
-            return;
+    let operation = operations.get(&claimed.operation).expect("only what is known was asked for");
+    let name = operation.name();
+    let Executed { answer, reached, .. } = operation.complete(claimed).await;
+    match answer {
+        Answer::Done { response, .. } => {
+            tracing::info!(key_id, operation = name, attempt, from, status = response.code, "completed a request");
         }
-    };
-    let driven = rides.drive(&booking).await;
-    let reached = driven.reached.name();
-    match driven.result {
-        Ok(response) => tracing::info!(key_id, attempt, from, status = response.code, "completed a request"),
-        Err(error) => {
-            tracing::warn!(
-                key_id,
-                attempt,
-                from,
-                reached,
-                error = chain(&error),
-                "could not complete a request yet"
-            );
+        Answer::Stopped(stop @ Stop::Park(_)) => {
+            let error = chain(&stop);
+            tracing::error!(key_id, operation = name, attempt, from, error, "a request is parked; see `keys parked`");
+        }
+        Answer::Stopped(stop) => {
+            let error = chain(&stop);
+            tracing::warn!(key_id, operation = name, attempt, from, reached, error, "could not complete a request yet");
+        }
+        Answer::Refused(_) | Answer::Mismatch | Answer::InProgress | Answer::Parked => {
+            unreachable!("a claim is a lease")
         }
     }
-}
-
-/// What is claimed, as a booking; a request that cannot be read is parked, because no retry will mend it.
-async fn booking(database: &Database, claimed: Claimed) -> Result<Option<Booking>, DatabaseError> {
-    let user = users::find(database, claimed.user_id).await?;
-    let params = RideParams::from_json(&claimed.params);
-    let problem = match (user, params) {
-        (Some(user), Ok(params)) => {
-            return Ok(Some(Booking { lease: claimed.lease, user, params, raise_error: false }));
-        }
-        (None, _) => format!("user {} does not exist any more", claimed.user_id),
-        (_, Err(error)) => format!("its parameters make no sense: {error}"),
-    };
-    let key_id = claimed.lease.key_id;
-    tracing::error!(key_id, problem, "a request cannot be completed and is parked; see `keys parked`");
-    settle::park(database, &claimed.lease, &problem).await?;
-    Ok(None)
 }

@@ -5,36 +5,34 @@
 //! it has free slots, whenever there are both. Each job's lease is extended by one heartbeat for all of them; a job
 //! whose lease is lost is broken off, and would be turned away at the fence if it went on.
 
-mod leases;
-
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::leases::{Held, Leases};
 use super::periodic::{AFTER_ERROR, jittered};
 use crate::config::{self, Role};
 use crate::database::{Database, DatabaseError};
 use crate::errors::chain;
-use crate::jobs::work::{self, Claimed, Failed, RetryPolicy, SentReceipt};
+use crate::jobs::handler::{HandlerError, Handlers};
+use crate::jobs::leases::{Held, Leases};
+use crate::jobs::work::{self, Claimed, Failed, FinishStatement, RetryPolicy};
 use crate::metrics::{Metrics, Outcome};
-use crate::receipts::{ReceiptError, Receipts};
-use crate::rides::RECEIPT_JOB;
 
 /// Takes jobs and works them.
 #[derive(Debug)]
 pub struct Worker {
     /// Where the queue is.
     pub database: Database,
-    /// What `send_ride_receipt` is done with.
-    pub receipts: Receipts,
+    /// What this process can work.
+    pub handlers: Handlers,
     /// `[worker]`.
     pub config: config::Worker,
     /// Notified when this process has delivered jobs to the queue.
@@ -46,26 +44,22 @@ pub struct Worker {
 /// Why an attempt did not do the job.
 #[derive(Debug, thiserror::Error)]
 enum WorkError {
-    /// A newer program staged it, or somebody else did.
+    /// No handler is registered for it.
     #[error("no worker knows the job {0:?}")]
     UnknownJob(String),
-    /// Somebody else may have the job by now. It is theirs to say how it ended.
-    #[error("the lease was lost")]
-    LeaseLost,
     /// A bug.
     #[error("the worker panicked")]
     Panicked,
-    /// The receipt was not sent.
-    #[error("no receipt was sent")]
-    Receipt(#[from] ReceiptError),
+    /// The handler did not do it. If its lease is lost, another worker may have the job by now.
+    #[error(transparent)]
+    Handler(#[from] HandlerError),
 }
 
 impl WorkError {
     fn is_permanent(&self) -> bool {
         match self {
-            Self::UnknownJob(_) => true,
-            Self::Receipt(error) => error.is_permanent(),
-            Self::LeaseLost | Self::Panicked => false,
+            Self::UnknownJob(_) | Self::Handler(HandlerError::Permanent(_)) => true,
+            Self::Handler(HandlerError::LeaseLost | HandlerError::Transient(_)) | Self::Panicked => false,
         }
     }
 }
@@ -126,12 +120,12 @@ impl Worker {
         let attempt = AssertUnwindSafe(self.attempt(&job, &held)).catch_unwind();
         let ended = tokio::select! {
             ended = attempt => ended.unwrap_or(Err(WorkError::Panicked)),
-            () = held.lost() => Err(WorkError::LeaseLost),
+            () = held.lost() => Err(HandlerError::LeaseLost.into()),
         };
         let (job_id, name, attempt) = (job.lease.job_id, job.name.as_str(), job.attempt);
         match ended {
-            Ok(sent) => {
-                let finish = || work::finish(&self.database, job.lease, sent.clone());
+            Ok((finish, data)) => {
+                let finish = || work::finish(&self.database, finish, job.lease, data.clone());
                 match persist(&held, finish).await {
                     Some(true) => {
                         self.metrics.count_worked(Outcome::Done);
@@ -145,7 +139,7 @@ impl Worker {
                     None => self.metrics.count_worked(Outcome::LeaseLost),
                 }
             }
-            Err(WorkError::LeaseLost) => {
+            Err(WorkError::Handler(HandlerError::LeaseLost)) => {
                 self.metrics.count_worked(Outcome::LeaseLost);
                 tracing::warn!(job_id, job = name, attempt, "lost the lease on a job; whoever has it works it");
             }
@@ -153,20 +147,10 @@ impl Worker {
         }
     }
 
-    /// Does what the job says. What must be in the books with it is returned, and is there when the job is finished.
-    async fn attempt(&self, job: &Claimed, held: &Held) -> Result<Option<SentReceipt>, WorkError> {
-        match job.name.as_str() {
-            RECEIPT_JOB => {
-                let Some(mail) = self.receipts.prepare(job).await? else { return Ok(None) };
-                // No fence stands before a mail server, so the whole conversation must fit into the lease.
-                if !held.outlasts(self.receipts.sender.timeout()) {
-                    return Err(WorkError::LeaseLost);
-                }
-                self.receipts.sender.send(&mail).await?;
-                Ok(Some(SentReceipt { ride_id: mail.ride_id, message_id: mail.message_id }))
-            }
-            unknown => Err(WorkError::UnknownJob(unknown.to_owned())),
-        }
+    /// Does what the job says, and returns how it is to be finished.
+    async fn attempt(&self, job: &Claimed, held: &Held) -> Result<(FinishStatement, Value), WorkError> {
+        let known = self.handlers.get(&job.name).ok_or_else(|| WorkError::UnknownJob(job.name.clone()))?;
+        Ok((known.finish, known.handler.work(job, held).await?))
     }
 
     async fn fail(&self, job: &Claimed, held: &Held, error: &WorkError) {

@@ -9,19 +9,22 @@ use uuid::Uuid;
 
 use super::{StartError, Supervisor, never_fails};
 use crate::api::{self, Api, Seen};
+use crate::clock::Clock;
 use crate::config::{Config, Queue, Role};
 use crate::database::Database;
 use crate::database::embedded::EmbeddedPostgres;
 use crate::http::Listener;
 use crate::jobs::Outlet;
 use crate::jobs::foreign::ToForeign;
+use crate::jobs::handler::Handlers;
 use crate::jobs::health::QueueHealth;
 use crate::jobs::nats::Nats;
 use crate::jobs::postgres::ToPostgres;
 use crate::jobs::redis::Redis;
+use crate::idempotency::Engine;
 use crate::metrics::Metrics;
+use crate::operations::{self, Registry};
 use crate::receipts::{Receipts, Sender};
-use crate::rides::Rides;
 use crate::roles::completer::Completer;
 use crate::roles::enqueuer::Enqueuer;
 use crate::roles::periodic::{Periodic, poll};
@@ -32,15 +35,14 @@ use crate::stripe;
 use crate::stripe::sandbox::{self, FaultControl, Ledger};
 
 /// What the roles of one process share. It outlives a role that is restarted.
-#[derive(Debug)]
 pub(super) struct Shared {
     database: Database,
     installation: Uuid,
-    rides: Rides,
+    registry: Registry,
     metrics: Arc<Metrics>,
     /// What the enqueuer knows of its queue.
     health: Arc<QueueHealth>,
-    /// Rides tell the enqueuer of the jobs that they stage.
+    /// The engine tells the enqueuer of the jobs that are staged.
     staged: Arc<Notify>,
     /// The enqueuer tells the worker of the jobs that it delivers.
     delivered: Arc<Notify>,
@@ -49,9 +51,16 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: &Config, database: Database, stripe: stripe::Client, installation: Uuid) -> Self {
         let staged = Arc::new(Notify::new());
-        let rides = Rides::new(database.clone(), stripe, config.stripe.key_retention, Arc::clone(&staged));
+        let engine = Engine {
+            database: database.clone(),
+            lock_timeout: config.idempotency.lock_timeout,
+            grace: config.completer.grace,
+            staged: Arc::clone(&staged),
+            clock: Clock::default(),
+        };
+        let registry = operations::register(&engine, stripe, config.stripe.key_retention);
         let health = Arc::new(QueueHealth::new(config.enqueuer.queue.name()));
-        Self { database, installation, rides, metrics: Arc::default(), health, staged, delivered: Arc::default() }
+        Self { database, installation, registry, metrics: Arc::default(), health, staged, delivered: Arc::default() }
     }
 }
 
@@ -84,10 +93,8 @@ impl Supervisor {
     pub(super) fn spawn_api(&mut self, config: &Config, shared: &Shared, listener: Arc<Listener>) {
         let api = Arc::new(Api {
             database: shared.database.clone(),
-            rides: shared.rides.clone(),
+            operations: shared.registry.endpoints.clone(),
             config: config.api.clone(),
-            lock_timeout: config.idempotency.lock_timeout,
-            grace: config.completer.grace,
             demo: config.demo.enabled,
             queue: config.runs(Role::Enqueuer).then(|| Arc::clone(&shared.health)),
             metrics: Arc::clone(&shared.metrics),
@@ -101,7 +108,7 @@ impl Supervisor {
     pub(super) fn spawn_completer(&mut self, config: &Config, shared: &Shared) {
         self.spawn_periodic(config, || Completer {
             database: shared.database.clone(),
-            rides: shared.rides.clone(),
+            operations: shared.registry.operations.clone(),
             config: config.completer.clone(),
             lock_timeout: config.idempotency.lock_timeout,
         });
@@ -141,9 +148,11 @@ impl Supervisor {
 
     pub(super) fn spawn_worker(&mut self, config: &Config, shared: &Shared, sender: Sender) {
         let (database, installation) = (shared.database.clone(), shared.installation);
+        let mut handlers = Handlers::default();
+        handlers.register(Receipts { database: database.clone(), installation, sender });
         let worker = Arc::new(Worker {
-            database: database.clone(),
-            receipts: Receipts { database, installation, sender },
+            database,
+            handlers,
             config: config.worker.clone(),
             delivered: Arc::clone(&shared.delivered),
             metrics: Arc::clone(&shared.metrics),

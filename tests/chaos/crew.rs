@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket_rides_atomic::clock::Clock;
 use rocket_rides_atomic::config;
 use rocket_rides_atomic::database::tls;
-use rocket_rides_atomic::rides::Rides;
+use rocket_rides_atomic::idempotency::Engine;
+use rocket_rides_atomic::operations;
 use rocket_rides_atomic::roles::completer::Completer;
 use rocket_rides_atomic::stripe;
 use secrecy::SecretString;
@@ -36,9 +38,16 @@ impl Crew {
         let (postgres, _) = tls::parse(&url).unwrap();
         let database = pool_of(&postgres, 1).await;
         let stripe = stripe::Client::new(&api_base, &"sk_test_zombie".into(), Duration::from_secs(5)).unwrap();
-        let rides = Rides::new(database.clone(), stripe, KEY_RETENTION, Arc::new(Notify::new()));
         let lock_timeout = world.config.idempotency.lock_timeout;
-        let completer = Completer { database, rides, config: config::Completer::default(), lock_timeout };
+        let engine = Engine {
+            database: database.clone(),
+            lock_timeout,
+            grace: world.config.completer.grace,
+            staged: Arc::new(Notify::new()),
+            clock: Clock::default(),
+        };
+        let operations = operations::register(&engine, stripe, KEY_RETENTION).operations;
+        let completer = Completer { database, operations, config: config::Completer::default(), lock_timeout };
         let api = world
             .neighbour(|config| {
                 config.database.url = Some(SecretString::from(url));

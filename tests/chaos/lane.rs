@@ -307,4 +307,4 @@ impl<'a> Service<'a> {
 pub const ACQUIRE: &str = "insert idempotency_keys";
 pub const CLAIM: &str = "update idempotency_keys";
 /// And how it ends.
-pub const FINISH: &str = "execute update idempotency_keys + insert staged_jobs";
+pub const FINISH: &str = "execute update idempotency_keys + insert staged_jobs + update rides";

@@ -74,15 +74,10 @@ enum Scenario {
     Forgotten,
     /// An attempt is asked to fail, and the next is not.
     Raised,
-    /// An attempt breaks off before there is a ride; somebody asks for another ride with the same key, then the client
-    /// for the same again.
-    Mismatched,
-    /// An attempt breaks off before there is a ride, and the client does not come back.
+    /// An attempt fails, and the client does not come back.
     Abandoned,
     /// The completer has tried it as often as it may.
     Hopeless,
-    /// A worker is late with its ride. Its heir has finished by then.
-    LateRide,
     /// A worker is late with its answer. Its heir has finished by then.
     LateAnswer,
     /// A worker is late in giving up. Its heir has finished by then.
@@ -212,14 +207,9 @@ impl Scenario {
                 stage.ask(&post.clone().raising(), &[]).await;
                 stage.ask(&post, &[]).await;
             }
-            Self::Mismatched => {
-                stage.break_off_before_the_ride(&post).await;
-                let elsewhere = "origin_lat=1&origin_lon=2&target_lat=3&target_lon=4";
-                stage.ask(&Post { body: elsewhere.into(), ..post.clone() }, &[]).await;
-                stage.ask(&post, &[]).await;
-            }
             Self::Abandoned => {
-                stage.break_off_before_the_ride(&post).await;
+                stage.ask(&post.raising(), &[]).await;
+                house.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 minute'").await;
                 stage.crew.completer.run_once().await.unwrap();
             }
             Self::Hopeless => {
@@ -227,7 +217,6 @@ impl Scenario {
                 house.execute("UPDATE idempotency_keys SET completer_attempts = 32, next_attempt_at = now()").await;
                 stage.crew.completer.run_once().await.unwrap();
             }
-            Self::LateRide => stage.outlive("execute update idempotency_keys + insert rides", &post, &[]).await,
             Self::LateAnswer => {
                 stage.outlive("execute update idempotency_keys + insert staged_jobs", &post, &[]).await;
             }
@@ -284,15 +273,6 @@ impl Stage {
         self.house.execute(&format!("UPDATE idempotency_keys SET {age}")).await;
         let lease = self.crew.completer.lock_timeout;
         reap(&self.crew.completer.database, 3 * DAY, lease, 1000).await.unwrap();
-    }
-
-    async fn break_off_before_the_ride(&self, post: &Post) {
-        let script = &self.crew.route.script;
-        script
-            .arm_from("execute update idempotency_keys + insert rides", vec![Strike::at(1, Fault::DropBeforeSend)]);
-        self.ask(post, &[]).await;
-        script.disarm();
-        expire_lease(&self.house, post).await;
     }
 
     /// A worker is held from here on, until an heir without the bug has finished its request.

@@ -170,13 +170,12 @@ macro_rules! cases {
 cases! {
     requests_for_keys: keys::Asks,
     take_overs: keys::TakesOver,
+    next_calls: keys::Advances,
     answers: keys::Finishes,
     releases: keys::Releases,
-    rides_made: rides::Creates,
-    rides_found: rides::Finds,
-    charges_recorded: rides::Records,
+    rides_opened: rides::Opens,
+    rides_paid: rides::Pays,
     users_by_address: users::ByEmail,
-    users_by_id: users::ById,
     jobs_finished: jobs::Finishes,
 }
 

@@ -152,3 +152,32 @@ async fn a_row_that_another_session_has_locked_holds_up_no_other() {
     world.until_count("idempotency_keys WHERE response_code = 201", 3).await;
     assert_eq!(world.charges().await.len(), 3);
 }
+
+/// A newer release's requests wait for a process of that release, and hold up no other.
+#[tokio::test]
+async fn what_it_does_not_know_is_left_to_a_process_that_does() {
+    let world = World::start().await;
+    let (known, newer) = (new_key(), new_key());
+    for key in [&known, &newer] {
+        assert_eq!(world.post(Post::default().key(key).raising()).await.status, 500);
+    }
+    // It has been due for longer, and was tried as often as may be.
+    let unknown = format!("idempotency_keys WHERE idempotency_key = '{newer}'");
+    world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
+    let change = "operation = 'newer', next_attempt_at = now() - interval '1 hour', completer_attempts = 1000";
+    world.execute(&format!("UPDATE idempotency_keys SET {change} WHERE idempotency_key = '{newer}'")).await;
+    let _completer = world
+        .neighbour(|config| {
+            completing(config);
+            config.roles.api = false;
+        })
+        .await;
+    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+    let left = "response_code IS NULL AND parked_at IS NULL AND completer_attempts = 1000";
+    assert_eq!(world.count(&format!("{unknown} AND {left}")).await, 1);
+    let answer = world.post(Post::default().key(&newer)).await;
+    assert_eq!(answer.status, 409, "to this process it is another request: {answer:?}");
+    let change = "operation = 'ride', completer_attempts = 0";
+    world.execute(&format!("UPDATE idempotency_keys SET {change} WHERE idempotency_key = '{newer}'")).await;
+    world.until_count("idempotency_keys WHERE response_code = 201", 2).await;
+}

@@ -12,14 +12,14 @@ use crate::support::world::World;
 
 /// Rows that everything else is a change of.
 const ROWS: &str = "
-    INSERT INTO idempotency_keys (idempotency_key, user_id, request_method, request_path, request_params, origin_ip,
-        lease_token, locked_at, next_attempt_at, recovery_point, foreign_call_intended_at, response_code, response_body)
-    VALUES ('key of a request that is new', 1, 'POST', '/rides', '{}', '127.0.0.1', NULL, NULL, now(), 'started', NULL,
-            NULL, NULL),
-           ('key of a request that has a ride', 1, 'POST', '/rides', '{}', '127.0.0.1', gen_random_uuid(), now(), now(),
-            'ride_created', now(), NULL, NULL),
-           ('key of a request that is finished', 1, 'POST', '/rides', '{}', '127.0.0.1', NULL, NULL, now(), 'finished',
-            now(), 201, '{}');
+    INSERT INTO idempotency_keys (idempotency_key, user_id, operation, request_method, request_path, request_params,
+        origin_ip, lease_token, locked_at, next_attempt_at, recovery_point, step, state, response_code, response_body)
+    VALUES ('key of a request that is free', 1, 'ride', 'POST', '/rides', '{}', '127.0.0.1', NULL, NULL, now(),
+            'ride_created', 1, '{}', NULL, NULL),
+           ('key of a request under lease', 1, 'ride', 'POST', '/rides', '{}', '127.0.0.1', gen_random_uuid(), now(),
+            now(), 'later', 2, '{}', NULL, NULL),
+           ('key of a request that is finished', 1, 'ride', 'POST', '/rides', '{}', '127.0.0.1', NULL, NULL, now(),
+            'finished', 32767, '{}', 201, '{}');
     INSERT INTO rides (idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon, stripe_charge_id)
     VALUES (2, 1, 0, 0, 0, 0, NULL), (3, 1, 0, 0, 0, 0, 'ch_3');
     INSERT INTO audit_records (action, data, origin_ip, resource_id, resource_type, user_id)
@@ -31,8 +31,8 @@ const ROWS: &str = "
     VALUES (1001, 'n', '{}', now(), 'queue', 1, 'x');
     INSERT INTO purged_jobs (staged_id, job_name, job_args, error) VALUES (1002, 'n', '{}', 'x');";
 
-const NEW: &str = "WHERE id = 1";
-const HAS_RIDE: &str = "WHERE id = 2";
+const FREE: &str = "WHERE id = 1";
+const LEASED: &str = "WHERE id = 2";
 const FINISHED: &str = "WHERE id = 3";
 
 /// What is set and in which row, or a whole statement of another kind.
@@ -43,78 +43,110 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
     ("rocket_rides_schema_singleton_check", "rocket_rides_schema", &[("singleton = false", "")]),
     ("rocket_rides_schema_pkey", "rocket_rides_schema", &[("INSERT INTO rocket_rides_schema (version) VALUES (1)", "")]),
     ("users_pkey", "users", &[("INSERT INTO users OVERRIDING SYSTEM VALUE VALUES (1, 'a@b', 'cus_a')", "")]),
-    ("users_email_key", "users", &[("email = (SELECT email FROM users WHERE id = 2)", NEW)]),
-    ("users_email_check", "users", &[("email = repeat('e', 256)", NEW)]),
+    ("users_email_key", "users", &[("email = (SELECT email FROM users WHERE id = 2)", FREE)]),
+    ("users_email_check", "users", &[("email = repeat('e', 256)", FREE)]),
     (
         "users_stripe_customer_id_key",
         "users",
-        &[("stripe_customer_id = (SELECT stripe_customer_id FROM users WHERE id = 2)", NEW)],
+        &[("stripe_customer_id = (SELECT stripe_customer_id FROM users WHERE id = 2)", FREE)],
     ),
-    ("users_stripe_customer_id_check", "users", &[("stripe_customer_id = repeat('c', 51)", NEW)]),
+    ("users_stripe_customer_id_check", "users", &[("stripe_customer_id = repeat('c', 51)", FREE)]),
     (
         "idempotency_keys_pkey",
         "idempotency_keys",
         &[(
-            "INSERT INTO idempotency_keys (id, idempotency_key, user_id, request_method, request_path, request_params,
-                 origin_ip, next_attempt_at) OVERRIDING SYSTEM VALUE
-             VALUES (1, 'another key of this user', 1, 'POST', '/rides', '{}', '127.0.0.1', now())",
+            "INSERT INTO idempotency_keys (id, idempotency_key, user_id, operation, request_method, request_path,
+                 request_params, origin_ip, next_attempt_at, recovery_point, step, state) OVERRIDING SYSTEM VALUE
+             VALUES (1, 'another key of this user', 1, 'ride', 'POST', '/rides', '{}', '127.0.0.1', now(), 'x', 1, '{}')",
             "",
         )],
     ),
     (
         "one_key_per_user_and_name",
         "idempotency_keys",
-        &[("idempotency_key = (SELECT idempotency_key FROM idempotency_keys WHERE id = 2)", NEW)],
+        &[("idempotency_key = (SELECT idempotency_key FROM idempotency_keys WHERE id = 2)", FREE)],
     ),
     (
         "idempotency_keys_idempotency_key_check",
         "idempotency_keys",
-        &[("idempotency_key = repeat('k', 19)", NEW), ("idempotency_key = repeat('k', 101)", NEW)],
+        &[("idempotency_key = repeat('k', 19)", FREE), ("idempotency_key = repeat('k', 101)", FREE)],
     ),
-    ("idempotency_keys_request_method_check", "idempotency_keys", &[("request_method = repeat('m', 11)", NEW)]),
-    ("idempotency_keys_request_path_check", "idempotency_keys", &[("request_path = repeat('p', 101)", NEW)]),
-    ("idempotency_keys_attempts_check", "idempotency_keys", &[("attempts = 0", NEW)]),
-    ("idempotency_keys_completer_attempts_check", "idempotency_keys", &[("completer_attempts = -1", NEW)]),
-    ("idempotency_keys_recovery_point_check", "idempotency_keys", &[("recovery_point = 'x'", HAS_RIDE)]),
+    ("idempotency_keys_request_method_check", "idempotency_keys", &[("request_method = repeat('m', 11)", FREE)]),
+    ("idempotency_keys_request_path_check", "idempotency_keys", &[("request_path = repeat('p', 101)", FREE)]),
+    ("idempotency_keys_attempts_check", "idempotency_keys", &[("attempts = 0", FREE)]),
+    ("idempotency_keys_completer_attempts_check", "idempotency_keys", &[("completer_attempts = -1", FREE)]),
+    (
+        "idempotency_keys_operation_check",
+        "idempotency_keys",
+        &[("operation = ''", FREE), ("operation = repeat('o', 51)", FREE)],
+    ),
+    (
+        "idempotency_keys_recovery_point_check",
+        "idempotency_keys",
+        &[("recovery_point = ''", LEASED), ("recovery_point = repeat('p', 51)", LEASED)],
+    ),
+    (
+        "idempotency_keys_step_check",
+        "idempotency_keys",
+        &[(
+            "INSERT INTO idempotency_keys (idempotency_key, user_id, operation, request_method, request_path,
+                 request_params, origin_ip, next_attempt_at, recovery_point, step, state)
+             VALUES ('another key of this user', 1, 'ride', 'POST', '/rides', '{}', '127.0.0.1', now(), 'x', 0, '{}')",
+            "",
+        )],
+    ),
     (
         "idempotency_keys_response_code_check",
         "idempotency_keys",
         &[
-            ("recovery_point = 'finished', response_code = 99, response_body = '{}'", NEW),
-            ("recovery_point = 'finished', response_code = 600, response_body = '{}'", NEW),
+            ("recovery_point = 'finished', step = 32767, response_code = 99, response_body = '{}'", FREE),
+            ("recovery_point = 'finished', step = 32767, response_code = 600, response_body = '{}'", FREE),
         ],
     ),
     (
         "leased_as_a_whole",
         "idempotency_keys",
-        &[("lease_token = NULL", HAS_RIDE), ("locked_at = NULL", HAS_RIDE), ("locked_at = now()", NEW)],
+        &[("lease_token = NULL", LEASED), ("locked_at = NULL", LEASED), ("locked_at = now()", FREE)],
     ),
     (
         "answered_as_a_whole",
         "idempotency_keys",
-        &[("recovery_point = 'finished', response_code = 201", NEW), ("response_body = '{}'", NEW)],
+        &[
+            ("recovery_point = 'finished', step = 32767, response_code = 201", FREE),
+            ("response_body = '{}'", FREE),
+        ],
     ),
     (
         "finished_is_answered",
         "idempotency_keys",
-        &[("recovery_point = 'finished'", NEW), ("response_code = 201, response_body = '{}'", NEW)],
+        &[
+            ("recovery_point = 'finished', step = 32767", FREE),
+            ("response_code = 201, response_body = '{}'", FREE),
+        ],
+    ),
+    (
+        "finished_is_last",
+        "idempotency_keys",
+        &[
+            ("recovery_point = 'finished'", FREE),
+            ("step = 32767, response_code = 201, response_body = '{}'", FREE),
+        ],
     ),
     (
         "idempotency_keys.finished_holds_no_lease",
         "idempotency_keys",
         &[("lease_token = gen_random_uuid(), locked_at = now()", FINISHED)],
     ),
-    ("parked_says_why", "idempotency_keys", &[("parked_at = now()", NEW), ("parked_reason = 'x'", NEW)]),
+    ("parked_says_why", "idempotency_keys", &[("parked_at = now()", FREE), ("parked_reason = 'x'", FREE)]),
     (
         "parked_is_idle",
         "idempotency_keys",
-        &[("parked_at = now(), parked_reason = 'x'", HAS_RIDE), ("parked_at = now(), parked_reason = 'x'", FINISHED)],
+        &[("parked_at = now(), parked_reason = 'x'", LEASED), ("parked_at = now(), parked_reason = 'x'", FINISHED)],
     ),
-    ("charge_was_intended", "idempotency_keys", &[("recovery_point = 'ride_created'", NEW)]),
     (
         "recovery_point_never_moves_back",
         "idempotency_keys",
-        &[("recovery_point = 'started'", HAS_RIDE)],
+        &[("step = 1", LEASED)],
     ),
     (
         "answer_never_changes",
@@ -131,17 +163,17 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
         "rides",
         &[("INSERT INTO rides OVERRIDING SYSTEM VALUE VALUES (1, now(), 4, 1, 0, 0, 0, 0, NULL)", "")],
     ),
-    ("rides_idempotency_key_id_key", "rides", &[("idempotency_key_id = 3", NEW)]),
-    ("rides_user_id_fkey", "rides", &[("user_id = 99", NEW), ("DELETE FROM users WHERE id = 1", "")]),
-    ("rides_origin_lat_check", "rides", &[("origin_lat = -90.1", NEW), ("origin_lat = 90.1", NEW)]),
-    ("rides_origin_lon_check", "rides", &[("origin_lon = -180.1", NEW), ("origin_lon = 180.1", NEW)]),
-    ("rides_target_lat_check", "rides", &[("target_lat = -90.1", NEW), ("target_lat = 90.1", NEW)]),
-    ("rides_target_lon_check", "rides", &[("target_lon = -180.1", NEW), ("target_lon = 180.1", NEW)]),
-    ("rides_stripe_charge_id_key", "rides", &[("stripe_charge_id = 'ch_3'", NEW)]),
+    ("rides_idempotency_key_id_key", "rides", &[("idempotency_key_id = 3", FREE)]),
+    ("rides_user_id_fkey", "rides", &[("user_id = 99", FREE), ("DELETE FROM users WHERE id = 1", "")]),
+    ("rides_origin_lat_check", "rides", &[("origin_lat = -90.1", FREE), ("origin_lat = 90.1", FREE)]),
+    ("rides_origin_lon_check", "rides", &[("origin_lon = -180.1", FREE), ("origin_lon = 180.1", FREE)]),
+    ("rides_target_lat_check", "rides", &[("target_lat = -90.1", FREE), ("target_lat = 90.1", FREE)]),
+    ("rides_target_lon_check", "rides", &[("target_lon = -180.1", FREE), ("target_lon = 180.1", FREE)]),
+    ("rides_stripe_charge_id_key", "rides", &[("stripe_charge_id = 'ch_3'", FREE)]),
     (
         "rides_stripe_charge_id_check",
         "rides",
-        &[("stripe_charge_id = ''", NEW), ("stripe_charge_id = repeat('c', 256)", NEW)],
+        &[("stripe_charge_id = ''", FREE), ("stripe_charge_id = repeat('c', 256)", FREE)],
     ),
     (
         "audit_records_pkey",
@@ -187,17 +219,18 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
 
 /// What the same constraints allow, at the same edges.
 const ALLOWED: &[(&str, &str, &str)] = &[
-    ("users", "email = repeat('e', 255), stripe_customer_id = repeat('c', 50)", NEW),
-    ("idempotency_keys", "idempotency_key = repeat('k', 20)", NEW),
-    ("idempotency_keys", "idempotency_key = repeat('k', 100), request_method = repeat('m', 10)", NEW),
-    ("idempotency_keys", "request_path = repeat('p', 100)", NEW),
-    ("idempotency_keys", "recovery_point = 'charge_created'", HAS_RIDE),
+    ("users", "email = repeat('e', 255), stripe_customer_id = repeat('c', 50)", FREE),
+    ("idempotency_keys", "idempotency_key = repeat('k', 20)", FREE),
+    ("idempotency_keys", "idempotency_key = repeat('k', 100), request_method = repeat('m', 10)", FREE),
+    ("idempotency_keys", "request_path = repeat('p', 100)", FREE),
+    ("idempotency_keys", "step = 2, operation = repeat('o', 50), recovery_point = repeat('p', 50)", FREE),
+    ("idempotency_keys", "step = 32766", LEASED),
     // Taking up what is finished is the answer's business alone, and saying the same again is no change.
     ("idempotency_keys", "response_code = 201, response_body = '{}'", FINISHED),
-    ("idempotency_keys", "parked_at = now(), parked_reason = 'x'", NEW),
-    ("rides", "origin_lat = -90, origin_lon = -180, target_lat = -90, target_lon = -180", NEW),
-    ("rides", "origin_lat = 90, origin_lon = 180, target_lat = 90, target_lon = 180", NEW),
-    ("rides", "stripe_charge_id = repeat('c', 255)", NEW),
+    ("idempotency_keys", "parked_at = now(), parked_reason = 'x'", FREE),
+    ("rides", "origin_lat = -90, origin_lon = -180, target_lat = -90, target_lon = -180", FREE),
+    ("rides", "origin_lat = 90, origin_lon = 180, target_lat = 90, target_lon = 180", FREE),
+    ("rides", "stripe_charge_id = repeat('c', 255)", FREE),
     ("audit_records", "action = repeat('a', 50), resource_type = repeat('t', 50)", ""),
     ("staged_jobs", "job_name = repeat('n', 100)", ""),
     ("dead_jobs", "died_in = 'outbox'", ""),
@@ -212,7 +245,6 @@ const NULLABLE: &[(&str, &[&str])] = &[
         &[
             "lease_token",
             "locked_at",
-            "foreign_call_intended_at",
             "last_error",
             "parked_at",
             "parked_reason",
@@ -294,11 +326,8 @@ async fn and_nothing_else() {
     for (table, change, row) in ALLOWED {
         attempt(&world, table, change, row).await.expect(change);
     }
-    // A request without a ride may go; so may a finished one.
-    for id in [1, 3] {
-        let removed = format!("DELETE FROM idempotency_keys WHERE id = {id}");
-        attempt(&world, "idempotency_keys", &removed, "").await.expect("allowed");
-    }
+    // What is finished may go.
+    attempt(&world, "idempotency_keys", "DELETE FROM idempotency_keys WHERE id = 3", "").await.expect("allowed");
 }
 
 #[tokio::test]

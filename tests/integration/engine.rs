@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
-use rocket_rides_atomic::idempotency::settle::{finish, park, release};
-use rocket_rides_atomic::idempotency::{Job, Request, Response};
-use serde_json::json;
+use rocket_rides_atomic::idempotency::open::Opened;
+use rocket_rides_atomic::idempotency::settle::{park, release};
+use rocket_rides_atomic::idempotency::{Answer, Job, Request, Response, Stop};
+use serde_json::{Value, json};
 
 use crate::support::client::{Post, new_key};
-use crate::support::keys::{GRACE, LOCK, ask, lease, request, take_over};
+use crate::support::keys::{LOCK, PlainState, ask, done, finish, lease, plain, request, take_over};
 use crate::support::world::{World, pool};
 
 async fn written(world: &World) -> String {
@@ -28,12 +28,12 @@ async fn a_stale_lease_writes_nothing() {
     let before = written(&world).await;
     let response = Response { code: 201, body: "{}".into() };
     let job = Job { name: "job", args: json!({}) };
-    assert!(!finish(&database, &stale, "started", &response, Some(&job)).await.unwrap());
+    assert!(!finish(&database, &stale, &response, std::slice::from_ref(&job)).await.unwrap());
     release(&database, &stale, "stale").await.unwrap();
     park(&database, &stale, "stale").await.unwrap();
     assert_eq!(written(&world).await, before);
-    assert!(finish(&database, &fresh, "started", &response, Some(&job)).await.unwrap());
-    assert!(!finish(&database, &fresh, "started", &response, Some(&job)).await.unwrap(), "twice");
+    assert!(finish(&database, &fresh, &response, std::slice::from_ref(&job)).await.unwrap());
+    assert!(!finish(&database, &fresh, &response, std::slice::from_ref(&job)).await.unwrap(), "twice");
     assert_eq!(world.count("staged_jobs").await, 1);
 }
 
@@ -43,12 +43,20 @@ async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
     let database = pool(&world.database_config).await;
     let lease = lease(&database, &request(&new_key())).await;
     let response = Response { code: 201, body: "{}".into() };
-    assert!(!finish(&database, &lease, "charge_created", &response, None).await.unwrap());
-    assert!(finish(&database, &lease, "started", &response, None).await.unwrap());
+    let mut moved_on = lease.clone();
+    let half_way = PlainState::HalfWay {};
+    assert!(plain(&database).advance(&mut moved_on, &half_way, Value::Null).await.unwrap());
+    assert_ne!(moved_on.foreign_call.key, lease.foreign_call.key, "the next call has a key of its own");
+    let (mut stale, before) = (lease.clone(), written(&world).await);
+    assert!(!plain(&database).advance(&mut stale, &half_way, Value::Null).await.unwrap());
+    assert_eq!((stale.step, stale.foreign_call), (lease.step, lease.foreign_call));
+    assert!(!finish(&database, &lease, &response, &[]).await.unwrap());
+    assert_eq!(written(&world).await, before);
+    assert!(finish(&database, &moved_on, &response, &[]).await.unwrap());
 }
 
 #[tokio::test]
-async fn only_what_can_be_repeated_is_committed_without_a_flush() {
+async fn both_statements_of_a_ride_wait_for_the_disk() {
     let world = World::start().await;
     world
         .database
@@ -66,7 +74,7 @@ async fn only_what_can_be_repeated_is_committed_without_a_flush() {
     assert_eq!(world.post(Post::default()).await.status, 201);
     let commits = world.query("SELECT recovery_point, flushed FROM commits", &[]).await;
     let commits: Vec<(String, String)> = commits.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let expected = [("started", "off"), ("ride_created", "on"), ("charge_created", "off"), ("finished", "on")];
+    let expected = [("ride_created", "on"), ("finished", "on")];
     assert_eq!(commits, expected.map(|(point, flushed)| (point.to_owned(), flushed.to_owned())));
 }
 
@@ -77,11 +85,11 @@ async fn a_replay_writes_nothing() {
     let request = request(&new_key());
     let held = lease(&database, &request).await;
     let response = Response { code: 201, body: r#"{"b": 1,  "a":2}"#.into() };
-    finish(&database, &held, "started", &response, None).await.unwrap();
+    finish(&database, &held, &response, &[]).await.unwrap();
     let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
     let before: String = world.get(row).await;
     for _ in 0..3 {
-        let Acquired::Finished { response: again, .. } = ask(&database, &request).await else { panic!("finished") };
+        let Opened::Finished { response: again, .. } = ask(&database, &request).await else { panic!("finished") };
         assert_eq!(again, response, "byte for byte");
     }
     assert_eq!(world.get::<String>(row).await, before);
@@ -95,12 +103,12 @@ async fn what_a_key_says_to_each_request() {
     let other = Request { params: json!({"a": 2}), ..request.clone() };
     let held = lease(&database, &request).await;
     assert!(
-        matches!(ask(&database, &request).await, Acquired::InProgress { key_id: Some(id) } if id == held.key_id)
+        matches!(ask(&database, &request).await, Opened::InProgress { key_id: Some(id) } if id == held.key_id)
     );
-    assert!(matches!(ask(&database, &other).await, Acquired::Mismatch { .. }));
+    assert!(matches!(ask(&database, &other).await, Opened::Mismatch { .. }));
     park(&database, &held, "for a test").await.unwrap();
-    assert!(matches!(ask(&database, &request).await, Acquired::Parked { .. }));
-    assert!(matches!(ask(&database, &other).await, Acquired::Mismatch { .. }));
+    assert!(matches!(ask(&database, &request).await, Opened::Parked { .. }));
+    assert!(matches!(ask(&database, &other).await, Opened::Mismatch { .. }));
 }
 
 #[tokio::test]
@@ -116,9 +124,66 @@ async fn of_many_at_once_one_gets_the_lease() {
         let mut racers = tokio::task::JoinSet::new();
         for _ in 0..32 {
             let (database, request) = (database.clone(), request.clone());
-            racers.spawn(async move { acquire(&database, request.into(), LOCK, GRACE).await.unwrap() });
+            racers.spawn(async move { ask(&database, &request).await });
         }
-        let leases = racers.join_all().await.into_iter().filter(|won| matches!(won, Acquired::Lease(_))).count();
+        let leases = racers.join_all().await.into_iter().filter(|won| matches!(won, Opened::Lease(_))).count();
         assert_eq!(leases, 1);
+    }
+}
+
+/// A key is for one request of one operation, even where method, path and parameters are alike.
+#[tokio::test]
+async fn two_operations_with_one_key_are_a_mismatch() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let request = request(&new_key());
+    let held = lease(&database, &request).await;
+    world.execute("UPDATE idempotency_keys SET operation = 'another'").await;
+    assert!(matches!(ask(&database, &request).await, Opened::Mismatch { key_id } if key_id == held.key_id));
+    assert_eq!(world.count("idempotency_keys").await, 1);
+}
+
+/// An operation's SQL may turn a request away, and then nothing is written, not even its key.
+#[tokio::test]
+async fn a_request_that_is_not_admitted_leaves_nothing_behind() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let request = Request { params: json!({"refusal": "full"}), ..request(&new_key()) };
+    for _ in 0..2 {
+        let told = ask(&database, &request).await;
+        assert!(matches!(&told, Opened::Refused { refusal } if refusal == "full"), "{told:?}");
+    }
+    assert_eq!(world.count("idempotency_keys").await, 0);
+    let admitted = Request { params: json!({}), ..request };
+    lease(&database, &admitted).await;
+}
+
+/// The whole of an operation with two foreign calls, by way of the executor.
+#[tokio::test]
+async fn a_request_goes_through_every_recovery_point_to_its_answer() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let request = request(&new_key());
+    let executed = plain(&database).execute(request.clone()).await;
+    assert!(matches!(&executed.answer, Answer::Done { response, replayed: false } if *response == done()), "{executed:?}");
+    assert_eq!((executed.attempt, executed.reached.as_deref()), (Some(1), Some("finished")));
+    let again = plain(&database).execute(request).await;
+    assert!(matches!(&again.answer, Answer::Done { response, replayed: true } if *response == done()), "{again:?}");
+    assert_eq!((again.key_id, again.attempt), (executed.key_id, None));
+}
+
+/// What is stored and makes no sense to this program waits for a person.
+#[tokio::test]
+async fn a_state_that_cannot_be_read_is_parked() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    for change in ["recovery_point = 'elsewhere'", "state = '[]'"] {
+        let request = request(&new_key());
+        let held = lease(&database, &request).await;
+        release(&database, &held, "for a test").await.unwrap();
+        world.query(&format!("UPDATE idempotency_keys SET {change} WHERE id = $1"), &[&held.key_id]).await;
+        let executed = plain(&database).execute(request.clone()).await;
+        assert!(matches!(&executed.answer, Answer::Stopped(Stop::Park(_))), "{change}: {executed:?}");
+        assert!(matches!(ask(&database, &request).await, Opened::Parked { .. }), "{change}");
     }
 }

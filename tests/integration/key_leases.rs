@@ -5,14 +5,15 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::acquire::Acquired;
-use rocket_rides_atomic::idempotency::claim::{LONGEST_PAUSE, RetryPolicy, claim};
-use rocket_rides_atomic::idempotency::settle::{finish, park, release};
+use rocket_rides_atomic::idempotency::open::Opened;
+use rocket_rides_atomic::idempotency::claim::{LONGEST_PAUSE, RetryPolicy};
+use rocket_rides_atomic::idempotency::settle::{park, release};
 use rocket_rides_atomic::idempotency::{Lease, Request, Response, parked};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::support::client::new_key;
-use crate::support::keys::{GRACE, LOCK, ask, lease, request};
+use crate::support::keys::{GRACE, LOCK, ask, claim, finish, lease, request};
 use crate::support::world::{World, pool};
 
 /// What moving times and looking at them may take.
@@ -67,15 +68,15 @@ async fn pass(world: &World, key_id: i64, time: Duration) {
 
 /// What its holder is told of a lease is what the row says.
 async fn assert_told(world: &World, lease: &Lease) {
-    let sql = "SELECT lease_token, recovery_point, attempts, foreign_call_key, foreign_call_intended_at
+    let sql = "SELECT lease_token, recovery_point, step, state::text AS state, attempts, foreign_call_key, foreign_call_intended_at
                FROM idempotency_keys WHERE id = $1";
     let row = &world.query(sql, &[&lease.key_id]).await[0];
     assert_eq!(row.get::<_, Uuid>("lease_token"), lease.token);
     assert_eq!(row.get::<_, &str>("recovery_point"), lease.recovery_point);
     assert_eq!(row.get::<_, i32>("attempts"), lease.attempts);
-    assert_eq!(row.get::<_, Uuid>("foreign_call_key"), lease.foreign_call_key);
-    let intended: Option<SystemTime> = row.get("foreign_call_intended_at");
-    assert_eq!(lease.foreign_call_intent.map(|intent| intent.at), intended);
+    assert_eq!(row.get::<_, Uuid>("foreign_call_key"), lease.foreign_call.key);
+    assert_eq!(row.get::<_, SystemTime>("foreign_call_intended_at"), lease.foreign_call.intended_at);
+    assert_eq!((row.get::<_, i16>("step"), row.get::<_, &str>("state")), (lease.step, lease.state.as_str()));
 }
 
 /// It has the time that it asked for, reckoned from before it asked.
@@ -84,12 +85,10 @@ fn assert_runs_out(lease: &Lease, asked: Instant) {
     assert!((least..=most).contains(&lease.runs_out));
 }
 
-/// A key with a ride, ten days old and free.
-async fn old_and_free(world: &World, database: &Database) -> (Request, Lease) {
+/// A key, ten days old and free.
+async fn old_and_free(world: &World, database: &Database) -> (Request<Value>, Lease) {
     let request = request(&new_key());
     let held = lease(database, &request).await;
-    let sql = "UPDATE idempotency_keys SET recovery_point = 'ride_created', foreign_call_intended_at = now() WHERE id = $1";
-    world.query(sql, &[&held.key_id]).await;
     release(database, &held, "for a test").await.unwrap();
     pass(world, held.key_id, Duration::from_secs(10 * 86_400)).await;
     (request, held)
@@ -106,7 +105,7 @@ async fn a_new_key_begins_with_a_lease_and_a_grace() {
     let row = row(&world, lease.key_id).await;
     assert!(near(row.locked.unwrap(), 0.0) && near(row.last_run, 0.0) && near(row.created, 0.0), "{row:?}");
     assert!(near(row.next_attempt, GRACE.as_secs_f64()), "{row:?}");
-    assert_eq!((row.attempts, row.completer_attempts, lease.foreign_call_intent), (1, 0, None));
+    assert_eq!((row.attempts, row.completer_attempts, lease.foreign_call.age), (1, 0, Duration::ZERO));
 }
 
 #[tokio::test]
@@ -118,16 +117,16 @@ async fn a_take_over_renews_lease_and_grace() {
     let lease = lease(&database, &request).await;
     assert_runs_out(&lease, asked);
     assert_told(&world, &lease).await;
-    assert_eq!((lease.key_id, lease.foreign_call_key), (former.key_id, former.foreign_call_key));
+    assert_eq!((lease.key_id, lease.foreign_call.key), (former.key_id, former.foreign_call.key));
     assert_ne!(lease.token, former.token);
-    assert!(near(lease.foreign_call_intent.unwrap().age.as_secs_f64(), 10.0 * 86_400.0));
+    assert!(near(lease.foreign_call.age.as_secs_f64(), 10.0 * 86_400.0));
     let row = row(&world, lease.key_id).await;
     assert!(near(row.locked.unwrap(), 0.0) && near(row.last_run, 0.0), "{row:?}");
     assert!(near(row.next_attempt, GRACE.as_secs_f64()), "{row:?}");
     assert!(near(row.created, -10.0 * 86_400.0), "a key's age counts from its first use: {row:?}");
     assert_eq!((row.attempts, row.completer_attempts), (2, 0));
     // So a further repetition is told that the request is being worked on.
-    assert!(matches!(ask(&database, &request).await, Acquired::InProgress { .. }));
+    assert!(matches!(ask(&database, &request).await, Opened::InProgress { .. }));
 }
 
 #[tokio::test]
@@ -140,16 +139,16 @@ async fn a_claim_renews_the_lease_and_schedules_the_next() {
     let [claimed] = &claims.claimed[..] else { panic!("{claims:?}") };
     assert_runs_out(&claimed.lease, asked);
     assert_told(&world, &claimed.lease).await;
-    assert_eq!((claimed.lease.key_id, claimed.lease.foreign_call_key), (former.key_id, former.foreign_call_key));
+    assert_eq!((claimed.lease.key_id, claimed.lease.foreign_call.key), (former.key_id, former.foreign_call.key));
     assert_ne!(claimed.lease.token, former.token);
-    assert!(near(claimed.lease.foreign_call_intent.unwrap().age.as_secs_f64(), 10.0 * 86_400.0));
+    assert!(near(claimed.lease.foreign_call.age.as_secs_f64(), 10.0 * 86_400.0));
     assert_eq!((claimed.user_id, &claimed.params), (request.user_id, &request.params));
     assert_eq!(claimed.origin_ip, request.origin_ip);
     let row = row(&world, former.key_id).await;
     assert!(near(row.locked.unwrap(), 0.0) && near(row.last_run, 0.0), "{row:?}");
     assert!((40.0..=76.0).contains(&row.next_attempt), "{row:?}");
     assert_eq!((row.attempts, row.completer_attempts), (2, 1));
-    assert!(matches!(ask(&database, &request).await, Acquired::InProgress { .. }));
+    assert!(matches!(ask(&database, &request).await, Opened::InProgress { .. }));
     assert!(claim(&database, 10, &POLICY).await.unwrap().claimed.is_empty());
 }
 
@@ -162,14 +161,14 @@ async fn a_lease_is_respected_until_its_time_is_up() {
     // Due for the completer as well, for as long as this takes.
     world.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 hour'").await;
     pass(&world, first.key_id, LOCK - Duration::from_secs_f64(SLACK)).await;
-    assert!(matches!(ask(&database, &request).await, Acquired::InProgress { .. }));
+    assert!(matches!(ask(&database, &request).await, Opened::InProgress { .. }));
     assert!(claim(&database, 10, &POLICY).await.unwrap().claimed.is_empty());
     pass(&world, first.key_id, Duration::from_secs_f64(SLACK)).await;
     let second = lease(&database, &request).await;
     assert_ne!(second.token, first.token);
     // It is a whole lease again, and not what was left of the one before.
     assert!(near(row(&world, first.key_id).await.locked.unwrap(), 0.0));
-    assert!(matches!(ask(&database, &request).await, Acquired::InProgress { .. }));
+    assert!(matches!(ask(&database, &request).await, Opened::InProgress { .. }));
 
     pass(&world, first.key_id, LOCK).await;
     world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
@@ -290,14 +289,14 @@ async fn what_has_ended_is_not_taken_up_again() {
     let response = Response { code: 201, body: "{}".to_owned() };
     let (finished, waiting) = (request(&new_key()), request(&new_key()));
     let held = lease(&database, &finished).await;
-    assert!(finish(&database, &held, "started", &response, None).await.unwrap());
+    assert!(finish(&database, &held, &response, &[]).await.unwrap());
     let held = lease(&database, &waiting).await;
     park(&database, &held, "for a test").await.unwrap();
     world.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 day'").await;
     let claims = claim(&database, 10, &POLICY).await.unwrap();
     assert!(claims.claimed.is_empty() && claims.parked.is_empty(), "{claims:?}");
-    assert!(matches!(ask(&database, &finished).await, Acquired::Finished { .. }));
-    assert!(matches!(ask(&database, &waiting).await, Acquired::Parked { .. }));
+    assert!(matches!(ask(&database, &finished).await, Opened::Finished { .. }));
+    assert!(matches!(ask(&database, &waiting).await, Opened::Parked { .. }));
 }
 
 /// Each way to end a lease gives it back as a whole and says what the next one needs to know.
@@ -331,7 +330,7 @@ async fn each_end_of_a_lease_leaves_the_row_as_it_must_be() {
     release(&database, &held, "this went wrong").await.unwrap();
     let held = lease(&database, &again).await;
     let response = Response { code: 402, body: r#"{"a":  1}"#.to_owned() };
-    assert!(finish(&database, &held, "started", &response, None).await.unwrap());
+    assert!(finish(&database, &held, &response, &[]).await.unwrap());
     ended(
         held.key_id,
         r#"last_error IS NULL AND recovery_point = 'finished' AND response_code = 402

@@ -9,12 +9,13 @@ use std::time::Duration;
 use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::database::Database;
 use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
-use rocket_rides_atomic::jobs::work::{self, Failed, JobLease, RetryPolicy, SentReceipt};
+use rocket_rides_atomic::jobs::work::{self, Failed, JobLease, RetryPolicy};
 use rocket_rides_atomic::jobs::{START, dead};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::foreign::{Mood, Shelf, enqueue_to};
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::world::{World, pool, stage};
 use crate::support::{cluster, eventually};
 
@@ -102,14 +103,14 @@ async fn a_worker_keeps_and_ends_its_own_leases_and_no_others() {
 
     let before = after;
     for lost in [theirs, unheld, stale] {
-        assert!(!work::finish(&database, lost, None).await.unwrap());
+        assert!(!finish(&database, lost, None).await.unwrap());
         let failed = work::fail(&database, lost, "late", true, &POLICY).await.unwrap();
         assert_eq!(failed, Failed::LeaseLost);
     }
     assert_changed(&before, &rows(&world, jobs.0, jobs.1).await, &[]);
 
     let sent = SentReceipt { ride_id: 7, message_id: "<7@x>".to_owned() };
-    assert!(work::finish(&database, first, Some(sent)).await.unwrap());
+    assert!(finish(&database, first, Some(sent)).await.unwrap());
     assert!(matches!(work::fail(&database, second, "no luck", false, &POLICY).await.unwrap(), Failed::Retried(_)));
     // The pause after a third attempt of a policy that begins with none.
     world.execute("UPDATE jobs SET next_attempt_at = now() WHERE staged_id = 2").await;

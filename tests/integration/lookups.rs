@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use rocket_rides_atomic::clock::Clock;
 use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
-use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
-use rocket_rides_atomic::idempotency::{Lease, Request, parked};
+use rocket_rides_atomic::idempotency::claim::RetryPolicy;
+use rocket_rides_atomic::idempotency::{Answer, Engine, Executor, Lease, Request, Stop, parked};
 use rocket_rides_atomic::invariants::Traffic;
-use rocket_rides_atomic::rides::{Booking, RideError, RideParams, Rides};
-use rocket_rides_atomic::stripe::{ChargeOutcome, ChargeRequest};
-use rocket_rides_atomic::users::{self, User};
+use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
+use rocket_rides_atomic::stripe::{self, ChargeOutcome, ChargeRequest};
+use rocket_rides_atomic::users;
 use uuid::Uuid;
 
-use crate::support::client::{Answer, GOOD_USER, Post, new_key};
-use crate::support::keys::request;
+use crate::support::client::{self, GOOD_USER, Post, new_key};
+use crate::support::keys::{claim, engine, expect_lease, ride_request, rides};
 use crate::support::world::{World, pool};
 
 /// Longer than a test.
@@ -43,7 +42,7 @@ async fn hours_pass(world: &World, hours: u32) {
     world.execute(&sql).await;
 }
 
-async fn again(world: &World, key: &str) -> Answer {
+async fn again(world: &World, key: &str) -> client::Answer {
     world.post(Post::default().key(key)).await
 }
 
@@ -256,18 +255,24 @@ enum Way {
     Claimed,
 }
 
-/// A request before anything has happened to it.
+/// A ride's request before anything has happened to it.
 struct Asked {
     database: Database,
-    user: User,
-    request: Request,
+    stripe: stripe::Client,
+    clock: Clock,
+    request: Request<RideParams>,
 }
 
 impl Asked {
     async fn new(world: &World) -> Self {
-        let (database, request) = (pool(&world.database_config).await, request(&new_key()));
-        let user = users::find(&database, request.user_id).await.unwrap().unwrap();
-        Self { database, user, request }
+        let (database, request) = (pool(&world.database_config).await, ride_request(&new_key()));
+        Self { database, stripe: world.stripe(), clock: Clock::default(), request }
+    }
+
+    /// What books it, under leases that last for so long.
+    fn rides(&self, lasts: Duration) -> Executor<Rides> {
+        let engine = Engine { clock: self.clock.clone(), grace: HOUR, ..engine(&self.database, lasts) };
+        rides(engine, self.stripe.clone(), HOUR)
     }
 
     /// A lease on it that lasts for so long.
@@ -277,19 +282,16 @@ impl Asked {
              WHERE idempotency_key = '{}'",
             self.request.key.as_str()
         );
-        let acquired = async |lasts| match acquire(&self.database, self.request.clone().into(), lasts, HOUR).await {
-            Ok(Acquired::Lease(lease)) => lease,
-            other => panic!("{other:?}"),
-        };
+        let opened = async |lasts| expect_lease(self.rides(lasts).open(&self.request).await.unwrap());
         match way {
-            Way::New => acquired(lasts).await,
+            Way::New => opened(lasts).await,
             Way::TakenOver => {
-                acquired(HOUR).await;
+                opened(HOUR).await;
                 world.execute(&abandon).await;
-                acquired(lasts).await
+                opened(lasts).await
             }
             Way::Claimed => {
-                acquired(HOUR).await;
+                opened(HOUR).await;
                 world.execute(&abandon).await;
                 let policy = RetryPolicy { lock_timeout: lasts, retry_after: HOUR, max_attempts: 10 };
                 let [claimed] = claim(&self.database, 10, &policy).await.unwrap().claimed.try_into().unwrap();
@@ -298,9 +300,10 @@ impl Asked {
         }
     }
 
-    fn booking(&self, lease: Lease) -> Booking {
-        let params = RideParams::from_json(&self.request.params).unwrap();
-        Booking { lease, user: self.user.clone(), params, raise_error: false }
+    /// Goes on under this lease.
+    async fn resume(&self, lease: Lease) -> Answer {
+        let params = serde_json::to_value(self.request.params).unwrap();
+        self.rides(HOUR).resume(lease, self.request.user_id, &params, self.request.origin_ip).await.answer
     }
 }
 
@@ -313,10 +316,9 @@ async fn however_a_lease_was_got_a_call_is_made_only_if_it_fits_into_it() {
             let asked = Asked::new(&world).await;
             let call = world.stripe().timeout();
             let lease = asked.lease(&world, way, if fits { 3 * call } else { call }).await;
-            let rides = Rides::new(asked.database.clone(), world.stripe(), HOUR, Default::default());
-            let driven = rides.drive(&asked.booking(lease)).await;
-            assert_eq!(driven.result.is_ok(), fits, "{way:?}: {driven:?}");
-            assert!(fits || matches!(driven.result, Err(RideError::LeaseLost)), "{way:?}: {driven:?}");
+            let answer = asked.resume(lease).await;
+            assert_eq!(matches!(answer, Answer::Done { .. }), fits, "{way:?}: {answer:?}");
+            assert!(fits || matches!(answer, Answer::Stopped(Stop::LeaseLost)), "{way:?}: {answer:?}");
             made += usize::from(fits);
             assert_eq!(world.charges().await.len(), made, "{way:?}");
         }
@@ -327,24 +329,57 @@ async fn however_a_lease_was_got_a_call_is_made_only_if_it_fits_into_it() {
 async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
     let world = World::start().await;
     let asked = Asked::new(&world).await;
-    let clock = Clock::default();
     // A charge of which it was not learned whether it was made. None was.
-    let rides = Rides::new(asked.database.clone(), world.stripe(), HOUR, Default::default());
-    let rides = rides.with_clock(clock.clone());
     world.script(&["reset"]).await;
     let lease = asked.lease(&world, Way::New, HOUR).await;
-    let driven = rides.drive(&asked.booking(lease)).await;
-    assert!(matches!(driven.result, Err(RideError::Unknown(_))), "{driven:?}");
+    let answer = asked.resume(lease).await;
+    assert!(matches!(answer, Answer::Stopped(Stop::Retry(_))), "{answer:?}");
     hours_pass(&world, FORGOTTEN).await;
 
     // When the look-up begins there is time for the call, and when it ends there is not.
     world.script_lists(&["hold"]).await;
-    let booking = asked.booking(asked.lease(&world, Way::New, HOUR).await);
-    let (driven, ()) = tokio::join!(rides.drive(&booking), async {
+    let lease = asked.lease(&world, Way::New, HOUR).await;
+    let (answer, ()) = tokio::join!(asked.resume(lease), async {
         world.until_held().await;
-        clock.advance(HOUR);
+        asked.clock.advance(HOUR);
         world.release_held().await;
     });
-    assert!(matches!(driven.result, Err(RideError::LeaseLost)), "{driven:?}");
+    assert!(matches!(answer, Answer::Stopped(Stop::LeaseLost)), "{answer:?}");
     assert_eq!(world.charges().await.len(), 0);
+}
+
+/// What is sent to Stripe is frozen with the ride: a new price, a customer who was replaced and another wording change
+/// new rides only, or Stripe would refuse the repetition, or charge a second customer.
+#[tokio::test]
+async fn what_is_sent_is_the_same_in_every_attempt() {
+    for forgotten in [false, true] {
+        let world = World::start().await;
+        let asked = Asked::new(&world).await;
+        world.script(&["reply_lost"]).await;
+        let lease = asked.lease(&world, Way::New, HOUR).await;
+        let answer = asked.resume(lease).await;
+        assert!(matches!(answer, Answer::Stopped(Stop::Retry(_))), "{answer:?}");
+
+        let customer = world.stripe().create_customer(GOOD_USER, "tok_visa", Uuid::new_v4()).await.unwrap();
+        world.execute(&format!("UPDATE users SET stripe_customer_id = '{customer}' WHERE id = 1")).await;
+        if forgotten {
+            hours_pass(&world, FORGOTTEN).await;
+            world.forget().await;
+        }
+        let engine = engine(&asked.database, HOUR);
+        let dearer = Rides { stripe: world.stripe(), key_retention: HOUR, price: PRICE + 500 };
+        let dearer = Executor::new(engine, dearer);
+        let answer = dearer.execute(asked.request.clone()).await.answer;
+        assert!(matches!(answer, Answer::Done { ref response, .. } if response.code == 201), "{answer:?}");
+        let charges = world.charges().await;
+        assert_eq!((charges.len(), charges[0]["amount"].as_i64()), (1, Some(PRICE.into())));
+        assert_ne!(charges[0]["customer"], customer);
+        let receipts = "staged_jobs WHERE job_args ->> 'amount' = '2000' AND job_args ->> 'currency' = 'usd'";
+        assert_eq!(world.count(receipts).await, 1, "the receipt says what was charged");
+
+        let answer = dearer.execute(ride_request(&new_key())).await.answer;
+        assert!(matches!(answer, Answer::Done { .. }), "{answer:?}");
+        let newest = &world.charges().await[0];
+        assert_eq!((newest["amount"].as_i64(), &newest["customer"]), (Some((PRICE + 500).into()), &customer.into()));
+    }
 }

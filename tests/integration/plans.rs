@@ -9,10 +9,11 @@ use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::database::Database;
 use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
 use rocket_rides_atomic::jobs::postgres::{ToPostgres, deliver};
-use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy, SentReceipt};
+use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy};
 use rocket_rides_atomic::jobs::{Outlet, START, dead};
 use rocket_rides_atomic::metrics::Metrics;
 
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::client::{Post, new_key};
 use crate::support::eventually;
 use crate::support::world::{World, insert_keys, pool_of, stage};
@@ -143,8 +144,8 @@ async fn work_five(world: &World, database: &Database, first: i64) {
     assert_eq!(work::extend(database, &leases, minute).await.unwrap().kept.len(), 5);
     let policy = RetryPolicy { retry_after: minute, max_attempts: 5 };
     let sent = SentReceipt { ride_id: first, message_id: "<x@y>".to_owned() };
-    assert!(work::finish(database, leases[0], Some(sent)).await.unwrap());
-    assert!(work::finish(database, leases[1], None).await.unwrap());
+    assert!(finish(database, leases[0], Some(sent)).await.unwrap());
+    assert!(finish(database, leases[1], None).await.unwrap());
     assert_eq!(work::fail(database, leases[2], "x", true, &policy).await.unwrap(), Failed::Buried);
     assert!(matches!(work::fail(database, leases[3], "x", false, &policy).await.unwrap(), Failed::Retried(_)));
     let old = format!("UPDATE jobs SET finished_at = now() - interval '1 day' WHERE staged_id = {first}");

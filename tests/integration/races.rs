@@ -5,14 +5,15 @@
 //! between a look and the take-over that follows is a case of [`batches`](crate::batches).
 
 use rocket_rides_atomic::idempotency::Request;
-use rocket_rides_atomic::idempotency::acquire::Acquired;
-use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
-use rocket_rides_atomic::idempotency::settle::{finish, release};
+use rocket_rides_atomic::idempotency::open::Opened;
+use rocket_rides_atomic::idempotency::claim::RetryPolicy;
+use rocket_rides_atomic::idempotency::settle::release;
 use std::time::Duration;
+use serde_json::Value;
 use tokio_postgres::Client;
 
 use crate::support::client::{Post, new_key};
-use crate::support::keys::{GRACE, LOCK, ask, lease, request};
+use crate::support::keys::{GRACE, LOCK, ask, claim, finish, lease, request};
 use crate::support::world::{World, pool};
 use crate::support::{cluster, eventually};
 
@@ -30,12 +31,13 @@ async fn until_it_waits(world: &World) {
 }
 
 /// The same request's first use by another process.
-fn insert(request: &Request) -> String {
+fn insert(request: &Request<Value>) -> String {
     let (key, params) = (request.key.as_str(), &request.params);
     format!(
-        "INSERT INTO idempotency_keys (user_id, idempotency_key, request_method, request_path, request_params, origin_ip,
-             lease_token, locked_at, next_attempt_at)
-         VALUES (1, '{key}', 'POST', '/rides', '{params}', '127.0.0.1', gen_random_uuid(), now(), now())"
+        "INSERT INTO idempotency_keys (operation, recovery_point, step, state, user_id, idempotency_key, request_method,
+             request_path, request_params, origin_ip, lease_token, locked_at, next_attempt_at)
+         VALUES ('plain', 'opened', 1, '{{}}', 1, '{key}', 'POST', '/plain', '{params}', '127.0.0.1', gen_random_uuid(),
+             now(), now())"
     )
 }
 
@@ -51,8 +53,8 @@ async fn of_two_first_uses_the_second_is_told_of_the_first() {
             first.batch_execute(end).await.unwrap();
         });
         match told {
-            Acquired::Lease(_) => assert!(won),
-            Acquired::InProgress { .. } => assert!(!won),
+            Opened::Lease(_) => assert!(won),
+            Opened::InProgress { .. } => assert!(!won),
             other => panic!("{other:?}"),
         }
         let key = request.key.as_str();
@@ -69,7 +71,7 @@ async fn a_first_use_that_was_finished_meanwhile_is_replayed() {
     let other = session(
         &world,
         &format!(
-            "{}; UPDATE idempotency_keys SET recovery_point = 'finished', response_code = 402,
+            "{}; UPDATE idempotency_keys SET recovery_point = 'finished', step = 32767, response_code = 402,
                  response_body = '{{\"by\": \"another\"}}', lease_token = NULL, locked_at = NULL
              WHERE idempotency_key = '{key}'",
             insert(&request)
@@ -80,7 +82,7 @@ async fn a_first_use_that_was_finished_meanwhile_is_replayed() {
         until_it_waits(&world).await;
         other.batch_execute("COMMIT").await.unwrap();
     });
-    let Acquired::Finished { response, .. } = told else { panic!("{told:?}") };
+    let Opened::Finished { response, .. } = told else { panic!("{told:?}") };
     assert_eq!((response.code, response.body.as_str()), (402, r#"{"by": "another"}"#));
 }
 
@@ -90,7 +92,7 @@ async fn an_answer_stored_just_before_the_take_over_is_what_the_client_gets() {
     let world = World::start().await;
     let key = new_key();
     assert_eq!(world.post(Post::default().key(&key).raising()).await.status, 500);
-    let finish = "UPDATE idempotency_keys SET recovery_point = 'finished', response_code = 402,
+    let finish = "UPDATE idempotency_keys SET recovery_point = 'finished', step = 32767, response_code = 402,
                       response_body = '{\"error\": \"declined\"}', last_error = NULL";
     let other = session(&world, finish).await;
     let (answer, ()) = tokio::join!(world.post(Post::default().key(&key)), async {
@@ -108,14 +110,17 @@ async fn a_key_reaped_just_before_the_take_over_is_a_new_one() {
     let request = request(&new_key());
     let held = lease(&database, &request).await;
     release(&database, &held, "for a test").await.unwrap();
-    let reaper = session(&world, "DELETE FROM idempotency_keys").await;
+    let gone = "UPDATE idempotency_keys SET recovery_point = 'finished', step = 32767, response_code = 201,
+                    response_body = '{}';
+                DELETE FROM idempotency_keys";
+    let reaper = session(&world, gone).await;
     let (told, ()) = tokio::join!(ask(&database, &request), async {
         until_it_waits(&world).await;
         reaper.batch_execute("COMMIT").await.unwrap();
     });
-    let Acquired::Lease(lease) = told else { panic!("{told:?}") };
+    let Opened::Lease(lease) = told else { panic!("{told:?}") };
     assert_eq!(lease.attempts, 1);
-    assert_ne!(lease.foreign_call_key, held.foreign_call_key);
+    assert_ne!(lease.foreign_call.key, held.foreign_call.key);
 }
 
 /// A client's take-over and the completer's claim of one key: one of them has it.
@@ -144,7 +149,7 @@ async fn a_lease_lost_just_before_the_end_ends_nothing() {
     let take_over = "UPDATE idempotency_keys SET lease_token = gen_random_uuid(), locked_at = now(), attempts = 2";
     let other = session(&world, take_over).await;
     let response = rocket_rides_atomic::idempotency::Response { code: 201, body: "{}".to_owned() };
-    let (finished, ()) = tokio::join!(finish(&database, &held, "started", &response, None), async {
+    let (finished, ()) = tokio::join!(finish(&database, &held, &response, &[]), async {
         until_it_waits(&world).await;
         other.batch_execute("COMMIT").await.unwrap();
     });

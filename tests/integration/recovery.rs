@@ -1,29 +1,15 @@
 //! Going on from wherever a request stopped, whatever became of the charge.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::idempotency::Request;
-use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
-use rocket_rides_atomic::rides::{Booking, RideError, RideParams, Rides};
-use rocket_rides_atomic::users;
-
-use crate::support::client::{GOOD_USER, Post, new_key};
+use crate::support::client::{Post, new_key};
 use crate::support::eventually;
-use crate::support::world::{World, pool};
+use crate::support::world::World;
 
-/// Leaves a request as a process does that dies at this recovery point: under a lease that nobody works on, and
-/// from `ride_created` on with a charge that nobody has heard of.
-async fn stopped_at(world: &World, key: &str, recovery_point: &str) {
+/// Leaves a request as a process does that dies while Stripe is asked: under a lease that nobody works on, and with a
+/// charge that nobody has heard of.
+async fn stopped_at_its_charge(world: &World, key: &str) {
     const ORPHANED: &str = "lease_token = gen_random_uuid(), locked_at = now() - interval '1 hour'";
-    if recovery_point == "started" {
-        assert_eq!(world.post(Post::default().key(key).raising()).await.status, 500);
-        world.execute("DELETE FROM rides").await;
-        world.execute("DELETE FROM audit_records").await;
-        let rewind = "recovery_point = 'started', foreign_call_intended_at = NULL";
-        world.tamper(&format!("UPDATE idempotency_keys SET {rewind}, {ORPHANED}")).await;
-        return;
-    }
     world.script(&["hold"]).await;
     let (api, post) = (world.api.clone(), Post::default().key(key));
     let client = tokio::spawn(async move { api.try_post(post).await });
@@ -34,41 +20,32 @@ async fn stopped_at(world: &World, key: &str, recovery_point: &str) {
     let answer = client.await.unwrap().unwrap();
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 0);
-    if recovery_point == "charge_created" {
-        let charge = world.charges().await[0]["id"].as_str().unwrap().to_owned();
-        world.execute(&format!("UPDATE rides SET stripe_charge_id = '{charge}'")).await;
-        world.execute("UPDATE idempotency_keys SET recovery_point = 'charge_created'").await;
-    }
 }
 
 #[tokio::test]
-async fn a_client_resumes_from_every_recovery_point() {
-    for point in ["started", "ride_created", "charge_created"] {
-        let world = World::start().await;
-        let key = new_key();
-        stopped_at(&world, &key, point).await;
-        let answer = world.post(Post::default().key(&key)).await;
-        assert_eq!((answer.status, answer.is_replay()), (201, false), "{point}: {answer:?}");
-        assert_eq!(world.count("idempotency_keys WHERE attempts = 2 AND lease_token IS NULL").await, 1);
-        world.assert_one_of_each().await;
-    }
+async fn a_client_resumes_where_the_last_attempt_stopped() {
+    let world = World::start().await;
+    let key = new_key();
+    stopped_at_its_charge(&world, &key).await;
+    let answer = world.post(Post::default().key(&key)).await;
+    assert_eq!((answer.status, answer.is_replay()), (201, false), "{answer:?}");
+    assert_eq!(world.count("idempotency_keys WHERE attempts = 2 AND lease_token IS NULL").await, 1);
+    world.assert_one_of_each().await;
 }
 
 #[tokio::test]
-async fn the_completer_resumes_from_every_recovery_point() {
-    for point in ["started", "ride_created", "charge_created"] {
-        let world = World::start().await;
-        stopped_at(&world, &new_key(), point).await;
-        world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
-        let _completer = world
-            .neighbour(|config| {
-                config.roles.api = false;
-                config.roles.completer = true;
-            })
-            .await;
-        world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
-        world.assert_one_of_each().await;
-    }
+async fn so_does_the_completer() {
+    let world = World::start().await;
+    stopped_at_its_charge(&world, &new_key()).await;
+    world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
+    let _completer = world
+        .neighbour(|config| {
+            config.roles.api = false;
+            config.roles.completer = true;
+        })
+        .await;
+    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+    world.assert_one_of_each().await;
 }
 
 /// Faults after which the money's fate is decided by the retry.
@@ -152,31 +129,6 @@ async fn a_charge_that_was_never_made_is_looked_up_and_made() {
     world.forget().await;
     assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
     world.assert_one_of_each().await;
-}
-
-#[tokio::test]
-async fn a_worker_whose_lease_leaves_no_time_for_the_call_asks_stripe_for_nothing() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
-    let user = users::find_by_email(&database, GOOD_USER).await.unwrap().unwrap();
-    let params = RideParams { origin_lat: 1.0, origin_lon: 1.0, target_lat: 2.0, target_lon: 2.0 };
-    let request = Request {
-        user_id: user.id,
-        key: new_key().parse().unwrap(),
-        method: "POST".into(),
-        path: "/rides".into(),
-        params: params.to_json(),
-        origin_ip: [127, 0, 0, 1].into(),
-    };
-    // The call may take ten seconds, and the lease has one left: as for a worker that was paused.
-    let short = Duration::from_secs(1);
-    let Acquired::Lease(lease) = acquire(&database, request.into(), short, short).await.unwrap() else {
-        panic!("new")
-    };
-    let rides = Rides::new(database, world.stripe(), Duration::from_secs(3600), Arc::default());
-    let driven = rides.drive(&Booking { lease, user, params, raise_error: false }).await;
-    assert!(matches!(driven.result, Err(RideError::LeaseLost)), "{driven:?}");
-    assert_eq!(world.charges().await.len(), 0);
 }
 
 #[tokio::test]

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rocket_rides_atomic::config::{Config, Role, Transport};
-use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy, SentReceipt};
+use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy};
 use rocket_rides_atomic::supervisor::RunError;
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::receipts::receipts;
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::client::{Http, Post};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments};
@@ -217,14 +218,14 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     let sent = SentReceipt { ride_id: 1, message_id: "<1@x>".to_owned() };
     let extended = work::extend(&database, &[late], MINUTE).await.unwrap();
     assert!(extended.kept.is_empty() && extended.skipped.is_empty(), "{extended:?}");
-    assert!(!work::finish(&database, late, Some(sent.clone())).await.unwrap());
+    assert!(!finish(&database, late, Some(sent.clone())).await.unwrap());
     assert_eq!(work::fail(&database, late, "late", true, &policy).await.unwrap(), Failed::LeaseLost);
     assert_eq!(world.get::<String>("SELECT jobs::text FROM jobs").await, before);
     assert_eq!(world.count("receipts").await + world.count("dead_jobs").await, 0);
 
     // Nor does one that has finished already.
-    assert!(work::finish(&database, heir, Some(sent.clone())).await.unwrap());
-    assert!(!work::finish(&database, heir, Some(sent)).await.unwrap());
+    assert!(finish(&database, heir, Some(sent.clone())).await.unwrap());
+    assert!(!finish(&database, heir, Some(sent)).await.unwrap());
     assert_eq!(work::fail(&database, heir, "late", true, &policy).await.unwrap(), Failed::LeaseLost);
     assert_eq!(world.count("receipts").await, 1);
     assert_eq!(world.count("jobs WHERE finished_at IS NOT NULL").await, 1);

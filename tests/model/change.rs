@@ -5,16 +5,17 @@
 pub(crate) enum Change {
     /// A phase's statement asks neither for the lease token nor for the recovery point.
     FenceRemoved,
-    /// The lease token counts up in the key's row, instead of being random.
+    /// The lease token counts up in the key's row, instead of being random, and a take-over is lost: as by a failover to a
+    /// standby that lagged behind.
     TokenFromCounter,
     /// Each attempt sends Stripe a key of its own.
     ForeignCallKeyPerAttempt,
     /// An outcome that proves nothing is answered for good, as the original did with any error at Stripe.
     TransientErrorFinal,
-    /// The ride is not on disk when the charge is asked for.
-    RideNotFlushed,
+    /// What was opened is not on disk when Stripe is asked.
+    OpenNotFlushed,
     /// The answer is not on disk when the client is told.
-    FinishNotFlushed,
+    CloseNotFlushed,
     /// A lease that was taken over is not on disk when its holder goes on, so that a crash can bring the last holder's
     /// back.
     TakeOverNotFlushed,

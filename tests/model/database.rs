@@ -11,18 +11,17 @@
 /// Where a request resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum RecoveryPoint {
-    Started,
-    RideCreated,
-    ChargeCreated,
+    /// Before the foreign call of this number, from 1.
+    Call(u8),
     Finished,
 }
 
 /// A final answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Response {
-    /// 201: booked and paid.
+    /// 201: every call was made.
     Paid,
-    /// 402: the card was declined.
+    /// 402: a call was declined.
     Declined,
     /// A final 503, which only [`Change::TransientErrorFinal`](crate::change::Change::TransientErrorFinal) gives.
     Failed,
@@ -45,10 +44,9 @@ pub(crate) struct Lease {
     pub(crate) acquisition: u8,
 }
 
-/// When the charge first became possible.
+/// When the next call first became possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Intent {
-    Never,
     Recent,
     /// Longer ago than `stripe.key_retention`.
     PastRetention,

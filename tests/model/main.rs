@@ -5,7 +5,8 @@
 //! same rules written down once more, so it says whether the *rules* are right. That the program follows them is for
 //! [lockstep] to say, where the two go side by side.
 //!
-//! **What is modelled.** One key, from a client's first request to its removal. Its row with lease, recovery point,
+//! **What is modelled.** One key, from a client's first request to its removal, of an operation that makes one foreign call,
+//! or two. Its row with lease, recovery point,
 //! attempts, answer and key for the foreign call; commits that a crash of the [database] loses because they were not
 //! flushed; [workers](worker) that end or are paused between any two steps; leases that run out at any moment;
 //! statements that fail, or whose reply is lost; [Stripe](stripe) with every outcome of a charge, and with keys that
@@ -63,10 +64,19 @@ use protocol::Protocol;
 
 #[test]
 fn the_protocol_keeps_every_promise() {
+    keeps_every_promise(Protocol { change: None, workers: 3, max_attempts: 1, calls: 1 });
+}
+
+/// An operation may make one foreign call after the other.
+#[test]
+fn so_it_does_with_two_calls() {
+    keeps_every_promise(Protocol { change: None, workers: 2, max_attempts: 1, calls: 2 });
+}
+
+fn keeps_every_promise(protocol: Protocol) {
     let started = Instant::now();
-    let protocol = Protocol { change: None, workers: 3, max_attempts: 1 };
     let checker = protocol.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    report(&checker, started, "the protocol as it is, checked exhaustively");
+    report(&checker, started, &format!("{protocol:?}, checked exhaustively"));
     for promise in protocol.properties().iter().filter(|property| property.expectation == Expectation::Always) {
         if let Some(path) = checker.discovery(promise.name) {
             panic!("broken: {}\n{}", promise.name, trace::trace(path));
@@ -87,7 +97,7 @@ fn without_the_fence_two_receipts_are_staged() {
 
 #[test]
 fn without_the_fence_recovery_points_move_back() {
-    breaks(Change::FenceRemoved, properties::NEVER_BACK);
+    breaks_with(2, Change::FenceRemoved, properties::NEVER_BACK);
 }
 
 #[test]
@@ -106,14 +116,14 @@ fn a_final_answer_to_a_transient_error_hides_a_charge() {
 }
 
 #[test]
-fn a_ride_that_is_not_flushed_is_forgotten_and_charged_again() {
-    breaks(Change::RideNotFlushed, properties::NEVER_FORGOTTEN);
-    breaks(Change::RideNotFlushed, properties::ONE_CHARGE);
+fn a_request_that_is_not_flushed_is_forgotten_and_charged_again() {
+    breaks(Change::OpenNotFlushed, properties::NEVER_FORGOTTEN);
+    breaks(Change::OpenNotFlushed, properties::ONE_CHARGE);
 }
 
 #[test]
 fn an_answer_that_is_not_flushed_is_taken_back() {
-    breaks(Change::FinishNotFlushed, properties::ANSWER_STAYS);
+    breaks(Change::CloseNotFlushed, properties::ANSWER_STAYS);
 }
 
 /// Once Stripe has forgotten what it told the last holder, it may tell the next one something else.
@@ -152,10 +162,16 @@ fn a_reaper_that_asks_only_for_age_removes_what_may_be_charged() {
 /// from below upwards: the first one found is a shortest.
 #[track_caller]
 fn breaks(change: Change, property: &'static str) {
+    breaks_with(1, change, property);
+}
+
+/// The same, for an operation of so many foreign calls.
+#[track_caller]
+fn breaks_with(calls: u8, change: Change, property: &'static str) {
     /// Far deeper than any of them is.
     const TOO_DEEP: usize = 30;
     let started = Instant::now();
-    let protocol = Protocol { change: Some(change), workers: 2, max_attempts: 1 };
+    let protocol = Protocol { change: Some(change), workers: 2, max_attempts: 1, calls };
     let found = (2..TOO_DEEP).find_map(|depth| {
         let only = HasDiscoveries::AnyOf([property].into());
         let checker = protocol.checker().target_max_depth(depth).finish_when(only).spawn_bfs().join();

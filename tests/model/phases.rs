@@ -7,28 +7,28 @@ use crate::stripe::{Answer, Outcome};
 use crate::worker::{Attempt, Clock, Step, Worker};
 
 impl Protocol {
-    /// Phase one, for a client: insert the key, take its lease, or repeat the answer.
+    /// For a client: open the request, take its lease, or repeat the answer.
     pub(crate) fn request(&self, state: &mut State, worker: usize) {
         match state.database.row().copied() {
             Some(Row { response: Some(response), .. }) => state.workers[worker] = Worker::Answering(response),
             Some(row) => self.take_over(state, worker, row),
             None => {
                 let row = Row {
-                    recovery_point: RecoveryPoint::Started,
+                    recovery_point: RecoveryPoint::Call(1),
                     response: None,
                     lease: None,
                     attempts: 0,
                     completer_attempts: 0,
                     parked: false,
                     foreign_call_key: state.fresh_foreign_call_key(),
-                    intent: Intent::Never,
+                    intent: Intent::Recent,
                 };
-                self.lease(state, worker, row, Durability::Later);
+                self.lease(state, worker, row, self.flushed_unless(Change::OpenNotFlushed));
             }
         }
     }
 
-    /// Phase one, for the completer.
+    /// For the completer.
     pub(crate) fn claim(&self, state: &mut State, worker: usize) {
         let Some(row) = state.database.row().copied() else { return };
         if row.completer_attempts >= self.max_attempts {
@@ -42,7 +42,10 @@ impl Protocol {
     /// Takes the lease of a row that is there. Flushed, because who looks a charge up may go on to learn what the last
     /// holder did not, so the last holder's lease must not come back.
     fn take_over(&self, state: &mut State, worker: usize, row: Row) {
-        self.lease(state, worker, row, self.flushed_unless(Change::TakeOverNotFlushed));
+        // A counter is wrong only where a take-over can be lost.
+        let can_be_lost = self.has(Change::TakeOverNotFlushed) || self.has(Change::TokenFromCounter);
+        let durability = if can_be_lost { Durability::Later } else { Durability::Flushed };
+        self.lease(state, worker, row, durability);
     }
 
     /// Writes a new lease to the row, and lets the worker go on from the recovery point.
@@ -56,22 +59,18 @@ impl Protocol {
         };
         row.lease = Some(Lease { token, acquisition });
         let past_retention = row.intent == Intent::PastRetention;
+        let RecoveryPoint::Call(call) = row.recovery_point else { unreachable!("a finished key gives no lease") };
         let attempt = Attempt {
             token,
             acquisition,
+            call,
             foreign_call_key: if self.has(Change::ForeignCallKeyPerAttempt) {
                 state.fresh_foreign_call_key()
             } else {
                 row.foreign_call_key
             },
             clock: if past_retention { Clock::Outlasts } else { Clock::FallsShort },
-            step: match row.recovery_point {
-                RecoveryPoint::Started => Step::CreateRide,
-                RecoveryPoint::RideCreated if past_retention && !self.has(Change::LookUpRemoved) => Step::LookUp,
-                RecoveryPoint::RideCreated => Step::Charge,
-                RecoveryPoint::ChargeCreated => Step::Finish(Response::Paid),
-                RecoveryPoint::Finished => unreachable!("a finished key gives no lease"),
-            },
+            step: if past_retention && !self.has(Change::LookUpRemoved) { Step::LookUp } else { Step::Charge },
         };
         state.write(row, durability);
         state.workers[worker] = Worker::Attempting(attempt);
@@ -81,47 +80,46 @@ impl Protocol {
     /// upon which it gives the lease back.
     pub(crate) fn statement(&self, state: &mut State, worker: usize, reply: Reply) {
         let Some(attempt) = state.workers[worker].attempt().copied() else { return };
-        let done = reply != Reply::Failed && self.execute(state, &attempt);
+        let done = if reply == Reply::Failed { None } else { self.execute(state, &attempt) };
         state.workers[worker] = match (reply, attempt.step) {
             (Reply::Lost | Reply::Failed, _) => attempt.at(Step::Release),
-            (Reply::Arrives, _) if !done => Worker::Idle,
-            (Reply::Arrives, Step::CreateRide) => attempt.at(Step::Charge),
-            (Reply::Arrives, Step::RecordCharge) => attempt.at(Step::Finish(Response::Paid)),
-            (Reply::Arrives, Step::Finish(response)) => Worker::Answering(response),
-            (Reply::Arrives, Step::LookUp | Step::Charge | Step::Release | Step::Park) => Worker::Idle,
+            (Reply::Arrives, Step::Advance) => match done {
+                Some(row) => {
+                    let next = Attempt { foreign_call_key: row.foreign_call_key, call: attempt.call + 1, ..attempt };
+                    Attempt { clock: Clock::FallsShort, ..next }.at(Step::Charge)
+                }
+                None => Worker::Idle,
+            },
+            (Reply::Arrives, Step::Close(response)) if done.is_some() => Worker::Answering(response),
+            (Reply::Arrives, Step::Close(_) | Step::LookUp | Step::Charge | Step::Release | Step::Park) => Worker::Idle,
         };
     }
 
-    /// One fenced statement. `false` if the fence was shut.
-    fn execute(&self, state: &mut State, attempt: &Attempt) -> bool {
+    /// One fenced statement: the row that it leaves, or `None` if the fence was shut.
+    fn execute(&self, state: &mut State, attempt: &Attempt) -> Option<Row> {
         let before = *state.database.current();
-        let Key::Present(mut row) = before.key else { return false };
+        let Key::Present(mut row) = before.key else { return None };
         let mine = row.lease.is_some_and(|lease| lease.token == attempt.token);
-        let due = attempt.step.continues_from().is_none_or(|point| point == row.recovery_point);
+        let due = !attempt.step.is_phase() || row.recovery_point == RecoveryPoint::Call(attempt.call);
         let open = mine && due || self.has(Change::FenceRemoved);
         if !open {
-            return false;
+            return None;
         }
         let stale = row.lease.is_none_or(|lease| lease.acquisition != attempt.acquisition);
         let mut after = before;
         let durability = match attempt.step {
-            Step::CreateRide => {
-                row.recovery_point = RecoveryPoint::RideCreated;
-                if row.intent == Intent::Never {
-                    row.intent = Intent::Recent;
-                }
-                self.flushed_unless(Change::RideNotFlushed)
+            Step::Advance => {
+                row.recovery_point = RecoveryPoint::Call(attempt.call + 1);
+                row.foreign_call_key = state.fresh_foreign_call_key();
+                row.intent = Intent::Recent;
+                self.flushed_unless(Change::OpenNotFlushed)
             }
-            Step::RecordCharge => {
-                row.recovery_point = RecoveryPoint::ChargeCreated;
-                Durability::Later
-            }
-            Step::Finish(response) => {
+            Step::Close(response) => {
                 row.recovery_point = RecoveryPoint::Finished;
                 row.response = Some(response);
                 row.lease = None;
                 after.receipts += u8::from(response == Response::Paid);
-                self.flushed_unless(Change::FinishNotFlushed)
+                self.flushed_unless(Change::CloseNotFlushed)
             }
             Step::Release => {
                 row.lease = None;
@@ -132,12 +130,12 @@ impl Protocol {
                 row.parked = true;
                 Durability::Flushed
             }
-            Step::LookUp | Step::Charge => return false,
+            Step::LookUp | Step::Charge => return None,
         };
         after.key = Key::Present(row);
         state.broken.stale_lease_wrote |= stale && after != before;
         state.database.commit(after, durability);
-        true
+        Some(row)
     }
 
     /// Is there a charge already? Only a complete list without one lets the worker make it.
@@ -145,7 +143,7 @@ impl Protocol {
         let Some(mut attempt) = state.workers[worker].attempt().copied() else { return };
         state.workers[worker] = match listing {
             Listing::Complete if state.stripe.has_charge(attempt.foreign_call_key) => {
-                attempt.at(Step::RecordCharge)
+                attempt.at(self.after_charge(attempt.call))
             }
             Listing::Complete => {
                 if self.has(Change::ClockCheckedBeforeLookUpOnly) {
@@ -161,9 +159,9 @@ impl Protocol {
     /// The foreign call.
     pub(crate) fn charge(&self, state: &mut State, worker: usize, outcome: Outcome) {
         let Some(attempt) = state.workers[worker].attempt().copied() else { return };
-        state.charge_asked_for = true;
+        state.charge_asked_for = state.charge_asked_for.max(attempt.call);
         if let Outcome::Answered(answer) | Outcome::ReplyLost(answer) = outcome
-            && state.stripe.charge(attempt.foreign_call_key, answer)
+            && state.stripe.charge(attempt.call, attempt.foreign_call_key, answer)
         {
             for other in state.workers.iter_mut().filter_map(Worker::attempt_mut) {
                 if other.clock == Clock::Outlasts {
@@ -172,10 +170,10 @@ impl Protocol {
             }
         }
         let next = match outcome {
-            Outcome::Answered(Answer::Charged) => Step::RecordCharge,
-            Outcome::Answered(Answer::Declined) => Step::Finish(Response::Declined),
+            Outcome::Answered(Answer::Charged) => self.after_charge(attempt.call),
+            Outcome::Answered(Answer::Declined) => Step::Close(Response::Declined),
             Outcome::Answered(Answer::Failed { .. }) | Outcome::ReplyLost(_) | Outcome::NotMade => {
-                if self.has(Change::TransientErrorFinal) { Step::Finish(Response::Failed) } else { Step::Release }
+                if self.has(Change::TransientErrorFinal) { Step::Close(Response::Failed) } else { Step::Release }
             }
         };
         state.workers[worker] = attempt.at(next);
@@ -207,6 +205,11 @@ impl Protocol {
             Key::Present(Row { parked: true, lease: None, ..row })
         };
         state.database.commit(snapshot, Durability::Later);
+    }
+
+    /// What follows when this call was made.
+    fn after_charge(&self, call: u8) -> Step {
+        if call < self.calls { Step::Advance } else { Step::Close(Response::Paid) }
     }
 
     fn flushed_unless(&self, change: Change) -> Durability {

@@ -7,11 +7,11 @@ use crate::protocol::{Action, Listing, Protocol, Reply, State};
 use crate::stripe::{Answer, Outcome};
 use crate::worker::{Step, Worker};
 
-pub(crate) const ONE_CHARGE: &str = "Stripe makes at most one charge for a key";
-pub(crate) const PAID_MEANS_PAID: &str = "201 means one charge and one receipt, and nothing else stages a receipt";
-pub(crate) const FAILED_MEANS_FREE: &str = "any other final answer means no charge";
+pub(crate) const ONE_CHARGE: &str = "Stripe makes at most one charge for a call of a key";
+pub(crate) const PAID_MEANS_PAID: &str = "201 means one charge for each call and one receipt, and nothing else stages a receipt";
+pub(crate) const FAILED_MEANS_FREE: &str = "any other final answer means that a call made no charge";
 pub(crate) const NEVER_BACK: &str = "a recovery point never moves back, but in a crash";
-pub(crate) const NEVER_FORGOTTEN: &str = "a crash never takes away the ride that a charge was asked for";
+pub(crate) const NEVER_FORGOTTEN: &str = "a crash never takes away what a charge was asked for";
 pub(crate) const ANSWER_STAYS: &str = "what a client was told is stored, and never changes";
 pub(crate) const STALE_WRITES_NOTHING: &str = "a stale lease writes nothing";
 pub(crate) const FINISHED_REMOVED: &str = "the reaper removes finished keys only";
@@ -19,19 +19,23 @@ pub(crate) const NEVER_STUCK: &str = "whatever happened, an undisturbed request 
 
 pub(crate) fn all() -> Vec<Property<Protocol>> {
     vec![
-        Property::always(ONE_CHARGE, |_, state: &State| state.stripe.charges() <= 1),
-        Property::always(PAID_MEANS_PAID, |_, state: &State| {
+        Property::always(ONE_CHARGE, |protocol: &Protocol, state: &State| {
+            (1..=protocol.calls).all(|call| state.stripe.charges_of(call) <= 1)
+        }),
+        Property::always(PAID_MEANS_PAID, |protocol: &Protocol, state: &State| {
             let paid = state.database.response() == Some(Response::Paid);
             let receipts = state.database.current().receipts;
-            receipts == u8::from(paid) && (!paid || state.stripe.charges() == 1)
+            let each_once = (1..=protocol.calls).all(|call| state.stripe.charges_of(call) == 1);
+            receipts == u8::from(paid) && (!paid || each_once)
         }),
-        Property::always(FAILED_MEANS_FREE, |_, state: &State| {
+        Property::always(FAILED_MEANS_FREE, |protocol: &Protocol, state: &State| {
             let failed = matches!(state.database.response(), Some(Response::Declined | Response::Failed));
-            !failed || state.stripe.charges() == 0
+            !failed || (1..=protocol.calls).any(|call| state.stripe.charges_of(call) == 0)
         }),
         Property::always(NEVER_BACK, |_, state: &State| !state.broken.recovery_point_moved_back),
         Property::always(NEVER_FORGOTTEN, |_, state: &State| {
-            !state.charge_asked_for || state.database.recovery_point() >= Some(RecoveryPoint::RideCreated)
+            state.charge_asked_for == 0
+                || state.database.recovery_point() >= Some(RecoveryPoint::Call(state.charge_asked_for))
         }),
         Property::always(ANSWER_STAYS, |_, state: &State| {
             let kept = state.told.is_none() || state.database.response() == state.told;
@@ -43,7 +47,7 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
         Property::sometimes("a client is told 201", |_, state: &State| state.told == Some(Response::Paid)),
         Property::sometimes("a client is told 402", |_, state: &State| state.told == Some(Response::Declined)),
         Property::sometimes("a key is parked after its charge", |_, state: &State| {
-            state.database.row().is_some_and(|row| row.parked) && state.stripe.charges() == 1
+            state.database.row().is_some_and(|row| row.parked) && state.stripe.charges() > 0
         }),
         Property::sometimes("a finished key is removed", |_, state: &State| {
             matches!(state.database.current().key, Key::Removed(Some(_)))
@@ -56,11 +60,8 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
                 state.told == Some(Response::Paid) && remembered == Some(Answer::Failed { charged: true })
             },
         ),
-        Property::sometimes("a worker is at work on a key that the database has lost", |_, state: &State| {
-            state.database.current().key == Key::Absent && some_step(state, Step::CreateRide)
-        }),
-        Property::sometimes("a zombie would record a charge on a finished key", |_, state: &State| {
-            state.database.response().is_some() && some_step(state, Step::RecordCharge)
+        Property::sometimes("a zombie would close a finished key", |_, state: &State| {
+            state.database.response().is_some() && some_step(state, Step::Close(Response::Paid))
         }),
     ]
 }
@@ -73,7 +74,7 @@ fn some_step(state: &State, step: Step) -> bool {
 /// failure that it may have stored. Every key can so be finished, without a person, unless it is parked already.
 fn can_end(protocol: &Protocol, state: &State) -> bool {
     let mut state = State { workers: vec![Worker::Idle; protocol.workers], ..state.clone() };
-    for _ in 0..2 {
+    for _ in 0..=protocol.calls {
         state = undisturbed(protocol, state);
         if state.database.response().is_some() || state.database.row().is_some_and(|row| row.parked) {
             return true;
@@ -104,7 +105,7 @@ fn undisturbed(protocol: &Protocol, mut state: State) -> State {
                     let answer = state.stripe.remembered(attempt.foreign_call_key).unwrap_or(Answer::Charged);
                     Action::Charge { worker, outcome: Outcome::Answered(answer) }
                 }
-                Step::CreateRide | Step::RecordCharge | Step::Finish(_) | Step::Release | Step::Park => {
+                Step::Advance | Step::Close(_) | Step::Release | Step::Park => {
                     Action::Statement { worker, reply: Reply::Arrives }
                 }
             })

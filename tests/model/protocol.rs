@@ -17,6 +17,8 @@ pub(crate) struct Protocol {
     pub(crate) workers: usize,
     /// `completer.max_attempts`.
     pub(crate) max_attempts: u8,
+    /// Foreign calls that the operation makes, one after the other.
+    pub(crate) calls: u8,
 }
 
 /// Everything there is at one moment. The checker takes states for one that differ only in
@@ -28,8 +30,8 @@ pub(crate) struct State {
     pub(crate) workers: Vec<Worker>,
     /// What a client was told for good.
     pub(crate) told: Option<Response>,
-    /// Whether Stripe was ever asked for a charge.
-    pub(crate) charge_asked_for: bool,
+    /// The number of the last call that was ever made.
+    pub(crate) charge_asked_for: u8,
     pub(crate) broken: Broken,
 }
 
@@ -134,7 +136,7 @@ impl Model for Protocol {
             stripe: Stripe::default(),
             workers: vec![Worker::Idle; self.workers],
             told: None,
-            charge_asked_for: false,
+            charge_asked_for: 0,
             broken: Broken::default(),
         }]
     }
@@ -246,7 +248,7 @@ impl Protocol {
             }
             // If these fail the lease is not given back, as if the worker had ended before.
             Step::Release | Step::Park => actions.push(Action::Statement { worker, reply: Reply::Arrives }),
-            Step::CreateRide | Step::RecordCharge | Step::Finish(_) => {
+            Step::Advance | Step::Close(_) => {
                 actions.extend(
                     [Reply::Failed, Reply::Lost, Reply::Arrives].map(|reply| Action::Statement { worker, reply }),
                 );

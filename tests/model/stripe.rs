@@ -44,6 +44,8 @@ pub(crate) enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Entry {
     foreign_call_key: u8,
+    /// The number of the call.
+    call: u8,
     remembered: Option<Answer>,
     charges: u8,
 }
@@ -66,7 +68,7 @@ impl Stripe {
     }
 
     /// Acts on a request and stores the answer, unless one is stored under its key already. Says whether it did.
-    pub(crate) fn charge(&mut self, foreign_call_key: u8, answer: Answer) -> bool {
+    pub(crate) fn charge(&mut self, call: u8, foreign_call_key: u8, answer: Answer) -> bool {
         if self.remembered(foreign_call_key).is_some() {
             return false;
         }
@@ -76,7 +78,7 @@ impl Stripe {
                 entry.remembered = Some(answer);
                 entry.charges += charges;
             }
-            None => self.entries.push(Entry { foreign_call_key, remembered: Some(answer), charges }),
+            None => self.entries.push(Entry { foreign_call_key, call, remembered: Some(answer), charges }),
         }
         true
     }
@@ -84,6 +86,11 @@ impl Stripe {
     /// Whether the ledger has a charge made with this key.
     pub(crate) fn has_charge(&self, foreign_call_key: u8) -> bool {
         self.entry(foreign_call_key).is_some_and(|entry| entry.charges > 0)
+    }
+
+    /// Charges in the ledger that the call of this number made.
+    pub(crate) fn charges_of(&self, call: u8) -> u8 {
+        self.entries.iter().filter(|entry| entry.call == call).map(|entry| entry.charges).sum()
     }
 
     /// All charges in the ledger.

@@ -39,11 +39,10 @@ struct Told<'a> {
 impl Told<'_> {
     fn step(&self, worker: usize) -> &'static str {
         match self.before.workers[worker].attempt().map(|attempt| attempt.step) {
-            Some(Step::CreateRide) => "create ride",
             Some(Step::LookUp) => "look-up",
             Some(Step::Charge) => "charge",
-            Some(Step::RecordCharge) => "record charge",
-            Some(Step::Finish(_)) => "finish",
+            Some(Step::Advance) => "advance",
+            Some(Step::Close(_)) => "close",
             Some(Step::Release) => "release",
             Some(Step::Park) => "park",
             None => "answer",

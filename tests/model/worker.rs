@@ -4,7 +4,7 @@
 //! is therefore nothing special, just a worker whose turn comes late. The completer's workers tell a client too,
 //! which is more than they do: what they store must be fit to be told.
 
-use crate::database::{RecoveryPoint, Response, Token};
+use crate::database::{Response, Token};
 
 /// What one worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,8 @@ pub(crate) struct Attempt {
     pub(crate) token: Token,
     /// See [`Lease::acquisition`](crate::database::Lease::acquisition).
     pub(crate) acquisition: u8,
+    /// The number of the foreign call that is next.
+    pub(crate) call: u8,
     pub(crate) foreign_call_key: u8,
     pub(crate) clock: Clock,
     pub(crate) step: Step,
@@ -51,12 +53,12 @@ pub(crate) enum Clock {
 /// One call, to the database or to Stripe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Step {
-    CreateRide,
     /// Is there a charge with our key already?
     LookUp,
     Charge,
-    RecordCharge,
-    Finish(Response),
+    /// From one foreign call to the next.
+    Advance,
+    Close(Response),
     Release,
     Park,
 }
@@ -85,24 +87,20 @@ impl Attempt {
 }
 
 impl Step {
-    /// The recovery point that the step's fence asks for; `None` if the lease is all it asks for, or if it is no
-    /// statement.
-    pub(crate) fn continues_from(self) -> Option<RecoveryPoint> {
+    /// Whether its statement asks for the recovery point, and not for the lease alone.
+    pub(crate) fn is_phase(self) -> bool {
         match self {
-            Self::CreateRide => Some(RecoveryPoint::Started),
-            Self::RecordCharge | Self::Finish(Response::Declined | Response::Failed) => {
-                Some(RecoveryPoint::RideCreated)
-            }
-            Self::Finish(Response::Paid) => Some(RecoveryPoint::ChargeCreated),
-            Self::LookUp | Self::Charge | Self::Release | Self::Park => None,
+            Self::Advance | Self::Close(_) => true,
+            Self::LookUp | Self::Charge | Self::Release | Self::Park => false,
         }
     }
 
     /// Whether the worker may still ask Stripe.
     pub(crate) fn is_before_charge(self) -> bool {
         match self {
-            Self::CreateRide | Self::LookUp | Self::Charge => true,
-            Self::RecordCharge | Self::Finish(_) | Self::Release | Self::Park => false,
+            Self::LookUp | Self::Charge => true,
+            // The next call has a clock of its own.
+            Self::Advance | Self::Close(_) | Self::Release | Self::Park => false,
         }
     }
 }

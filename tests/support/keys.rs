@@ -1,49 +1,135 @@
-//! The engine as its callers use it: a request, and a lease on it.
+//! The engine as its callers use it: an operation that writes nothing of its own, a request of it, and a lease on that.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
-use rocket_rides_atomic::idempotency::{Lease, Request};
-use serde_json::json;
+use rocket_rides_atomic::clock::Clock;
+use rocket_rides_atomic::database::{Database, DatabaseError};
+use rocket_rides_atomic::idempotency::claim::{self, Claims, RetryPolicy};
+use rocket_rides_atomic::idempotency::open::Opened;
+use rocket_rides_atomic::idempotency::{
+    Attempt, Engine, Executor, Job, Lease, Next, Opening, Operation, Phase, Phases, Request, Response, Stop,
+};
+use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
+use rocket_rides_atomic::stripe;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// A lease younger than this is respected.
 pub const LOCK: Duration = Duration::from_secs(60);
 /// The completer leaves a request alone for so long.
 pub const GRACE: Duration = Duration::from_secs(300);
 
-/// A ride of the first user's, under this key.
-pub fn request(key: &str) -> Request {
+/// It writes nothing but its keys, and calls nobody.
+#[derive(Debug, Clone, Copy)]
+pub struct Plain;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlainState {
+    Opened {},
+    HalfWay {},
+}
+
+impl Operation for Plain {
+    const NAME: &'static str = "plain";
+    const PHASES: Phases = Phases {
+        open: Opening {
+            point: "opened",
+            admit: "SELECT f.*, f.request_params ->> 'refusal' AS refusal, '{}'::jsonb AS state FROM fresh f",
+            effects: "",
+        },
+        between: &[Phase { point: "half_way", effects: "" }],
+        close: "",
+    };
+
+    type Params = Value;
+    type State = PlainState;
+
+    async fn advance(&self, _: &Attempt<Value>, state: PlainState) -> Result<Next<PlainState>, Stop> {
+        Ok(match state {
+            PlainState::Opened {} => Next::Advance { state: PlainState::HalfWay {}, data: Value::Null },
+            PlainState::HalfWay {} => Next::Close { response: done(), jobs: Vec::new(), data: Value::Null },
+        })
+    }
+}
+
+/// Its answer.
+pub fn done() -> Response {
+    Response { code: 201, body: r#"{"message": "done"}"#.to_owned() }
+}
+
+/// An engine that respects leases for so long.
+pub fn engine(database: &Database, lock_timeout: Duration) -> Engine {
+    let (database, clock) = (database.clone(), Clock::default());
+    Engine { database, lock_timeout, grace: GRACE, staged: Arc::default(), clock }
+}
+
+/// The plain operation.
+pub fn plain(database: &Database) -> Executor<Plain> {
+    Executor::new(engine(database, LOCK), Plain)
+}
+
+/// A plain request of the first user's, under this key.
+pub fn request(key: &str) -> Request<Value> {
     Request {
         user_id: 1,
         key: key.parse().expect("a key"),
         method: "POST".into(),
-        path: "/rides".into(),
+        path: "/plain".into(),
         params: json!({"origin_lat": 1.0, "origin_lon": 2.0, "target_lat": 3.0, "target_lon": 4.0}),
         origin_ip: IpAddr::from([127, 0, 0, 1]),
     }
 }
 
 /// What the key says to this request.
-pub async fn ask(database: &Database, request: &Request) -> Acquired {
-    acquire(database, Arc::new(request.clone()), LOCK, GRACE).await.expect("an answer")
+pub async fn ask(database: &Database, request: &Request<Value>) -> Opened {
+    plain(database).open(request).await.expect("an answer")
 }
 
 /// A lease on this request, which must be free.
-pub async fn lease(database: &Database, request: &Request) -> Lease {
+pub async fn lease(database: &Database, request: &Request<Value>) -> Lease {
     expect_lease(ask(database, request).await)
 }
 
 /// A lease on this request, also if another holds one: leases of any age have run out.
-pub async fn take_over(database: &Database, request: &Request) -> Lease {
-    expect_lease(acquire(database, Arc::new(request.clone()), Duration::ZERO, GRACE).await.expect("an answer"))
+pub async fn take_over(database: &Database, request: &Request<Value>) -> Lease {
+    let plain = Executor::new(engine(database, Duration::ZERO), Plain);
+    expect_lease(plain.open(request).await.expect("an answer"))
 }
 
-fn expect_lease(acquired: Acquired) -> Lease {
-    match acquired {
-        Acquired::Lease(lease) => lease,
+/// Ends the request with this answer.
+pub async fn finish(
+    database: &Database,
+    lease: &Lease,
+    response: &Response,
+    jobs: &[Job],
+) -> Result<bool, DatabaseError> {
+    plain(database).close(lease, response.clone(), jobs, Value::Null).await
+}
+
+/// The lease, if it was given.
+pub fn expect_lease(opened: Opened) -> Lease {
+    match opened {
+        Opened::Lease(lease) => lease,
         other => panic!("{other:?}"),
     }
+}
+
+/// Claims requests of the plain operation, and rides.
+pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Result<Claims, DatabaseError> {
+    claim::claim(database, &[Plain::NAME, "ride"], limit, policy).await
+}
+
+/// A ride of the first user's, under this key.
+pub fn ride_request(key: &str) -> Request<RideParams> {
+    let Request { user_id, key, method, origin_ip, .. } = request(key);
+    let params = RideParams { origin_lat: 1.0, origin_lon: 2.0, target_lat: 3.0, target_lon: 4.0 };
+    Request { user_id, key, method, path: "/rides".into(), params, origin_ip }
+}
+
+/// What books rides, with this Stripe.
+pub fn rides(engine: Engine, stripe: stripe::Client, key_retention: Duration) -> Executor<Rides> {
+    Executor::new(engine, Rides { stripe, key_retention, price: PRICE })
 }

@@ -7,6 +7,7 @@ pub mod framing;
 pub mod keys;
 pub mod nats;
 pub mod process;
+pub mod receipts;
 pub mod redis;
 pub mod sandbox;
 pub mod server;

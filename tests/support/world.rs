@@ -103,10 +103,11 @@ pub async fn pool_of(database: &tokio_postgres::Config, size: u32) -> Database {
 /// Finished keys of this age, as many rides leave them.
 pub async fn insert_keys(world: &World, count: i64, age: &str) {
     let sql = format!(
-        "INSERT INTO idempotency_keys (created_at, last_run_at, idempotency_key, user_id, request_method,
-             request_path, request_params, origin_ip, recovery_point, next_attempt_at, response_code, response_body)
-         SELECT now() - interval '{age}', now() - interval '{age}', gen_random_uuid(), 1, 'POST', '/rides', '{{}}',
-                '127.0.0.1', 'finished', now() - interval '{age}', 201, '{{}}'
+        "INSERT INTO idempotency_keys (created_at, last_run_at, idempotency_key, user_id, operation, request_method,
+             request_path, request_params, origin_ip, recovery_point, step, state, next_attempt_at, response_code,
+             response_body)
+         SELECT now() - interval '{age}', now() - interval '{age}', gen_random_uuid(), 1, 'ride', 'POST', '/rides',
+                '{{}}', '127.0.0.1', 'finished', 32767, '{{}}', now() - interval '{age}', 201, '{{}}'
          FROM generate_series(1, {count})"
     );
     assert_eq!(world.execute(&sql).await, count.unsigned_abs());

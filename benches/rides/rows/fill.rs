@@ -12,8 +12,8 @@ use crate::servers::postgres::Database;
 use crate::servers::process::Process;
 
 /// A key's columns that are the same in whatever state it is.
-const KEY: &str = "idempotency_key, user_id, request_method, request_path, request_params, origin_ip";
-const KEY_VALUES: &str = r#"gen_random_uuid(), 1, 'POST', '/rides', '{"origin_lat": 37.7749, "origin_lon": -122.4194,
+const KEY: &str = "operation, idempotency_key, user_id, request_method, request_path, request_params, origin_ip";
+const KEY_VALUES: &str = r#"'ride', gen_random_uuid(), 1, 'POST', '/rides', '{"origin_lat": 37.7749, "origin_lon": -122.4194,
     "target_lat": 34.0522, "target_lon": -118.2437}', '127.0.0.1'"#;
 
 /// Name and arguments of the job of the ride number `g`.
@@ -34,8 +34,8 @@ impl Bench {
 pub(super) async fn finished_keys(client: &Client, count: u32, age: &str) {
     let keys = format!(
         "INSERT INTO idempotency_keys ({KEY}, created_at, last_run_at, next_attempt_at, foreign_call_intended_at,
-             recovery_point, response_code, response_body)
-         SELECT {KEY_VALUES}, at, at, at + interval '5 minutes', at, 'finished', 201,
+             recovery_point, step, state, response_code, response_body)
+         SELECT {KEY_VALUES}, at, at, at + interval '5 minutes', at, 'finished', 32767, '{{}}', 201,
              '{{\"message\":\"Your ride is booked and paid. The pilot is on the way.\"}}'
          FROM (SELECT now() - ({age}) AS at FROM generate_series(1, {count}) AS g) AS keys"
     );
@@ -85,11 +85,16 @@ pub(super) async fn ledger(client: &Client, path: &Path) {
 pub(super) async fn abandoned_keys(client: &Client, count: u32) {
     let keys = format!(
         "INSERT INTO idempotency_keys ({KEY}, created_at, last_run_at, next_attempt_at, foreign_call_intended_at,
-             recovery_point)
-         SELECT {KEY_VALUES}, at, at, at + interval '5 minutes', at, 'ride_created'
+             recovery_point, step, state)
+         SELECT {KEY_VALUES}, at, at, at + interval '5 minutes', at, 'ride_created', 1, '{{}}'
          FROM (SELECT now() - interval '10 minutes' AS at FROM generate_series(1, {count})) AS keys"
     );
-    fill(client, &format!("{keys}; {}", rides("NULL"))).await;
+    let states = "
+        UPDATE idempotency_keys k
+        SET state = jsonb_build_object('ride_id', r.id, 'charge', jsonb_build_object('amount', 2000, 'currency', 'usd',
+            'customer', u.stripe_customer_id, 'description', 'Rocket ride ' || r.id))
+        FROM rides r JOIN users u ON u.id = r.user_id WHERE r.idempotency_key_id = k.id";
+    fill(client, &format!("{keys}; {}; {states}", rides("NULL"))).await;
 }
 
 /// Jobs that wait in the outbox.

@@ -1,8 +1,8 @@
-//! pgbench with the same four phases: what Postgres gives when each request's statements are sent by themselves.
+//! pgbench with the same two statements: what Postgres gives when each request's statements are sent by themselves.
 //!
-//! The statements (`phases.sql`) are the plainest that keep the promises: one row at a time, no arrays, the same fence,
-//! the same choice of which commits wait for the disk. There is no HTTP, no look-up of the user and no charge. So this
-//! is more than any service can reach that sends its phases one by one.
+//! The statements (`phases.sql`) are the plainest that keep the promises: one row at a time, no arrays, the same fence.
+//! There is no HTTP, no look-up of the user and no charge. So this is more than any service can reach that sends its
+//! phases one by one.
 
 use std::path::PathBuf;
 use std::process::Stdio;

@@ -8,19 +8,18 @@ use super::{Bug, Scenario, Seeded};
 
 const ONE_RIDE: super::Guard = Constraint("rides", "rides_idempotency_key_id_key");
 const ONE_JOB: super::Guard = Constraint("jobs", "jobs_pkey");
-const FINISHED_IS_ANSWERED: super::Guard = Constraint("idempotency_keys", "finished_is_answered");
 const NEVER_MOVES_BACK: super::Guard = Trigger("recovery_point_never_moves_back");
 const NEVER_CHANGES: super::Guard = Trigger("answer_never_changes");
 const NEVER_REMOVED: super::Guard = Trigger("unfinished_is_never_removed");
 
 /// Parts of statements that more than one bug is about.
 const RELEASE: &str = "SET lease_token = NULL, locked_at = NULL, last_error = mine.error";
-const FENCE: &str = "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point =";
+const FENCE: &str = "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.step = i.step";
 const DELIVERED: &str = "FROM taken ORDER BY id";
-const STAGED: &str = "SELECT job_name, job_args FROM fenced WHERE job_name IS NOT NULL";
+const STAGED: &str = "SELECT job ->> 'name', job -> 'args' FROM closed, jsonb_array_elements(jobs) AS job";
 const TAKEN_OVER: &str = "SET lease_token = i.token,";
-const RECORD: &str = "origin_ip, ride_id, 'ride', user_id FROM numbered";
-const RECEIPT: &str = "SELECT ride_id, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL";
+const RECORD: &str = "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened";
+const RECEIPT: &str = "SELECT (data -> 'ride_id')::bigint, job_id, data ->> 'message_id' FROM finished WHERE data ? 'ride_id'";
 
 pub(super) const SEEDED: &[Seeded] = &[
     // The original's, as far as they leave a trace.
@@ -35,7 +34,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         name: "original: any error at Stripe is answered for good",
         bug: Bug::Sql(&[(
             RELEASE,
-            "SET lease_token = NULL, locked_at = NULL, last_error = NULL, recovery_point = 'finished',
+            "SET lease_token = NULL, locked_at = NULL, last_error = NULL, recovery_point = 'finished', step = 32767,
                  response_code = 503, response_body = '{}'",
         )]),
         lifted: &[],
@@ -44,10 +43,7 @@ pub(super) const SEEDED: &[Seeded] = &[
     },
     Seeded {
         name: "original: a worker that outlives its lock repeats what follows",
-        bug: Bug::Sql(&[(
-            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = i.recovery_point",
-            "WHERE k.id = i.key_id",
-        )]),
+        bug: Bug::Sql(&[(FENCE, "WHERE k.id = i.key_id")]),
         lifted: &[],
         scenario: Scenario::LateAnswer,
         caught_by: I::BookedIsChargedAndReceipted,
@@ -88,10 +84,10 @@ pub(super) const SEEDED: &[Seeded] = &[
         caught_by: I::NothingIsForgotten,
     },
     Seeded {
-        name: "original: the completer records its own address as the client's",
-        bug: Bug::Sql(&[("k.user_id, k.origin_ip,", "k.user_id, inet '192.0.2.1' AS origin_ip,")]),
+        name: "original: another address is recorded as the client's",
+        bug: Bug::Sql(&[("user_id, request_params, origin_ip, state,", "user_id, request_params, inet '192.0.2.1' AS origin_ip, state,")]),
         lifted: &[],
-        scenario: Scenario::Abandoned,
+        scenario: Scenario::Booked,
         caught_by: I::OnlyTheRequestIsExecuted,
     },
     Seeded {
@@ -103,28 +99,16 @@ pub(super) const SEEDED: &[Seeded] = &[
                 ), unrecorded AS (
                     DELETE FROM audit_records WHERE resource_id IN (SELECT id FROM undone)
                 )
-                UPDATE idempotency_keys k
-                SET recovery_point = 'started', foreign_call_intended_at = NULL, lease_token = NULL,
-                    locked_at = NULL, last_error",
+                UPDATE idempotency_keys k SET lease_token = NULL, locked_at = NULL, last_error",
         )]),
-        lifted: &[NEVER_MOVES_BACK],
+        lifted: &[],
         scenario: Scenario::Unanswered,
         caught_by: I::RecoveryPointAgrees,
     },
     // Leases and fences.
     Seeded {
-        name: "the fence asks for nothing",
-        bug: Bug::Sql(&[(
-            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point = 'started'",
-            "WHERE k.id = i.key_id",
-        )]),
-        lifted: &[ONE_RIDE, FINISHED_IS_ANSWERED, NEVER_MOVES_BACK],
-        scenario: Scenario::LateRide,
-        caught_by: I::OneRidePerKey,
-    },
-    Seeded {
         name: "the fence asks for the recovery point, but not for the lease's token",
-        bug: Bug::Sql(&[(FENCE, "WHERE k.id = i.key_id AND k.recovery_point =")]),
+        bug: Bug::Sql(&[(FENCE, "WHERE k.id = i.key_id AND k.step = i.step")]),
         lifted: &[],
         scenario: Scenario::LateDecline,
         caught_by: I::DeclinedIsNotCharged,
@@ -133,7 +117,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         name: "a lease that is taken over keeps its token",
         bug: Bug::Sql(&[
             (TAKEN_OVER, "SET lease_token = coalesce(k.lease_token, i.token),"),
-            ("RETURNING k.id, k.lease_token,", "RETURNING k.id, i.token AS lease_token,"),
+            ("RETURNING k.id AS key_id, k.lease_token,", "RETURNING k.id AS key_id, i.token AS lease_token,"),
         ]),
         lifted: &[],
         scenario: Scenario::LateDecline,
@@ -146,19 +130,13 @@ pub(super) const SEEDED: &[Seeded] = &[
             ("WHEN response_code IS NOT NULL THEN 'finished'", ""),
             (
                 TAKEN_OVER,
-                "SET recovery_point = 'started', response_code = NULL, response_body = NULL, lease_token = i.token,",
+                "SET recovery_point = 'ride_created', step = 1, response_code = NULL, response_body = NULL,
+                     lease_token = i.token,",
             ),
         ]),
-        lifted: &[ONE_RIDE, NEVER_MOVES_BACK, NEVER_CHANGES],
+        lifted: &[NEVER_MOVES_BACK, NEVER_CHANGES],
         scenario: Scenario::Repeated,
-        caught_by: I::OneRidePerKey,
-    },
-    Seeded {
-        name: "a key is good for any request",
-        bug: Bug::Sql(&[("AND k.request_params = i.request_params AS same", "AS same")]),
-        lifted: &[],
-        scenario: Scenario::Mismatched,
-        caught_by: I::OnlyTheRequestIsExecuted,
+        caught_by: I::BookedIsChargedAndReceipted,
     },
     // Money.
     Seeded {
@@ -198,17 +176,10 @@ pub(super) const SEEDED: &[Seeded] = &[
     },
     Seeded {
         name: "the ride does not learn its charge",
-        bug: Bug::Sql(&[("SET stripe_charge_id = f.stripe_charge_id", "SET stripe_charge_id = NULL")]),
+        bug: Bug::Sql(&[("SET stripe_charge_id = c.data ->> 'charge_id'", "SET stripe_charge_id = NULL")]),
         lifted: &[],
         scenario: Scenario::Booked,
         caught_by: I::BookedIsChargedAndReceipted,
-    },
-    Seeded {
-        name: "a charge does not advance the recovery point",
-        bug: Bug::Sql(&[("SET recovery_point = 'charge_created'", "SET recovery_point = 'ride_created'")]),
-        lifted: &[],
-        scenario: Scenario::Booked,
-        caught_by: I::RecoveryPointAgrees,
     },
     // Answers and receipts.
     Seeded {
@@ -222,7 +193,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         name: "a failure that was asked for is answered for good",
         bug: Bug::Sql(&[(
             RELEASE,
-            "SET lease_token = NULL, locked_at = NULL, last_error = NULL, recovery_point = 'finished',
+            "SET lease_token = NULL, locked_at = NULL, last_error = NULL, recovery_point = 'finished', step = 32767,
                  response_code = 500, response_body = '{}'",
         )]),
         lifted: &[],
@@ -231,7 +202,7 @@ pub(super) const SEEDED: &[Seeded] = &[
     },
     Seeded {
         name: "the receipt is not staged",
-        bug: Bug::Sql(&[(STAGED, "SELECT job_name, job_args FROM fenced WHERE job_name = ''")]),
+        bug: Bug::Sql(&[(STAGED, "SELECT '', '{}'::jsonb WHERE false")]),
         lifted: &[],
         scenario: Scenario::Booked,
         caught_by: I::BookedIsChargedAndReceipted,
@@ -241,7 +212,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[(
             STAGED,
             "SELECT 'send_ride_receipt', jsonb_build_object('ride_id', rides.id)
-             FROM fenced JOIN idempotency_keys k USING (lease_token) JOIN rides ON rides.idempotency_key_id = k.id",
+             FROM closed JOIN rides ON rides.idempotency_key_id = closed.key_id",
         )]),
         lifted: &[],
         scenario: Scenario::Declined,
@@ -267,24 +238,43 @@ pub(super) const SEEDED: &[Seeded] = &[
     // Rides and who asked for them.
     Seeded {
         name: "the ride goes the other way",
-        bug: Bug::Sql(&[(
-            "SELECT ride_id, key_id, user_id, origin_lat, origin_lon, target_lat, target_lon FROM numbered",
-            "SELECT ride_id, key_id, user_id, target_lat, target_lon, origin_lat, origin_lon FROM numbered",
-        )]),
+        bug: Bug::Sql(&[
+            ("(request_params -> 'origin_lat')::float8", "(request_params -> 'target_lat')::float8"),
+        ]),
         lifted: &[],
         scenario: Scenario::Booked,
         caught_by: I::OnlyTheRequestIsExecuted,
     },
     Seeded {
+        name: "a request makes two rides",
+        bug: Bug::Sql(&[(
+            "SELECT (state -> 'ride_id')::bigint, key_id,",
+            "SELECT (state -> 'ride_id')::bigint + generate_series(0, 1) * 1000, key_id,",
+        )]),
+        lifted: &[ONE_RIDE],
+        scenario: Scenario::Booked,
+        caught_by: I::OneRidePerKey,
+    },
+    Seeded {
+        name: "a request is opened without its ride",
+        bug: Bug::Sql(&[(
+            "(request_params -> 'target_lon')::float8 FROM opened",
+            "(request_params -> 'target_lon')::float8 FROM opened WHERE false",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Booked,
+        caught_by: I::RecoveryPointAgrees,
+    },
+    Seeded {
         name: "the ride is recorded twice",
-        bug: Bug::Sql(&[(RECORD, "origin_ip, ride_id, 'ride', user_id FROM numbered, generate_series(1, 2)")]),
+        bug: Bug::Sql(&[(RECORD, "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened, generate_series(1, 2)")]),
         lifted: &[],
         scenario: Scenario::Booked,
         caught_by: I::StaleLeaseWritesNothing,
     },
     Seeded {
         name: "the ride is not recorded",
-        bug: Bug::Sql(&[(RECORD, "origin_ip, ride_id, 'ride', user_id FROM numbered WHERE false")]),
+        bug: Bug::Sql(&[(RECORD, "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened WHERE false")]),
         lifted: &[],
         scenario: Scenario::Booked,
         caught_by: I::RecoveryPointAgrees,
@@ -299,21 +289,28 @@ pub(super) const SEEDED: &[Seeded] = &[
     // Jobs and who works them.
     Seeded {
         name: "a job is finished without its receipt",
-        bug: Bug::Sql(&[(RECEIPT, "SELECT ride_id, job_id, message_id FROM fenced WHERE false")]),
+        bug: Bug::Sql(&[(RECEIPT, "SELECT 0, 0, '' WHERE false")]),
         lifted: &[],
         scenario: Scenario::Worked,
         caught_by: I::StagedIsDelivered,
     },
     Seeded {
         name: "the receipt is recorded with another ride, which was not paid",
-        bug: Bug::Sql(&[(RECEIPT, "SELECT ride_id - 1, job_id, message_id FROM fenced WHERE ride_id IS NOT NULL")]),
+        bug: Bug::Sql(&[(
+            RECEIPT,
+            "SELECT (data -> 'ride_id')::bigint - 1, job_id, data ->> 'message_id' FROM finished WHERE data ? 'ride_id'",
+        )]),
         lifted: &[],
         scenario: Scenario::Worked,
         caught_by: I::BookedIsChargedAndReceipted,
     },
     Seeded {
         name: "a receipt is recorded whoever has the lease on its job",
-        bug: Bug::Sql(&[(RECEIPT, "SELECT ride_id, job_id, message_id FROM input WHERE ride_id IS NOT NULL")]),
+        bug: Bug::Sql(&[(
+            RECEIPT,
+            "SELECT (data -> 'ride_id')::bigint, job_id, data ->> 'message_id'
+             FROM unnest($1::bigint[], $3::jsonb[]) AS i (job_id, data) WHERE data ? 'ride_id'",
+        )]),
         lifted: &[],
         scenario: Scenario::LateReceipt,
         caught_by: I::StagedIsDelivered,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rocket_rides_atomic::config;
 use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::jobs::handler::Handlers;
 use rocket_rides_atomic::receipts::{Receipts, Sender};
 use rocket_rides_atomic::roles::worker::Worker;
 use tokio::sync::Notify;
@@ -76,9 +77,12 @@ impl Stage {
     /// The role as it ships takes what is due, once, and ends when that has ended.
     async fn look(&self, database: &Database, disk: Disk, max_attempts: i32) {
         let dir = &self.house.config.receipts.dir;
+        let mut handlers = Handlers::default();
+        let sender = sender(dir, disk);
+        handlers.register(Receipts { database: database.clone(), installation: Uuid::nil(), sender });
         let worker = Arc::new(Worker {
             database: database.clone(),
-            receipts: Receipts { database: database.clone(), installation: Uuid::nil(), sender: sender(dir, disk) },
+            handlers,
             config: config::Worker { max_attempts, ..config::Worker::default() },
             delivered: Arc::new(Notify::new()),
             metrics: Arc::default(),

@@ -1,10 +1,11 @@
 //! The end of jobs that were worked.
 
 use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::jobs::work::{JobLease, SentReceipt, finish};
+use rocket_rides_atomic::jobs::work::JobLease;
 use uuid::Uuid;
 
 use super::{Case, Stage, WaitsFor, refusal};
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::world::World;
 
 /// A job that was worked, and the receipt that it sent.

@@ -1,18 +1,16 @@
 //! The engine's own statements: a request asks its key, takes a lease over, and ends it.
 
-use std::sync::Arc;
-
 use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
-use rocket_rides_atomic::idempotency::settle::{finish, park, release};
+use rocket_rides_atomic::idempotency::open::Opened;
+use rocket_rides_atomic::idempotency::settle::{park, release};
 use rocket_rides_atomic::idempotency::{Job, Lease, Request, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_postgres::types::Json;
 use uuid::Uuid;
 
 use super::{Case, Stage, WaitsFor, refusal};
 use crate::support::client::new_key;
-use crate::support::keys::{GRACE, LOCK, lease, request};
+use crate::support::keys::{self, LOCK, PlainState, lease, plain, request};
 use crate::support::world::World;
 
 const KEYS: WaitsFor = WaitsFor::Row("idempotency_keys", "id");
@@ -24,18 +22,18 @@ fn response() -> Response {
 }
 
 /// A request of its own, with parameters like no other's.
-fn new_request() -> Request {
+fn new_request() -> Request<Value> {
     let mark = Uuid::new_v4().to_string();
     Request { params: json!({ "mark": mark }), path: format!("/{mark}"), ..request(&new_key()) }
 }
 
 /// What the key said, and whose it turned out to be.
-async fn ask(database: &Database, request: &Request) -> String {
+async fn ask(database: &Database, request: &Request<Value>) -> String {
     const ROW: &str =
         "SELECT idempotency_key, user_id, request_method, request_path, request_params, host(origin_ip) AS ip
                        FROM idempotency_keys WHERE id = $1 AND lease_token = $2";
-    match acquire(database, Arc::new(request.clone()), LOCK, GRACE).await {
-        Ok(Acquired::Lease(lease)) => {
+    match plain(database).open(request).await {
+        Ok(Opened::Lease(lease)) => {
             let row =
                 database.query_opt(ROW, &[&lease.key_id, &lease.token]).await.unwrap().expect("a lease on a row");
             let of = Request {
@@ -49,38 +47,44 @@ async fn ask(database: &Database, request: &Request) -> String {
             let attempt = lease.attempts;
             if of == *request { format!("attempt {attempt}") } else { format!("attempt {attempt} at {of:?}") }
         }
-        Ok(Acquired::Finished { key_id, response }) => format!("{key_id} finished: {}", response.body),
-        Ok(Acquired::Mismatch { key_id }) => format!("{key_id} mismatched"),
-        Ok(Acquired::InProgress { key_id }) => format!("{} in progress", key_id.unwrap_or_default()),
-        Ok(Acquired::Parked { key_id }) => format!("{key_id} parked"),
+        Ok(Opened::Finished { key_id, response }) => format!("{key_id} finished: {}", response.body),
+        Ok(Opened::Mismatch { key_id }) => format!("{key_id} mismatched"),
+        Ok(Opened::InProgress { key_id }) => format!("{} in progress", key_id.unwrap_or_default()),
+        Ok(Opened::Parked { key_id }) => format!("{key_id} parked"),
+        Ok(Opened::Refused { refusal }) => format!("not admitted: {refusal}"),
         Err(error) => refusal(&error),
     }
 }
 
 /// A request, and what its key says to it.
 pub(super) struct Asks {
-    pub(super) request: Request,
+    pub(super) request: Request<Value>,
     expected: String,
 }
 
 impl Case for Asks {
-    const COVERS: &'static str = "idempotency/acquire.rs: LookOrCreate";
+    const COVERS: &'static str = "idempotency/open.rs: Opening";
     const WAITS_FOR: WaitsFor = WaitsFor::Table("idempotency_keys");
     const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
 
     async fn caller(stage: &Stage, n: usize) -> Self {
         let database = &stage.database;
         let request = new_request();
-        let kind = n % 9;
+        let kind = n % 10;
         if kind == 0 {
             return Self { request, expected: "attempt 1".to_owned() };
+        }
+        if kind == 9 {
+            let request = Request { params: json!({ "refusal": request.path }), ..request };
+            let expected = format!("not admitted: {}", request.path);
+            return Self { request, expected };
         }
         let lease = lease(database, &request).await;
         let key_id = lease.key_id;
         let (request, says) = match kind {
             1 => {
                 let response = response();
-                assert!(finish(database, &lease, "started", &response, None).await.unwrap());
+                assert!(keys::finish(database, &lease, &response, &[]).await.unwrap());
                 (request, format!("{key_id} finished: {}", response.body))
             }
             2 => {
@@ -115,7 +119,8 @@ impl Case for Asks {
     async fn check(&self, world: &World) -> Option<i64> {
         let sql = "SELECT id FROM idempotency_keys WHERE user_id = $1 AND idempotency_key = $2";
         let rows = world.query(sql, &[&self.request.user_id, &self.request.key.as_str()]).await;
-        assert_eq!(rows.len(), usize::from(self.expected != "refused"));
+        let written = self.expected != "refused" && !self.expected.starts_with("not admitted");
+        assert_eq!(rows.len(), usize::from(written));
         let new = self.expected == "attempt 1";
         rows.first().filter(|_| new).map(|row| row.get("id"))
     }
@@ -123,14 +128,14 @@ impl Case for Asks {
 
 /// A repetition that finds the key free, and what becomes of that before it has the lease.
 pub(super) struct TakesOver {
-    request: Request,
+    request: Request<Value>,
     key_id: i64,
     meanwhile: Option<String>,
     expected: String,
 }
 
 impl Case for TakesOver {
-    const COVERS: &'static str = "idempotency/acquire.rs: TakeOver";
+    const COVERS: &'static str = "idempotency/open.rs: TakingOver";
     const WAITS_FOR: WaitsFor = KEYS;
     const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
 
@@ -148,7 +153,7 @@ impl Case for TakesOver {
             0 | 1 => (None, "attempt 2".to_owned()),
             2 => (Some("SET lease_token = gen_random_uuid(), locked_at = now()"), format!("{key_id} in progress")),
             3 => (
-                Some("SET recovery_point = 'finished', response_code = 201, response_body = '{}'"),
+                Some("SET recovery_point = 'finished', step = 32767, response_code = 201, response_body = '{}'"),
                 format!("{key_id} finished: {{}}"),
             ),
             4 => (Some("SET parked_at = now(), parked_reason = 'meanwhile'"), format!("{key_id} parked")),
@@ -204,36 +209,84 @@ impl Held {
     }
 }
 
-/// A request that is answered, with its job or without.
-pub(super) struct Finishes {
-    held: Held,
-    from: &'static str,
-    response: Response,
-    job: Option<Job>,
-    refused: bool,
-}
+/// A request that goes on to its next foreign call.
+pub(super) struct Advances(Held);
 
-impl Case for Finishes {
-    const COVERS: &'static str = "idempotency/settle.rs: Finish";
+impl Case for Advances {
+    const COVERS: &'static str = "idempotency/phase.rs: Advancing";
     const WAITS_FOR: WaitsFor = KEYS;
     const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
 
     async fn caller(stage: &Stage, n: usize) -> Self {
         let mut held = Held::new(stage, n).await;
         // A recovery point that the key has left.
-        let from = if n % 7 == 6 { "ride_created" } else { "started" };
-        held.good &= from == "started";
+        if n % 7 == 6 {
+            held = Held { lease: Lease { step: 2, ..held.lease }, good: false };
+        }
+        Self(held)
+    }
+
+    async fn call(&self, database: &Database) -> String {
+        let mut lease = self.0.lease.clone();
+        match plain(database).advance(&mut lease, &PlainState::HalfWay {}, Value::Null).await {
+            Ok(false) => "lost".to_owned(),
+            Ok(true) => {
+                let row = "SELECT foreign_call_key, foreign_call_intended_at FROM idempotency_keys WHERE id = $1";
+                let row = database.query_opt(row, &[&lease.key_id]).await.unwrap().expect("its row");
+                let call = (lease.foreign_call.key, lease.foreign_call.intended_at);
+                let same = call == (row.get(0), row.get(1)) && call.0 != self.0.lease.foreign_call.key;
+                format!("advanced to {}, its own call: {same}", lease.recovery_point)
+            }
+            Err(error) => refusal(&error),
+        }
+    }
+
+    fn expected(&self) -> String {
+        if self.0.good { "advanced to half_way, its own call: true" } else { "lost" }.to_owned()
+    }
+
+    fn locks(&self) -> i64 {
+        self.0.lease.key_id
+    }
+
+    async fn check(&self, world: &World) -> Option<i64> {
+        let key_id = self.0.lease.key_id;
+        let advanced = "SELECT FROM idempotency_keys WHERE id = $1 AND recovery_point = 'half_way' AND step = 2";
+        assert_eq!(world.query(advanced, &[&key_id]).await.len(), usize::from(self.0.good));
+        self.0.good.then_some(key_id)
+    }
+}
+
+/// A request that is answered, with jobs or without.
+pub(super) struct Finishes {
+    held: Held,
+    response: Response,
+    jobs: Vec<Job>,
+    refused: bool,
+}
+
+impl Case for Finishes {
+    const COVERS: &'static str = "idempotency/phase.rs: Closing";
+    const WAITS_FOR: WaitsFor = KEYS;
+    const WRITES: Option<(&'static str, &'static str)> = Some(KEY);
+
+    async fn caller(stage: &Stage, n: usize) -> Self {
+        let mut held = Held::new(stage, n).await;
+        // A recovery point that the key has left.
+        if n % 7 == 6 {
+            held = Held { lease: Lease { step: 2, ..held.lease }, good: false };
+        }
         let job = Job { name: "a_job", args: json!({ "of": held.lease.token.to_string() }) };
-        Self { held, from, response: response(), job: (n % 3 != 1).then_some(job), refused: false }
+        Self { held, response: response(), jobs: vec![job; n % 3], refused: false }
     }
 
     async fn refused(stage: &Stage) -> Option<Self> {
         let response = Response { body: "no JSON".to_owned(), ..response() };
-        Some(Self { response, refused: true, ..Self::caller(stage, 0).await })
+        Some(Self { response, refused: true, ..Self::caller(stage, 1).await })
     }
 
     async fn call(&self, database: &Database) -> String {
-        match finish(database, &self.held.lease, self.from, &self.response, self.job.as_ref()).await {
+        match keys::finish(database, &self.held.lease, &self.response, &self.jobs).await {
             Ok(finished) => format!("finished {finished}"),
             Err(error) => refusal(&error),
         }
@@ -250,11 +303,11 @@ impl Case for Finishes {
     async fn check(&self, world: &World) -> Option<i64> {
         let finished = self.held.good && !self.refused;
         let (key_id, token) = (self.held.lease.key_id, self.held.lease.token.to_string());
-        let answered = "SELECT FROM idempotency_keys WHERE id = $1 AND recovery_point = 'finished'
+        let answered = "SELECT FROM idempotency_keys WHERE id = $1 AND recovery_point = 'finished' AND step = 32767
                         AND response_code = 201 AND response_body::text = $2 AND last_error IS NULL";
         assert_eq!(world.query(answered, &[&key_id, &self.response.body]).await.len(), usize::from(finished));
         let staged = "SELECT FROM staged_jobs WHERE job_name = 'a_job' AND job_args ->> 'of' = $1";
-        let jobs = usize::from(finished && self.job.is_some());
+        let jobs = if finished { self.jobs.len() } else { 0 };
         assert_eq!(world.query(staged, &[&token]).await.len(), jobs);
         finished.then_some(key_id)
     }

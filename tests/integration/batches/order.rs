@@ -1,7 +1,7 @@
 //! Statements that lock rows lock them in one order, whatever order their callers come in, so that two batches are never
 //! in a deadlock.
 
-use rocket_rides_atomic::idempotency::acquire::Acquired;
+use rocket_rides_atomic::idempotency::open::Opened;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -57,13 +57,13 @@ async fn of_releases() {
 }
 
 #[tokio::test]
-async fn of_rides_made() {
-    locks_in_order::<rides::Creates>().await;
+async fn of_next_calls() {
+    locks_in_order::<keys::Advances>().await;
 }
 
 #[tokio::test]
-async fn of_charges_recorded() {
-    locks_in_order::<rides::Records>().await;
+async fn of_rides_paid() {
+    locks_in_order::<rides::Pays>().await;
 }
 
 #[tokio::test]
@@ -108,13 +108,13 @@ async fn of_new_keys() {
     }
     session.batch_execute("ROLLBACK").await.unwrap();
     for call in calls {
-        assert!(matches!(call.await.unwrap(), Acquired::Lease(_)));
+        assert!(matches!(call.await.unwrap(), Opened::Lease(_)));
     }
 }
 
 async fn insert(session: &Client, key: &str) -> Result<u64, tokio_postgres::Error> {
-    const SQL: &str = "INSERT INTO idempotency_keys (user_id, idempotency_key, request_method, request_path,
-                           request_params, origin_ip, next_attempt_at)
-                       VALUES (1, $1, 'POST', '/rides', '{}', '127.0.0.1', now())";
+    const SQL: &str = "INSERT INTO idempotency_keys (operation, recovery_point, step, state, user_id, idempotency_key,
+                           request_method, request_path, request_params, origin_ip, next_attempt_at)
+                       VALUES ('plain', 'opened', 1, '{}', 1, $1, 'POST', '/plain', '{}', '127.0.0.1', now())";
     session.execute(SQL, &[&key]).await
 }

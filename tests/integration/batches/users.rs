@@ -15,11 +15,11 @@ fn words(found: Result<Option<User>, DatabaseError>) -> String {
 }
 
 /// A new user, and how a look-up describes it.
-async fn insert(stage: &Stage) -> (i64, String, String) {
+async fn insert(stage: &Stage) -> (String, String) {
     let (email, customer) = (format!("{}@example.com", Uuid::new_v4()), format!("cus_{}", Uuid::new_v4()));
     let sql = "INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2) RETURNING id";
     let id: i64 = stage.world.query(sql, &[&email, &customer]).await[0].get(0);
-    (id, email, format!("user {id} of {customer}"))
+    (email, format!("user {id} of {customer}"))
 }
 
 pub(super) struct ByEmail {
@@ -32,7 +32,7 @@ impl Case for ByEmail {
     const WAITS_FOR: WaitsFor = WaitsFor::Table("users");
 
     async fn caller(stage: &Stage, n: usize) -> Self {
-        let (_, email, found) = insert(stage).await;
+        let (email, found) = insert(stage).await;
         let unknown = "no such user".to_owned();
         match n % 4 {
             0 | 2 => Self { email, expected: found },
@@ -47,33 +47,6 @@ impl Case for ByEmail {
 
     async fn call(&self, database: &Database) -> String {
         words(users::find_by_email(database, &self.email).await)
-    }
-
-    fn expected(&self) -> String {
-        self.expected.clone()
-    }
-}
-
-pub(super) struct ById {
-    id: i64,
-    expected: String,
-}
-
-impl Case for ById {
-    const COVERS: &'static str = "users.rs: ById";
-    const WAITS_FOR: WaitsFor = WaitsFor::Table("users");
-
-    async fn caller(stage: &Stage, n: usize) -> Self {
-        let (id, _, found) = insert(stage).await;
-        if n % 3 == 1 {
-            Self { id: -id, expected: "no such user".to_owned() }
-        } else {
-            Self { id, expected: found }
-        }
-    }
-
-    async fn call(&self, database: &Database) -> String {
-        words(users::find(database, self.id).await)
     }
 
     fn expected(&self) -> String {

@@ -2,30 +2,27 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::idempotency::acquire::acquire;
 use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
 use rocket_rides_atomic::idempotency::parked;
 use rocket_rides_atomic::idempotency::reap::{Reaped, reap};
 use rocket_rides_atomic::stripe::sandbox::Fault;
-use serde_json::json;
 
 use super::gate::{self, Fate};
 use super::moves::Probe;
-use super::operation::{self, Operation, Told, attempt};
+use super::operation::{self, Told, Walked, attempt, complete};
 use super::seat::Next;
-use super::times::{GRACE, KEY_RETENTION, Known, LEASE, RETENTION, RETRY_AFTER, STRIPE_TIMEOUT};
+use super::times::{KEY_RETENTION, Known, LEASE, RETENTION, RETRY_AFTER, STRIPE_TIMEOUT};
 use super::walk::{Walk, just_fits};
 use crate::protocol::{Action, Listing, Reply, State};
 use crate::stripe::{Answer, Outcome};
 use crate::worker::{Clock, Step, Worker};
 
-/// What a request begins with, and how it goes on if its key is there.
-const LOOK: &str = "execute insert idempotency_keys";
+/// How a request goes on if its key is there.
 const TAKE: &str = "execute update idempotency_keys";
 /// More rows than there are.
 const BATCH: i64 = 10;
 
-impl<O: Operation> Walk<'_, O> {
+impl<O: Walked> Walk<'_, O> {
     /// Carries out what leads from `before` to `after`.
     pub(super) async fn act(
         &mut self,
@@ -63,7 +60,7 @@ impl<O: Operation> Walk<'_, O> {
                 Ok(())
             }
             Action::RetentionPasses => {
-                let intended = self.times().and_then(|times| times.intended).unwrap_or(self.now);
+                let intended = self.times().map_or(self.now, |times| times.intended);
                 let left = (intended + KEY_RETENTION.as_secs_f64() - self.now).max(0.0);
                 self.pass(left + pick(manner, &[0.0, 48.0 * 3600.0])).await;
                 Ok(())
@@ -91,7 +88,7 @@ impl<O: Operation> Walk<'_, O> {
             Probe::RepeatedUnderLease => Told::InProgress,
             Probe::RepeatedParked => Told::Parked,
             Probe::OtherParameters => {
-                request.params = json!({ "other": true });
+                request = self.stage.operation.other_request(request);
                 Told::Mismatch
             }
             Probe::OtherPath => {
@@ -111,8 +108,8 @@ impl<O: Operation> Walk<'_, O> {
                 return passed_over;
             }
         };
-        let acquired = acquire(&self.stage.house, request.into(), LEASE, GRACE).await;
-        let told = operation::told(self.stage.operation, acquired.map_err(|error| error.to_string())?);
+        let executor = self.stage.operation.executor(&self.stage.means());
+        let told = operation::told(self.stage.operation, executor.execute(request).await.answer);
         if told == expected { Ok(()) } else { Err(format!("told {told:?}, and not {expected:?}")) }
     }
 
@@ -121,7 +118,7 @@ impl<O: Operation> Walk<'_, O> {
         let worker = self.protocol.workers;
         self.is_looking = true;
         self.start_request(worker, 0);
-        self.asks(worker, LOOK, Fate::Passes).await
+        self.asks(worker, self.stage.operation.opening(), Fate::Passes).await
     }
 
     /// It tries to take the lease. If that was in vain, it looks again.
@@ -136,15 +133,15 @@ impl<O: Operation> Walk<'_, O> {
         self.asks(worker, TAKE, Fate::Passes).await?;
         match before.database.row() {
             Some(row) if row.parked => {
-                self.asks(worker, LOOK, Fate::Passes).await?;
+                self.asks(worker, self.stage.operation.opening(), Fate::Passes).await?;
                 self.ends(worker, Told::Parked).await
             }
             Some(row) if row.response.is_none() && self.is_under_lease() => {
-                self.asks(worker, LOOK, Fate::Passes).await?;
+                self.asks(worker, self.stage.operation.opening(), Fate::Passes).await?;
                 self.ends(worker, Told::InProgress).await
             }
             Some(row) if row.response.is_none() => Ok(()),
-            Some(_) | None => self.asks(worker, LOOK, Fate::Passes).await,
+            Some(_) | None => self.asks(worker, self.stage.operation.opening(), Fate::Passes).await,
         }
     }
 
@@ -155,14 +152,13 @@ impl<O: Operation> Walk<'_, O> {
     fn start_request(&mut self, worker: usize, manner: usize) {
         let operation = self.stage.operation;
         let request = operation.request(&self.opening.user, &self.opening.key);
-        let user = self.opening.user.clone();
-        self.stage.seats[worker].start(ahead(manner), |means| attempt(operation, means, request, user));
+        self.stage.seats[worker].start(ahead(manner), |means| attempt(operation, means, request));
         self.for_client[worker] = true;
     }
 
     async fn request(&mut self, worker: usize, manner: usize, before: &State) -> Result<(), String> {
         self.start_request(worker, manner);
-        self.asks(worker, LOOK, Fate::Passes).await?;
+        self.asks(worker, self.stage.operation.opening(), Fate::Passes).await?;
         if before.database.row().is_some_and(|row| row.response.is_none()) {
             self.asks(worker, TAKE, Fate::Passes).await?;
         }
@@ -171,7 +167,7 @@ impl<O: Operation> Walk<'_, O> {
 
     async fn claim(&mut self, worker: usize, manner: usize, after: &State) -> Result<(), String> {
         let (operation, max_attempts) = (self.stage.operation, i32::from(self.protocol.max_attempts));
-        self.stage.seats[worker].start(ahead(manner), |means| operation.complete(means, max_attempts));
+        self.stage.seats[worker].start(ahead(manner), |means| complete(operation, means, max_attempts));
         self.for_client[worker] = false;
         self.asks(worker, TAKE, Fate::Passes).await?;
         if after.workers[worker] == Worker::Idle { self.ends(worker, Told::Nothing).await } else { Ok(()) }
@@ -207,9 +203,7 @@ impl<O: Operation> Walk<'_, O> {
         let told = match step {
             Step::Release => Told::Again,
             Step::Park => Told::Parked,
-            Step::CreateRide | Step::LookUp | Step::Charge | Step::RecordCharge | Step::Finish(_) => {
-                Told::LeaseLost
-            }
+            Step::LookUp | Step::Charge | Step::Advance | Step::Close(_) => Told::LeaseLost,
         };
         self.ends(worker, told).await
     }
@@ -266,7 +260,8 @@ impl<O: Operation> Walk<'_, O> {
     async fn claims_nothing(&self) -> Result<(), String> {
         let max_attempts = i32::from(self.protocol.max_attempts);
         let policy = RetryPolicy { lock_timeout: LEASE, retry_after: RETRY_AFTER, max_attempts };
-        match claim(&self.stage.house, BATCH, &policy).await {
+        let operations = [self.stage.operation.name()];
+        match claim(&self.stage.house, &operations, BATCH, &policy).await {
             Ok(claims) if claims.claimed.is_empty() && claims.parked.is_empty() => Ok(()),
             other => Err(format!("claimed {other:?}")),
         }

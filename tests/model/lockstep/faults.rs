@@ -20,15 +20,16 @@ pub(super) const FAULTS: &[Fault] = &[
     // A client's way to a lease.
     sql(
         "a new key is due for the completer at once",
-        &[("now(), now() + make_interval(secs => grace) FROM known", "now(), now() FROM known")],
+        &[("now(), now() + make_interval(secs => $5) FROM admitted", "now(), now() + make_interval(secs => $5 * 0) FROM admitted")],
     ),
     sql(
-        "a new key waits for the disk",
+        "a new key does not wait for the disk",
         &[(
-            "foreign_call_intended_at, (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later )",
-            "foreign_call_intended_at )",
+            "foreign_call_key, foreign_call_intended_at )",
+            "foreign_call_key, foreign_call_intended_at, (SELECT set_config('synchronous_commit', 'off', true)) )",
         )],
     ),
+    sql("another operation gets the answer", &[("k.operation = $1 AND", "$1 <> '' AND")]),
     sql("the same key on another path gets the answer", &[("AND k.request_path = i.request_path ", "")]),
     sql("other parameters get the answer", &[("AND k.request_params = i.request_params AS same", "AS same")]),
     sql(
@@ -38,19 +39,19 @@ pub(super) const FAULTS: &[Fault] = &[
     sql(
         "a take-over does not set last_run_at",
         &[(
-            "last_run_at = now(), attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)",
-            "attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)",
+            "last_run_at = now(), attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => $4)",
+            "attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => $4)",
         )],
     ),
     sql(
         "a take-over gives no new grace",
-        &[(", next_attempt_at = now() + make_interval(secs => i.grace) FROM unnest", " FROM unnest")],
+        &[(", next_attempt_at = now() + make_interval(secs => $4) FROM unnest", " FROM unnest")],
     ),
     sql(
         "a take-over is not counted",
         &[(
-            "attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => i.grace)",
-            "next_attempt_at = now() + make_interval(secs => i.grace)",
+            "attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => $4)",
+            "next_attempt_at = now() + make_interval(secs => $4)",
         )],
     ),
     sql(
@@ -78,17 +79,17 @@ pub(super) const FAULTS: &[Fault] = &[
     sql(
         "a take-over does not ask whether the lease was taken meanwhile",
         &[(
-            "= 2 AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => i.lock_timeout)) RETURNING",
-            "= 2 RETURNING",
+            "= 2 AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $3)) RETURNING",
+            "= 2 AND $3::float8 > 0 RETURNING",
         )],
     ),
     sql(
         "a lease is taken over a second early",
-        &[("make_interval(secs => i.lock_timeout)", "make_interval(secs => i.lock_timeout - 1)")],
+        &[("make_interval(secs => $3)", "make_interval(secs => $3 - 1)")],
     ),
     sql(
         "a lease is taken over a second late",
-        &[("make_interval(secs => i.lock_timeout)", "make_interval(secs => i.lock_timeout + 1)")],
+        &[("make_interval(secs => $3)", "make_interval(secs => $3 + 1)")],
     ),
     // The completer's.
     sql(
@@ -141,40 +142,20 @@ pub(super) const FAULTS: &[Fault] = &[
     sql(
         "a phase does not ask for the token",
         &[(
-            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.recovery_point",
-            "WHERE k.id = i.key_id AND k.recovery_point",
-        )],
-    ),
-    sql(
-        "a ride does not wait for the disk",
-        &[(
-            "i.origin_lat, i.origin_lon, i.target_lat, i.target_lon )",
-            "i.origin_lat, i.origin_lon, i.target_lat, i.target_lon, (SELECT set_config('synchronous_commit', 'off', true)) )",
-        )],
-    ),
-    sql(
-        "an intent to charge is not noted anew",
-        &[(
-            "coalesce(k.foreign_call_intended_at, now())",
-            "coalesce(k.foreign_call_intended_at, now() - interval '1 hour')",
-        )],
-    ),
-    sql(
-        "a charge waits for the disk",
-        &[(
-            "i.stripe_charge_id, (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later",
-            "i.stripe_charge_id",
+            "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND k.step",
+            "WHERE k.id = i.key_id AND k.step",
         )],
     ),
     // The ends of a lease.
     sql(
         "an answer does not wait for the disk",
         &[(
-            "RETURNING i.lease_token, i.job_name, i.job_args",
-            "RETURNING i.lease_token, i.job_name, i.job_args, set_config('synchronous_commit', 'off', true)",
+            "k.state, i.data, i.jobs )",
+            "k.state, i.data, i.jobs, set_config('synchronous_commit', 'off', true) )",
         )],
     ),
-    sql("a receipt is not staged", &[("FROM fenced WHERE job_name IS NOT NULL", "FROM fenced WHERE false")]),
+    sql("a receipt is not staged", &[("jsonb_array_elements(jobs) AS job", "jsonb_array_elements(jobs) AS job WHERE false")]),
+    sql("the charge is not noted on the ride", &[("AND c.data ? 'charge_id'", "AND c.data ? 'nothing'")]),
     sql(
         "a release does not ask for the token",
         &[("WHERE k.id = mine.id AND k.lease_token = mine.lease_token", "WHERE k.id = mine.id")],
@@ -192,11 +173,8 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     // The reaper and the person.
     sql(
-        "the reaper removes unfinished keys that have no ride",
-        &[
-            ("AND old.finished RETURNING", "AND (old.finished OR k.recovery_point = 'started') RETURNING"),
-            ("AND NOT old.finished RETURNING", "AND NOT old.finished AND k.recovery_point <> 'started' RETURNING"),
-        ],
+        "the reaper removes unfinished keys",
+        &[("AND old.finished RETURNING", "RETURNING"), ("AND NOT old.finished RETURNING", "AND false RETURNING")],
     ),
     sql(
         "the reaper takes what was taken up lately",

@@ -18,7 +18,7 @@
 //! A walk goes on for some dozens of steps with one key, then another begins. [Steering](steer) takes it where few were
 //! before. Where the two disagree, the walk is made again with steps left out until none can be, and then printed.
 //!
-//! What is specific to a ride is behind [`Operation`]. Whether any of this sees anything is tried with [faults].
+//! What is specific to a ride is behind [`Walked`]. Whether any of this sees anything is tried with [faults].
 //!
 //! ```text
 //! LOCKSTEP_STEPS=160000 cargo test --profile long --test model lockstep::model -- --nocapture
@@ -51,7 +51,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::faults::{FAULTS, Fault};
 use self::moves::Move;
-use self::operation::{Operation, Ride};
+use self::operation::{Ride, Walked};
 use self::stage::Stage;
 use self::steer::{Pilot, Tally};
 use self::walk::Walk;
@@ -151,7 +151,7 @@ fn faults_in_the_statements_of_a_key_are_noticed() {
 }
 
 /// Walks until the fault is noticed.
-async fn notice<O: Operation>(stage: &mut Stage<O>, fault: &Fault) -> Result<String, String> {
+async fn notice<O: Walked>(stage: &mut Stage<O>, fault: &Fault) -> Result<String, String> {
     stage.plant(fault.bug).await;
     let mut pilot = Pilot::new(StdRng::seed_from_u64(rand::random()));
     while pilot.tally.steps() < NOTICED_AFTER {
@@ -167,7 +167,7 @@ async fn notice<O: Operation>(stage: &mut Stage<O>, fault: &Fault) -> Result<Str
 }
 
 /// Walks so many steps, unless it is over before, and reports the first disagreement.
-fn run<O: Operation>(operation: O, steps: usize, seed: u64, over: &AtomicBool) -> Result<Tally, String> {
+fn run<O: Walked>(operation: O, steps: usize, seed: u64, over: &AtomicBool) -> Result<Tally, String> {
     in_a_runtime(async {
         let mut stage = Stage::new(operation, WORKERS + 1).await;
         let mut pilot = Pilot::new(StdRng::seed_from_u64(seed));
@@ -187,7 +187,7 @@ fn in_a_runtime<F: Future>(future: F) -> F::Output {
 }
 
 /// One key's walk.
-async fn walk<O: Operation>(stage: &mut Stage<O>, pilot: &mut Pilot) -> Result<(), Disagreement> {
+async fn walk<O: Walked>(stage: &mut Stage<O>, pilot: &mut Pilot) -> Result<(), Disagreement> {
     let max_attempts = MAX_ATTEMPTS[pilot.rng.random_range(0..MAX_ATTEMPTS.len())];
     let length = pilot.rng.random_range(10..100);
     let mut walk = Walk::open(stage, protocol(max_attempts)).await;
@@ -209,7 +209,7 @@ async fn walk<O: Operation>(stage: &mut Stage<O>, pilot: &mut Pilot) -> Result<(
 }
 
 fn protocol(max_attempts: u8) -> Protocol {
-    Protocol { change: None, workers: WORKERS, max_attempts }
+    Protocol { change: None, workers: WORKERS, max_attempts, calls: 1 }
 }
 
 fn number(variable: &str) -> Option<usize> {

@@ -128,7 +128,7 @@ pub(super) fn kind(before: &State, action: Action, after: &State) -> Kind {
         }
         Action::LookUp { worker, listing } => {
             let what = match listing {
-                Listing::Complete if step(after, worker) == Some(Step::RecordCharge) => "finds it",
+                Listing::Complete if step(after, worker) != Some(Step::Charge) => "finds it",
                 Listing::Complete => "there is none",
                 Listing::Failed => "failed",
                 Listing::Undecidable => "undecidable",
@@ -187,12 +187,11 @@ pub(super) fn all_actions(protocol: &Protocol) -> BTreeSet<String> {
 
 fn name(step: Step) -> &'static str {
     match step {
-        Step::CreateRide => "create ride",
         Step::LookUp => "look-up",
         Step::Charge => "charge",
-        Step::RecordCharge => "record charge",
-        Step::Finish(crate::database::Response::Paid) => "finish paid",
-        Step::Finish(_) => "finish declined",
+        Step::Advance => "advance",
+        Step::Close(crate::database::Response::Paid) => "close paid",
+        Step::Close(_) => "close declined",
         Step::Release => "release",
         Step::Park => "park",
     }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use rocket_rides_atomic::clock::Clock;
 use rocket_rides_atomic::config;
 use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::acquire::{Acquired, acquire};
-use rocket_rides_atomic::idempotency::{Lease, Request};
-use rocket_rides_atomic::rides::{Booking, RideError, RideParams, Rides};
+use rocket_rides_atomic::idempotency::{
+    Answer, Engine, Executor, FINISHED, FINISHED_STEP, Operation, Operations, Request, Stop,
+};
+use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
 use rocket_rides_atomic::roles::completer::Completer;
 use rocket_rides_atomic::roles::periodic::Periodic;
-use rocket_rides_atomic::stripe::{self, LookupError};
+use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::users::User;
 
 use super::times::{GRACE, KEY_RETENTION, LEASE, RETRY_AFTER};
@@ -46,50 +47,92 @@ pub(super) enum Told {
 }
 
 /// An operation: how it is asked for and carried out, and what its rows look like.
-pub(super) trait Operation: Copy + Send + Sync + 'static {
+pub(super) trait Walked: Copy + Send + Sync + 'static {
+    /// The program's own.
+    type Operation: Operation<Params: Clone>;
+
+    /// It, with these means.
+    fn executor(self, means: &Means) -> Executor<Self::Operation>;
+
     /// What a client asks for.
-    fn request(self, user: &User, key: &str) -> Request;
+    fn request(self, user: &User, key: &str) -> Request<<Self::Operation as Operation>::Params>;
 
-    /// Goes on from a lease to the end of the attempt.
-    fn drive(self, means: Means, lease: Lease, user: User) -> impl Future<Output = Told> + Send;
+    /// The same with other parameters.
+    fn other_request(
+        self,
+        request: Request<<Self::Operation as Operation>::Params>,
+    ) -> Request<<Self::Operation as Operation>::Params>;
 
-    /// The completer's look, which takes what is due and drives it.
-    fn complete(self, means: Means, max_attempts: i32) -> impl Future<Output = Told> + Send;
+    /// The message that opens a request, as the proxies label it: the tables that it writes.
+    fn opening(self) -> &'static str;
 
-    /// The message that carries out a step, as the proxies label it: the tables that it writes, or method and path.
+    /// The message that carries out a step, likewise, or by method and path.
     fn message(self, step: Step) -> &'static str;
-
-    /// By its name in the row.
-    fn recovery_point(self, name: &str) -> Option<RecoveryPoint>;
 
     /// By its code in the row.
     fn response(self, code: i32) -> Option<Response>;
+
+    /// Its name in the row.
+    fn name(self) -> &'static str {
+        Self::Operation::NAME
+    }
+
+    /// By its name and place in the row.
+    fn recovery_point(self, name: &str, step: i16) -> Option<RecoveryPoint> {
+        if (name, step) == (FINISHED, FINISHED_STEP) {
+            return Some(RecoveryPoint::Finished);
+        }
+        let place = Self::Operation::PHASES.points().position(|point| point == name)?;
+        let call = u8::try_from(place + 1).ok()?;
+        (i16::from(call) == step).then_some(RecoveryPoint::Call(call))
+    }
 }
 
 /// A client's whole attempt.
-pub(super) async fn attempt<O: Operation>(operation: O, means: Means, request: Request, user: User) -> Told {
-    match acquire(&means.database, Arc::new(request), LEASE, GRACE).await {
-        Ok(Acquired::Lease(lease)) => operation.drive(means, lease, user).await,
-        Ok(acquired) => told(operation, acquired),
+pub(super) async fn attempt<O: Walked>(
+    operation: O,
+    means: Means,
+    request: Request<<O::Operation as Operation>::Params>,
+) -> Told {
+    told(operation, operation.executor(&means).execute(request).await.answer)
+}
+
+/// The completer's look, which takes what is due and carries it out.
+pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts: i32) -> Told {
+    let mut operations = Operations::default();
+    operations.register(operation.executor(&means));
+    let completer = Completer {
+        operations,
+        database: means.database,
+        config: config::Completer {
+            retry_after: RETRY_AFTER,
+            max_attempts,
+            poll_interval: Duration::MAX,
+            ..config::Completer::default()
+        },
+        lock_timeout: LEASE,
+    };
+    match completer.run_once().await {
+        Ok(_) => Told::Nothing,
         Err(error) => Told::Strange(error.to_string()),
     }
 }
 
-/// What a client is told that gets no lease.
-pub(super) fn told<O: Operation>(operation: O, acquired: Acquired) -> Told {
-    match acquired {
-        Acquired::Finished { response, .. } => finished(operation, response.code, response.body),
-        Acquired::Mismatch { .. } => Told::Mismatch,
-        Acquired::InProgress { .. } => Told::InProgress,
-        Acquired::Parked { .. } => Told::Parked,
-        Acquired::Lease(lease) => Told::Strange(format!("a lease on {}", lease.recovery_point)),
-    }
-}
-
-fn finished<O: Operation>(operation: O, code: u16, body: String) -> Told {
-    match operation.response(i32::from(code)) {
-        Some(response) => Told::Final(response, body),
-        None => Told::Strange(format!("status {code}")),
+/// What a client is told.
+pub(super) fn told<O: Walked>(operation: O, answer: Answer) -> Told {
+    match answer {
+        Answer::Done { response, .. } => match operation.response(i32::from(response.code)) {
+            Some(known) => Told::Final(known, response.body),
+            None => Told::Strange(format!("status {}", response.code)),
+        },
+        Answer::Mismatch => Told::Mismatch,
+        Answer::InProgress => Told::InProgress,
+        Answer::Parked | Answer::Stopped(Stop::Park(_)) => Told::Parked,
+        Answer::Stopped(Stop::LeaseLost) => Told::LeaseLost,
+        Answer::Stopped(Stop::Retry(_)) => Told::Again,
+        Answer::Stopped(Stop::Database(error)) if error.is_transient() => Told::Again,
+        Answer::Stopped(stop) => Told::Strange(rocket_rides_atomic::errors::chain(&stop)),
+        Answer::Refused(refusal) => Told::Strange(refusal),
     }
 }
 
@@ -97,80 +140,42 @@ fn finished<O: Operation>(operation: O, code: u16, body: String) -> Told {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ride;
 
-impl Ride {
-    fn rides(means: &Means) -> Rides {
-        let Means { database, stripe, clock } = means.clone();
-        Rides::new(database, stripe, KEY_RETENTION, Arc::default()).with_clock(clock)
-    }
-}
+impl Walked for Ride {
+    type Operation = Rides;
 
-impl Operation for Ride {
-    fn request(self, user: &User, key: &str) -> Request {
-        let params = RideParams { origin_lat: 1.0, origin_lon: 2.0, target_lat: 3.0, target_lon: 4.0 };
+    fn executor(self, means: &Means) -> Executor<Rides> {
+        let Means { database, stripe, clock } = means.clone();
+        let engine = Engine { database, lock_timeout: LEASE, grace: GRACE, staged: Arc::default(), clock };
+        Executor::new(engine, Rides { stripe, key_retention: KEY_RETENTION, price: PRICE })
+    }
+
+    fn request(self, user: &User, key: &str) -> Request<RideParams> {
         Request {
             user_id: user.id,
             key: key.parse().unwrap(),
             method: "POST".to_owned(),
             path: "/rides".to_owned(),
-            params: params.to_json(),
+            params: RideParams { origin_lat: 1.0, origin_lon: 2.0, target_lat: 3.0, target_lon: 4.0 },
             origin_ip: IpAddr::from([127, 0, 0, 1]),
         }
     }
 
-    async fn drive(self, means: Means, lease: Lease, user: User) -> Told {
-        let params = RideParams { origin_lat: 1.0, origin_lon: 2.0, target_lat: 3.0, target_lon: 4.0 };
-        match Self::rides(&means).drive(&Booking { lease, user, params, raise_error: false }).await.result {
-            Ok(response) => finished(self, response.code, response.body),
-            Err(RideError::LeaseLost) => Told::LeaseLost,
-            Err(RideError::LookUp(LookupError::Undecidable(_))) => Told::Parked,
-            Err(
-                RideError::NotSent(_)
-                | RideError::Refused(_)
-                | RideError::Unknown(_)
-                | RideError::LookUp(LookupError::Transient(_)),
-            ) => Told::Again,
-            Err(RideError::Database(error)) if error.is_transient() => Told::Again,
-            Err(error) => Told::Strange(rocket_rides_atomic::errors::chain(&error)),
-        }
+    fn other_request(self, request: Request<RideParams>) -> Request<RideParams> {
+        Request { params: RideParams { target_lon: 5.0, ..request.params }, ..request }
     }
 
-    async fn complete(self, means: Means, max_attempts: i32) -> Told {
-        let completer = Completer {
-            rides: Self::rides(&means),
-            database: means.database,
-            config: config::Completer {
-                retry_after: RETRY_AFTER,
-                max_attempts,
-                poll_interval: Duration::MAX,
-                ..config::Completer::default()
-            },
-            lock_timeout: LEASE,
-        };
-        match completer.run_once().await {
-            Ok(_) => Told::Nothing,
-            Err(error) => Told::Strange(error.to_string()),
-        }
+    fn opening(self) -> &'static str {
+        "execute insert idempotency_keys + insert rides + insert audit_records"
     }
 
     fn message(self, step: Step) -> &'static str {
         match step {
-            Step::CreateRide => "execute update idempotency_keys + insert rides + insert audit_records",
             Step::LookUp => "GET /v1/charges",
             Step::Charge => "POST /v1/charges",
-            Step::RecordCharge => "execute update idempotency_keys + update rides",
-            Step::Finish(_) => "execute update idempotency_keys + insert staged_jobs",
+            Step::Advance => "",
+            Step::Close(_) => "execute update idempotency_keys + insert staged_jobs + update rides",
             Step::Release | Step::Park => "execute update idempotency_keys",
         }
-    }
-
-    fn recovery_point(self, name: &str) -> Option<RecoveryPoint> {
-        Some(match name {
-            "started" => RecoveryPoint::Started,
-            "ride_created" => RecoveryPoint::RideCreated,
-            "charge_created" => RecoveryPoint::ChargeCreated,
-            "finished" => RecoveryPoint::Finished,
-            _ => return None,
-        })
     }
 
     fn response(self, code: i32) -> Option<Response> {

@@ -7,7 +7,7 @@ use stateright::Model;
 
 use super::Disagreement;
 use super::moves::Move;
-use super::operation::Operation;
+use super::operation::Walked;
 use super::stage::Stage;
 use super::walk::Walk;
 use crate::protocol::{Action, State};
@@ -25,7 +25,7 @@ struct Failure {
 
 /// Leaves moves out for as long as what remains disagrees as well, and tells what remains: whole attempts first, then what is
 /// left one by one and two by two.
-pub(super) async fn report<O: Operation>(stage: &mut Stage<O>, found: Disagreement) -> String {
+pub(super) async fn report<O: Walked>(stage: &mut Stage<O>, found: Disagreement) -> String {
     let deadline = Instant::now() + PATIENCE;
     let Some(mut shortest) = make_again(stage, &found.moves, found.max_attempts).await else {
         let Disagreement { moves, why, .. } = found;
@@ -72,7 +72,7 @@ fn pairs(moves: &[Move]) -> LeftOut {
     (0..moves.len()).rev().flat_map(|two| (0..two).rev().map(move |one| vec![one, two])).collect()
 }
 
-async fn first_that_fails<O: Operation>(
+async fn first_that_fails<O: Walked>(
     stage: &mut Stage<O>,
     moves: &[Move],
     left_out: LeftOut,
@@ -125,7 +125,7 @@ fn makes_sense(moves: &[Move], max_attempts: u8) -> bool {
 
 /// Makes these moves with a new key, and has time pass where an action needs it. `None` if they cannot all be made, or if
 /// nothing disagrees.
-async fn make_again<O: Operation>(stage: &mut Stage<O>, moves: &[Move], max_attempts: u8) -> Option<Failure> {
+async fn make_again<O: Walked>(stage: &mut Stage<O>, moves: &[Move], max_attempts: u8) -> Option<Failure> {
     let mut walk = Walk::open(stage, super::protocol(max_attempts)).await;
     let mut workers = HashMap::new();
     let mut made = Vec::new();

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket_rides_atomic::clock::Clock;
 use rocket_rides_atomic::database::{Database, schema};
 use rocket_rides_atomic::http::Listener;
 use rocket_rides_atomic::stripe;
@@ -14,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use super::gate::Gate;
+use super::operation::Means;
 use super::seat::{self, Seat};
 use super::times::STRIPE_TIMEOUT;
 use crate::support::cluster;
@@ -77,6 +79,7 @@ pub(super) struct SeenKey {
     pub(super) id: i64,
     pub(super) lease_token: Option<Uuid>,
     pub(super) recovery_point: String,
+    pub(super) step: i16,
     pub(super) response: Option<(i32, String)>,
     pub(super) parked: bool,
     pub(super) completer_attempts: i32,
@@ -86,7 +89,7 @@ pub(super) struct SeenKey {
     pub(super) locked: Option<f64>,
     pub(super) last_run: f64,
     pub(super) due: f64,
-    pub(super) intended: Option<f64>,
+    pub(super) intended: f64,
     pub(super) request: String,
 }
 
@@ -137,6 +140,11 @@ impl<O> Stage<O> {
         }
     }
 
+    /// What those work with who have no seat.
+    pub(super) fn means(&self) -> Means {
+        Means { database: self.house.clone(), stripe: self.stripe.clone(), clock: Clock::default() }
+    }
+
     /// Plants a bug in all that the program says to Postgres from now on. Statements that are prepared would not have it,
     /// so everybody connects anew.
     pub(super) async fn plant(&mut self, bug: Bug) {
@@ -173,6 +181,7 @@ impl<O> Stage<O> {
             id,
             lease_token: row.get("lease_token"),
             recovery_point: row.get("recovery_point"),
+            step: row.get("step"),
             response,
             parked: row.get("parked"),
             completer_attempts: row.get("completer_attempts"),

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use stateright::Model;
 
 use super::moves::{GIVES_UP, Kind, Move, Probe, kind};
-use super::operation::Operation;
+use super::operation::Walked;
 use super::walk::Walk;
 use crate::database::RecoveryPoint;
 use crate::protocol::{Action, State};
@@ -103,7 +103,7 @@ impl Pilot {
     }
 
     /// The moves that come next, or `None` where the walk ends. They are counted as taken.
-    pub(super) fn next<O: Operation>(&mut self, walk: &Walk<'_, O>) -> Option<Vec<Move>> {
+    pub(super) fn next<O: Walked>(&mut self, walk: &Walk<'_, O>) -> Option<Vec<Move>> {
         let mut ways = self.actions(walk);
         let enough = match how_much_is_left(&walk.state) {
             Left::Attempts => 0.0,
@@ -134,7 +134,7 @@ impl Pilot {
     }
 
     /// The model's actions, each after as much time as it needs.
-    fn actions<O: Operation>(&mut self, walk: &Walk<'_, O>) -> Vec<Way> {
+    fn actions<O: Walked>(&mut self, walk: &Walk<'_, O>) -> Vec<Way> {
         let mut actions = Vec::new();
         walk.protocol.actions(&walk.state, &mut actions);
         let mut ways = Vec::new();
@@ -164,7 +164,7 @@ impl Pilot {
         ways
     }
 
-    fn moves<O: Operation>(&mut self, walk: &Walk<'_, O>, action: Action, wait: f64) -> Vec<Move> {
+    fn moves<O: Walked>(&mut self, walk: &Walk<'_, O>, action: Action, wait: f64) -> Vec<Move> {
         let mut moves = Vec::new();
         if wait > 0.0 {
             moves.push(Move::Pass(wait));
@@ -188,7 +188,7 @@ impl Pilot {
         match action {
             Action::StripeForgets if charging(after, |clock| clock == Clock::RanOut) => gives_up(),
             Action::RetentionPasses if before.stripe.remembers() && charging(before, |_| true) => gives_up(),
-            Action::RetentionPasses if before.database.recovery_point() == Some(RecoveryPoint::RideCreated) => {
+            Action::RetentionPasses if before.database.recovery_point() == Some(RecoveryPoint::Call(1)) => {
                 self.worth_of(Some(Step::LookUp)) / 2.0
             }
             _ => 0.0,
@@ -200,7 +200,7 @@ impl Pilot {
     }
 
     /// Those who come in vain, when nothing but one thing keeps them out: the time is up for all the others.
-    fn probes<O: Operation>(&self, walk: &Walk<'_, O>) -> Vec<Way> {
+    fn probes<O: Walked>(&self, walk: &Walk<'_, O>) -> Vec<Way> {
         let mut ways = Vec::new();
         for probe in Probe::ALL {
             for Reason { wait, why } in reasons(walk, probe) {
@@ -216,7 +216,7 @@ impl Pilot {
     }
 
     /// Clients that are overtaken between their look and their take-over.
-    fn race<O: Operation>(&self, walk: &Walk<'_, O>) -> Option<Way> {
+    fn race<O: Walked>(&self, walk: &Walk<'_, O>) -> Option<Way> {
         if walk.may_look() {
             let rarest = OVERTAKEN.iter().map(|meanwhile| rarity(self.tally.besides.get(*meanwhile)));
             let worth = rarest.fold(0.0, f64::max);
@@ -276,7 +276,7 @@ struct Reason {
     why: &'static str,
 }
 
-fn reasons<O: Operation>(walk: &Walk<'_, O>, probe: Probe) -> Vec<Reason> {
+fn reasons<O: Walked>(walk: &Walk<'_, O>, probe: Probe) -> Vec<Reason> {
     let until = |moment: f64| (moment - walk.now).max(0.0);
     let at_once = |why| Reason { wait: 0.0, why };
     let short_of = |moment: f64, why| Reason { wait: until(moment - SHORT), why };

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::database::{Intent, Row};
+use crate::database::Row;
 
 /// `idempotency.lock_timeout`.
 pub(super) const LEASE: Duration = Duration::from_secs(90);
@@ -35,7 +35,8 @@ pub(super) struct Times {
     pub(super) last_run: f64,
     /// When the completer may come, at the earliest and at the latest; the same once it was read.
     pub(super) due: (f64, f64),
-    pub(super) intended: Option<f64>,
+    /// When the call that is next became possible.
+    pub(super) intended: f64,
     /// How often the lease was taken.
     pub(super) attempts: i32,
 }
@@ -68,7 +69,7 @@ impl Times {
                 locked: Some(now),
                 last_run: now,
                 due: (due, due),
-                intended: None,
+                intended: now,
                 attempts: 1,
             };
             return times;
@@ -89,8 +90,8 @@ impl Times {
         if after.lease.is_none() {
             times.locked = None;
         }
-        if before.intent == Intent::Never && after.intent != Intent::Never {
-            times.intended = Some(now);
+        if after.foreign_call_key != before.foreign_call_key {
+            times.intended = now;
         }
         if cause == Cause::Person {
             (times.due, times.last_run) = ((now, now), now);

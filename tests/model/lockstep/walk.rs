@@ -6,7 +6,7 @@ use stateright::Model;
 
 use super::compare::Names;
 use super::moves::{Move, Probe};
-use super::operation::{Operation, Told};
+use super::operation::{Told, Walked};
 use super::seat::Next;
 use super::stage::{Opening, Stage};
 use super::times::{KEY_RETENTION, Known, LEASE, REAL_TIME, STRIPE_TIMEOUT, Times, come};
@@ -47,7 +47,7 @@ pub(super) struct Version {
     pub(super) times: Option<Times>,
 }
 
-impl<'a, O: Operation> Walk<'a, O> {
+impl<'a, O: Walked> Walk<'a, O> {
     pub(super) async fn open(stage: &'a mut Stage<O>, protocol: Protocol) -> Self {
         let opening = stage.open().await;
         let workers = protocol.workers;
@@ -94,8 +94,8 @@ impl<'a, O: Operation> Walk<'a, O> {
     /// How much time may pass without a step of the model: Stripe's memory ends by such a step only.
     pub(super) fn may_pass(&self) -> f64 {
         let recent = self.state.database.row().is_some_and(|row| row.intent == Intent::Recent);
-        match self.times().and_then(|times| times.intended).filter(|_| recent) {
-            Some(intended) => intended + KEY_RETENTION.as_secs_f64() - 2.0 * REAL_TIME.as_secs_f64() - self.now,
+        match self.times().filter(|_| recent) {
+            Some(times) => times.intended + KEY_RETENTION.as_secs_f64() - 2.0 * REAL_TIME.as_secs_f64() - self.now,
             None => f64::INFINITY,
         }
     }

@@ -8,16 +8,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::work::{self, JobLease};
 use crate::database::Database;
 use crate::errors::chain;
-use crate::jobs::work::{self, JobLease};
 
 /// A lease that is not extended by the second heartbeat still has a third of its time left.
 const BEATS_PER_LEASE: u32 = 3;
 
 /// All leases of one worker, by their tokens.
 #[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<HashMap<Uuid, Entry>>);
+pub struct Leases(Mutex<HashMap<Uuid, Entry>>);
 
 #[derive(Debug)]
 struct Entry {
@@ -29,24 +29,25 @@ struct Entry {
 
 /// A lease in the hands of the task that works the job. It is no longer extended when this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub struct Held {
     leases: Arc<Leases>,
     lease: JobLease,
     lost: CancellationToken,
 }
 
 impl Held {
-    pub(super) fn job_id(&self) -> i64 {
+    /// The job's id.
+    pub fn job_id(&self) -> i64 {
         self.lease.job_id
     }
 
     /// Resolves when the job is somebody else's, or may be.
-    pub(super) async fn lost(&self) {
+    pub async fn lost(&self) {
         self.lost.cancelled().await;
     }
 
     /// Whether the job is surely ours for so long.
-    pub(super) fn outlasts(&self, time: Duration) -> bool {
+    pub fn outlasts(&self, time: Duration) -> bool {
         let runs_out = self.leases.lock().get(&self.lease.token).map(|entry| entry.runs_out);
         runs_out.is_some_and(|runs_out| Instant::now() + time < runs_out)
     }
@@ -60,14 +61,14 @@ impl Drop for Held {
 
 impl Leases {
     /// Keeps this lease alive for as long as the job is worked.
-    pub(super) fn hold(self: &Arc<Self>, lease: JobLease, runs_out: Instant) -> Held {
+    pub fn hold(self: &Arc<Self>, lease: JobLease, runs_out: Instant) -> Held {
         let lost = CancellationToken::new();
         self.lock().insert(lease.token, Entry { lease, runs_out, lost: lost.clone() });
         Held { leases: Arc::clone(self), lease, lost }
     }
 
     /// Extends all leases at intervals, and tells the holders of those that are lost. Ends never.
-    pub(super) async fn beat(self: Arc<Self>, database: Database, lasts: Duration) {
+    pub async fn beat(self: Arc<Self>, database: Database, lasts: Duration) {
         let mut beats = interval(lasts / BEATS_PER_LEASE);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

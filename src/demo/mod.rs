@@ -1,0 +1,3 @@
+//! What only a demonstration has.
+
+pub mod raise_error;

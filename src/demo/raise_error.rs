@@ -1,0 +1,34 @@
+//! A client of the demonstration may ask for a failure, to see what happens.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::idempotency::operation::BoxError;
+use crate::idempotency::{Attempt, Next, Operation, Phases, Stop};
+
+/// An operation whose attempts fail right before the foreign call. What is stored is the operation's own, so an attempt
+/// that does not ask for a failure finishes it.
+#[derive(Debug)]
+pub struct RaiseError<O>(pub Arc<O>);
+
+/// The failure.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the client asked for a failure")]
+pub struct Raised;
+
+impl<O: Operation> Operation for RaiseError<O> {
+    const NAME: &'static str = O::NAME;
+    const PHASES: Phases = O::PHASES;
+
+    type Params = O::Params;
+    type State = O::State;
+
+    fn terms(&self) -> Value {
+        self.0.terms()
+    }
+
+    async fn advance(&self, _: &Attempt<O::Params>, _: O::State) -> Result<Next<O::State>, Stop> {
+        Err(Stop::Retry(BoxError::from(Raised)))
+    }
+}
