@@ -57,13 +57,15 @@ CREATE TABLE idempotency_keys (
     parked_at       TIMESTAMPTZ,
     parked_reason   TEXT,
 
-    -- The answer. JSON rather than JSONB, because it keeps the text byte for byte.
-    response_code   INT CHECK (response_code BETWEEN 100 AND 599),
-    response_body   JSON,
+    -- The answer. Its headers are lines as they are sent. JSON rather than JSONB, because it keeps the text byte for byte.
+    response_code    INT  CHECK (response_code BETWEEN 100 AND 599),
+    response_headers TEXT NOT NULL DEFAULT '' CHECK (char_length(response_headers) <= 2000),
+    response_body    JSON,
 
     CONSTRAINT one_key_per_user_and_name UNIQUE (user_id, idempotency_key),
     CONSTRAINT leased_as_a_whole   CHECK ((lease_token IS NULL) = (locked_at IS NULL)),
     CONSTRAINT answered_as_a_whole CHECK ((response_code IS NULL) = (response_body IS NULL)),
+    CONSTRAINT headers_of_an_answer CHECK (response_headers = '' OR response_code IS NOT NULL),
     CONSTRAINT finished_is_last CHECK ((recovery_point = 'finished') = (step = 32767)),
     CONSTRAINT finished_is_answered CHECK ((step = 32767) = (response_code IS NOT NULL)),
     CONSTRAINT finished_holds_no_lease CHECK (response_code IS NULL OR lease_token IS NULL),
@@ -81,8 +83,9 @@ CREATE TRIGGER recovery_point_never_moves_back
     BEFORE UPDATE OF step ON idempotency_keys FOR EACH ROW WHEN (NEW.step < OLD.step)
     EXECUTE FUNCTION refuse('a recovery point never moves back');
 CREATE TRIGGER answer_never_changes
-    BEFORE UPDATE OF response_code, response_body ON idempotency_keys FOR EACH ROW
+    BEFORE UPDATE OF response_code, response_headers, response_body ON idempotency_keys FOR EACH ROW
     WHEN (OLD.response_code IS NOT NULL AND (NEW.response_code IS DISTINCT FROM OLD.response_code
+        OR NEW.response_headers <> OLD.response_headers
         OR NEW.response_body::text IS DISTINCT FROM OLD.response_body::text))
     EXECUTE FUNCTION refuse('a finished response never changes');
 CREATE TRIGGER unfinished_is_never_removed
@@ -112,6 +115,16 @@ CREATE TABLE rides (
     -- Two rides never share a charge; this also tells if two keys ever shared a foreign_call_key, which has no index of
     -- its own: random, it would be the most expensive of all once it outgrows memory.
     stripe_charge_id   TEXT        UNIQUE CHECK (char_length(stripe_charge_id) BETWEEN 1 AND 255)
+);
+
+-- A ride is refunded once, by one key; no other begins while this row is there.
+CREATE TABLE refunds (
+    id                 BIGINT      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    created_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
+    idempotency_key_id BIGINT      NOT NULL UNIQUE,
+    ride_id            BIGINT      NOT NULL UNIQUE REFERENCES rides ON DELETE RESTRICT,
+    user_id            BIGINT      NOT NULL,
+    stripe_refund_id   TEXT        UNIQUE CHECK (char_length(stripe_refund_id) BETWEEN 1 AND 255)
 );
 
 -- Who did what, from where. No foreign keys: a record outlives what it speaks of.
@@ -164,6 +177,14 @@ CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 -- Receipts that were sent: one for each ride, recorded by the statement that finishes the job.
 CREATE TABLE receipts (
     ride_id    BIGINT      PRIMARY KEY,
+    staged_id  BIGINT      NOT NULL,
+    message_id TEXT        NOT NULL,
+    sent_at    TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+-- The same for refunds.
+CREATE TABLE refund_receipts (
+    refund_id  BIGINT      PRIMARY KEY,
     staged_id  BIGINT      NOT NULL,
     message_id TEXT        NOT NULL,
     sent_at    TIMESTAMPTZ NOT NULL DEFAULT now()

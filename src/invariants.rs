@@ -10,6 +10,7 @@
 
 mod check;
 mod jobs;
+mod refunds;
 
 use std::collections::BTreeMap;
 
@@ -45,11 +46,13 @@ pub enum Invariant {
     UnfinishedIsNeverRemoved,
     /// 11.
     StagedIsDelivered,
+    /// 12.
+    RefundedOnce,
 }
 
 impl Invariant {
     /// All, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OneRidePerKey,
         Self::OneChargePerKey,
         Self::BookedIsChargedAndReceipted,
@@ -61,6 +64,7 @@ impl Invariant {
         Self::NothingIsForgotten,
         Self::UnfinishedIsNeverRemoved,
         Self::StagedIsDelivered,
+        Self::RefundedOnce,
     ];
 
     /// Its number.
@@ -82,6 +86,9 @@ impl Invariant {
             Self::NothingIsForgotten => "every key ends finished or parked",
             Self::UnfinishedIsNeverRemoved => "no unfinished request was removed",
             Self::StagedIsDelivered => "a staged job is delivered, once",
+            Self::RefundedOnce => {
+                "at most one refund per charge in Stripe's ledger, and refunded here means refunded there"
+            }
         }
     }
 }
@@ -196,5 +203,6 @@ pub async fn verify(
     check.jobs(queue).await?;
     check.audit_records().await?;
     check.ledger(stripe).await?;
+    check.refunds(stripe).await?;
     Ok(check.into_report())
 }

@@ -10,7 +10,7 @@
 //! - [`telemetry`], [`config`]: logs; one config for one process.
 //! - [`invariants`]: what must always hold, over the database and Stripe's ledger.
 //! - [`demo`]: what only a demonstration has.
-//! - [`rides`]: the operation that books a ride.
+//! - [`rides`], [`refunds`]: the operations: a ride is booked, a ride is refunded.
 //! - [`endpoint`]: how an operation is asked for over HTTP.
 //! - [`metrics`]: what Prometheus is told.
 //! - [`receipts`]: does the job of a ride's receipt, as an e-mail.
@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod open_files;
 pub mod operations;
 pub mod receipts;
+pub mod refunds;
 pub mod rides;
 pub mod roles;
 pub mod stripe;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::Serves;
+use crate::endpoint::Endpoint;
 use crate::idempotency::{Engine, Executor, Operations};
+use crate::refunds::Refunds;
 use crate::rides::{self, Rides};
 use crate::stripe;
 
@@ -19,8 +21,16 @@ pub struct Registry {
 
 /// Registers every operation.
 pub fn register(engine: &Engine, stripe: stripe::Client, key_retention: Duration) -> Registry {
-    let rides = Executor::new(engine.clone(), Rides { stripe, key_retention, price: rides::PRICE });
-    let mut operations = Operations::default();
-    operations.register(rides.clone());
-    Registry { operations, endpoints: vec![Arc::new(rides)] }
+    let mut registry = Registry { operations: Operations::default(), endpoints: Vec::new() };
+    let rides = Rides { stripe: stripe.clone(), key_retention, price: rides::PRICE };
+    registry.add(Executor::new(engine.clone(), rides));
+    registry.add(Executor::new(engine.clone(), Refunds { stripe, key_retention }));
+    registry
+}
+
+impl Registry {
+    fn add<O: Endpoint>(&mut self, operation: Executor<O>) {
+        self.operations.register(operation.clone());
+        self.endpoints.push(Arc::new(operation));
+    }
 }

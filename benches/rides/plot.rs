@@ -65,7 +65,7 @@ fn legend(svg: &mut String) {
     rect(svg, "ours", (60.0, 14.0), (12.0, 12.0), "");
     text(svg, 78.0, 24.0, "", "start", "POST /rides: HTTP, charge and all");
     rect(svg, "pgbench", (300.0, 14.0), (12.0, 12.0), "");
-    text(svg, 318.0, 24.0, "", "start", "pgbench: the same four phases, statements alone");
+    text(svg, 318.0, 24.0, "", "start", "pgbench: the same two phases, statements alone");
 }
 
 fn draw(svg: &mut String, panel: &Panel, points: &[Point]) {

@@ -11,8 +11,8 @@ use hyper::{HeaderMap, body::Body as _};
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::error::ApiError;
-use crate::http::{self, BodyError};
 use crate::endpoint::ParamError;
+use crate::http::{self, BodyError};
 
 /// A request has a few hundred bytes.
 const BODY_BYTES: usize = 16 * 1024;

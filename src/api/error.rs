@@ -5,10 +5,10 @@ use hyper::header::HeaderName;
 use serde_json::json;
 
 use crate::database::DatabaseError;
-use crate::errors::chain;
-use crate::http::BodyError;
 use crate::demo::raise_error::Raised;
 use crate::endpoint::{ParamError, Refusal};
+use crate::errors::chain;
+use crate::http::BodyError;
 use crate::idempotency::Stop;
 use crate::idempotency::key::KeyError;
 

@@ -68,7 +68,7 @@ struct Reply {
     status: StatusCode,
     body: String,
     replayed: bool,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What the one log line of a request says besides method, path, status and time.
@@ -126,8 +126,8 @@ async fn answer(api: &Api, route: Option<Route>, method: &Method, path: &str) ->
         },
         Service::Metrics => {
             let text = api.metrics.render(&api.database, api.queue.as_deref()).await;
-            let header = Some((CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE)));
-            Reply { header, ..Reply::ok(text) }
+            let headers = vec![(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE))];
+            Reply { headers, ..Reply::ok(text) }
         }
     }
 }
@@ -217,7 +217,7 @@ impl Trail {
 
 impl Reply {
     fn ok(body: impl Into<String>) -> Self {
-        Self { status: StatusCode::OK, body: body.into(), replayed: false, header: None }
+        Self { status: StatusCode::OK, body: body.into(), replayed: false, headers: Vec::new() }
     }
 
     fn into_response(self) -> Response<Body> {
@@ -225,7 +225,7 @@ impl Reply {
         if self.replayed {
             response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
         }
-        if let Some((name, value)) = self.header {
+        for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
         }
         response
@@ -245,6 +245,6 @@ impl From<ApiError> for Reply {
                 _ => None,
             }
         };
-        Self { status: error.status(), body: error.body(), replayed: false, header }
+        Self { status: error.status(), body: error.body(), replayed: false, headers: header.into_iter().collect() }
     }
 }

@@ -68,5 +68,10 @@ fn idempotency_key(headers: &HeaderMap) -> Result<IdempotencyKey, ApiError> {
 
 fn reply(response: Response, replayed: bool) -> Reply {
     let status = StatusCode::from_u16(response.code).expect("the schema bounds it");
-    Reply { status, body: response.body, replayed, header: None }
+    let header = |line: &str| {
+        let (name, value) = line.split_once(": ")?;
+        Some((name.parse().ok()?, value.parse().ok()?))
+    };
+    let headers = response.headers.lines().filter_map(header).collect();
+    Reply { status, body: response.body, replayed, headers }
 }

@@ -69,9 +69,14 @@ mod tests {
     fn a_number_has_one_spelling() {
         let refund = |path| matches("/rides/{id}/refund", path);
         assert_eq!(refund("/rides/17/refund"), Some(Some(17)));
-        for path in
-            ["/rides/0/refund", "/rides/+1/refund", "/rides/01/refund", "/rides/-1/refund", "/rides//refund", "/rides/1"]
-        {
+        for path in [
+            "/rides/0/refund",
+            "/rides/+1/refund",
+            "/rides/01/refund",
+            "/rides/-1/refund",
+            "/rides//refund",
+            "/rides/1",
+        ] {
             assert_eq!(refund(path), None, "{path}");
         }
         assert_eq!(refund("/rides/9223372036854775808/refund"), None);

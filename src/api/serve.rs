@@ -38,11 +38,7 @@ pub trait Serves: Send + Sync {
     fn refusal(&self, word: &str) -> Option<Refusal>;
 
     /// Reads the parameters, as [`Endpoint::params`].
-    fn prepare(
-        &self,
-        id: Option<i64>,
-        find: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<CarryOut<'_>, ParamError>;
+    fn prepare(&self, id: Option<i64>, find: &dyn Fn(&str) -> Option<String>) -> Result<CarryOut<'_>, ParamError>;
 }
 
 impl<O: Endpoint> Serves for Executor<O> {
@@ -62,11 +58,7 @@ impl<O: Endpoint> Serves for Executor<O> {
         O::refusal(word)
     }
 
-    fn prepare(
-        &self,
-        id: Option<i64>,
-        find: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<CarryOut<'_>, ParamError> {
+    fn prepare(&self, id: Option<i64>, find: &dyn Fn(&str) -> Option<String>) -> Result<CarryOut<'_>, ParamError> {
         let params = O::params(id, find)?;
         Ok(Box::new(move |asked| {
             let Asked { user_id, key, path, origin_ip, raise_error } = asked;

@@ -314,6 +314,8 @@ pub struct Simulator {
     pub hang_up: f64,
     /// Clients that repeat a request although it was answered, and expect the same answer.
     pub replay: f64,
+    /// Clients that ask for their money back once they have paid.
+    pub refund: f64,
 }
 
 impl Default for Simulator {
@@ -326,6 +328,7 @@ impl Default for Simulator {
             duplicate: 0.1,
             hang_up: 0.1,
             replay: 0.1,
+            refund: 0.1,
         }
     }
 }

@@ -156,6 +156,7 @@ impl Config {
             ("simulator.declined", simulator.declined),
             ("simulator.duplicate", simulator.duplicate),
             ("simulator.hang_up", simulator.hang_up),
+            ("simulator.refund", simulator.refund),
             ("simulator.replay", simulator.replay),
         ] {
             require((0.0..=1.0).contains(&share), key, || format!("must be from 0 to 1, not {share}"))?;

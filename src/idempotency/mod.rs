@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 pub use executor::{Answer, Completes, Engine, Executed, Executor, Operations};
 pub use key::IdempotencyKey;
-pub use operation::{Attempt, Job, Next, Operation, Opening, Phase, Phases, Response, Stop};
+pub use operation::{Attempt, Job, Next, Opening, Operation, Phase, Phases, Response, Stop};
 
 /// The recovery point of a request that has its answer.
 pub const FINISHED: &str = "finished";
@@ -103,10 +103,7 @@ impl Lease {
             step: row.get("step"),
             state: row.get("state"),
             attempts: row.get("attempts"),
-            foreign_call: ForeignCall {
-                age: seconds(row.get("foreign_call_age")),
-                ..ForeignCall::from_row(row)
-            },
+            foreign_call: ForeignCall { age: seconds(row.get("foreign_call_age")), ..ForeignCall::from_row(row) },
             runs_out,
         }
     }

@@ -101,11 +101,7 @@ const TAKE_OVER: &str = include_str!("open_take_over.sql");
 ///
 /// Locks the key's row, and only if it takes the lease; and what the operation's first phase locks. Waits for a concurrent
 /// first use of the same key to commit.
-pub async fn open(
-    database: &Database,
-    terms: &Arc<Terms>,
-    request: &Arc<Stored>,
-) -> Result<Opened, DatabaseError> {
+pub async fn open(database: &Database, terms: &Arc<Terms>, request: &Arc<Stored>) -> Result<Opened, DatabaseError> {
     for _ in 0..RACES {
         let item = Opening { terms: Arc::clone(terms), request: Arc::clone(request), ticket: Ticket::new(terms) };
         let found = match database.batched(item).await {
@@ -254,5 +250,9 @@ impl Batched for TakingOver {
 
 fn response(row: &Row) -> Response {
     let code: i32 = row.get("response_code");
-    Response { code: u16::try_from(code).expect("the schema bounds it"), body: row.get("response_body") }
+    Response {
+        code: u16::try_from(code).expect("the schema bounds it"),
+        headers: row.get("response_headers"),
+        body: row.get("response_body"),
+    }
 }

@@ -1,5 +1,5 @@
 WITH known AS MATERIALIZED (
-    SELECT i.*, k.id AS key_id, k.response_code, k.response_body, k.parked_at,
+    SELECT i.*, k.id AS key_id, k.response_code, k.response_headers, k.response_body, k.parked_at,
            k.operation = $1 AND k.request_method = i.request_method AND k.request_path = i.request_path
                AND k.request_params = i.request_params AS same,
            num_nulls(k.response_code, k.parked_at) = 2
@@ -25,10 +25,10 @@ WITH known AS MATERIALIZED (
 )
 /* effects */
 SELECT 'opened' AS verdict, key_id, lease_token, state::text AS state, foreign_call_key, foreign_call_intended_at,
-       NULL::text AS refusal, NULL::int AS response_code, NULL::text AS response_body
+       NULL::text AS refusal, NULL::int AS response_code, NULL::text AS response_headers, NULL::text AS response_body
 FROM opened
 UNION ALL
-SELECT 'refused', NULL, token, NULL, NULL, NULL, refusal, NULL, NULL
+SELECT 'refused', NULL, token, NULL, NULL, NULL, refusal, NULL, NULL, NULL
 FROM admitted WHERE refusal IS NOT NULL
 UNION ALL
 SELECT CASE WHEN NOT same THEN 'mismatch'
@@ -36,5 +36,5 @@ SELECT CASE WHEN NOT same THEN 'mismatch'
             WHEN parked_at IS NOT NULL THEN 'parked'
             WHEN free THEN 'free'
             ELSE 'in_progress' END,
-       key_id, token, NULL, NULL, NULL, NULL, response_code, response_body::text
+       key_id, token, NULL, NULL, NULL, NULL, response_code, response_headers, response_body::text
 FROM known WHERE key_id IS NOT NULL

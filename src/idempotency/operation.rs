@@ -130,8 +130,23 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Response {
     /// The HTTP status, or what stands for it elsewhere.
     pub code: u16,
+    /// Lines of the answer's head that belong to the answer, as in `Location: /rides/7`, each ended by a line feed.
+    pub headers: String,
     /// A JSON text.
     pub body: String,
+}
+
+impl Response {
+    /// One without headers.
+    pub fn new(code: u16, body: impl Into<String>) -> Self {
+        Self { code, headers: String::new(), body: body.into() }
+    }
+
+    /// With another header. Neither name nor value may hold a line feed.
+    pub fn with_header(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\n"));
+        self
+    }
 }
 
 /// A job to be done after the request, staged by the very statement that finishes it.

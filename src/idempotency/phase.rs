@@ -180,6 +180,7 @@ impl Batched for Closing {
                     &column(items, |item| item.fence.token),
                     &column(items, |item| item.fence.step),
                     &column(items, |item| i32::from(item.response.code)),
+                    &column(items, |item| item.response.headers.as_str()),
                     &column(items, |item| item.response.body.as_str()),
                     &column(items, |item| &item.data),
                     &column(items, |item| &item.jobs),

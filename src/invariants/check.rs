@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 use super::{Finding, Invariant, Report, Traffic, VerifyError};
 use crate::database::Database;
+use crate::idempotency::Operation;
+use crate::rides::Rides;
 use crate::stripe::{self, ListedCharge};
 
 /// Rows a statement reads.
@@ -68,7 +70,7 @@ impl<'a> Check<'a> {
 
     pub(super) async fn keys(&mut self) -> Result<(), VerifyError> {
         const SQL: &str = "
-            SELECT k.id, k.recovery_point, k.response_code, k.foreign_call_key,
+            SELECT k.id, k.operation, k.recovery_point, k.response_code, k.foreign_call_key,
                    k.response_body IS NOT NULL AND k.lease_token IS NULL AS whole,
                    k.parked_at IS NOT NULL AS parked, k.last_error IS NULL AS clean,
                    extract(epoch FROM now() - greatest(k.next_attempt_at, k.locked_at))::float8 AS overdue,
@@ -100,7 +102,12 @@ impl<'a> Check<'a> {
         let point: &str = row.get("recovery_point");
         let code: Option<i32> = row.get("response_code");
         let report = &mut self.report;
-        for invariant in [I::OneRidePerKey, I::RecoveryPointAgrees, I::NothingIsForgotten] {
+        report.examine(I::NothingIsForgotten, 1);
+        if row.get::<_, &str>("operation") != Rides::NAME {
+            self.any_key(row, id, point, code);
+            return;
+        }
+        for invariant in [I::OneRidePerKey, I::RecoveryPointAgrees] {
             report.examine(invariant, 1);
         }
         if rides == 0 {
@@ -126,19 +133,23 @@ impl<'a> Check<'a> {
             }
         }
         if let Some(code) = code {
-            self.finished_key(row, id, code, charges);
-        } else if !row.get::<_, bool>("parked") {
-            let overdue: f64 = row.get("overdue");
-            if self.traffic == Traffic::Quiet || overdue > FORGOTTEN_AFTER_SECONDS {
-                self.report
-                    .violate(I::NothingIsForgotten, || format!("key {id}: at {point}, due {overdue:.0} s ago"));
-            }
+            self.finished_ride(row, id, code, charges);
         }
+        self.any_key(row, id, point, code);
     }
 
-    fn finished_key(&mut self, row: &Row, id: i64, code: i32, charges: i64) {
+    /// What holds for every operation's keys.
+    fn any_key(&mut self, row: &Row, id: i64, point: &str, code: Option<i32>) {
         use Invariant as I;
         let report = &mut self.report;
+        let Some(code) = code else {
+            let overdue: f64 = row.get("overdue");
+            let forgotten = self.traffic == Traffic::Quiet || overdue > FORGOTTEN_AFTER_SECONDS;
+            if forgotten && !row.get::<_, bool>("parked") {
+                report.violate(I::NothingIsForgotten, || format!("key {id}: at {point}, due {overdue:.0} s ago"));
+            }
+            return;
+        };
         report.examine(I::AnswerNeverChanges, 1);
         if !row.get::<_, bool>("whole") || !matches!(code, 201 | 402) {
             report.violate(I::AnswerNeverChanges, || format!("key {id}: finished with {code}, or not as a whole"));
@@ -147,6 +158,11 @@ impl<'a> Check<'a> {
         if !row.get::<_, bool>("clean") {
             report.violate(I::StaleLeaseWritesNothing, || format!("key {id}: written to after it was finished"));
         }
+    }
+
+    fn finished_ride(&mut self, row: &Row, id: i64, code: i32, charges: i64) {
+        use Invariant as I;
+        let report = &mut self.report;
         if code == 201 {
             report.examine(I::BookedIsChargedAndReceipted, 1);
             if charges != 1 {
@@ -233,7 +249,7 @@ impl<'a> Check<'a> {
         let mut after = None;
         loop {
             let page = stripe.list_charges(after.as_deref()).await?;
-            self.ledger_page(&page.charges, &mut charged).await?;
+            self.ledger_page(&page.entries, &mut charged).await?;
             after = page.next;
             if after.is_none() {
                 break;

@@ -14,16 +14,17 @@
 //! letters, and no log and no error holds one.
 
 pub mod file;
+mod refund;
 mod render;
 pub mod smtp;
 mod store;
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use lettre::address::Envelope;
 use lettre::message::Mailbox;
 use secrecy::ExposeSecret;
-use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -35,6 +36,7 @@ use crate::jobs::handler::{Handler, HandlerError};
 use crate::jobs::leases::Held;
 use crate::jobs::work::Claimed;
 use file::Directory;
+pub use refund::{REFUND_RECEIPT, RefundReceipt, RefundReceipts};
 use smtp::Smtp;
 
 /// Sends receipts.
@@ -86,8 +88,6 @@ pub enum SetupError {
 /// A receipt, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Mail {
-    /// The ride it is for.
-    pub ride_id: i64,
     /// As in its header, angle brackets included.
     pub message_id: String,
     /// Its file's name, if it becomes one: unlike any other receipt's, of whatever database.
@@ -206,13 +206,9 @@ impl Handler for Receipts {
 
     fn work<'a>(&'a self, job: &'a Claimed, held: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>> {
         Box::pin(async move {
-            let Some(mail) = self.prepare(job).await? else { return Ok(Value::Null) };
-            // No fence stands before a mail server, so the whole conversation must fit into the lease.
-            if !held.outlasts(self.sender.timeout()) {
-                return Err(HandlerError::LeaseLost);
-            }
-            self.sender.send(&mail).await?;
-            Ok(json!({ "ride_id": mail.ride_id, "message_id": mail.message_id }))
+            let Some((ride_id, mail)) = self.prepare(job).await? else { return Ok(Value::Null) };
+            self.send(&mail, held).await?;
+            Ok(json!({ "ride_id": ride_id, "message_id": mail.message_id }))
         })
     }
 }
@@ -225,7 +221,7 @@ impl From<ReceiptError> for HandlerError {
 
 impl Receipts {
     /// The mail that the job asks for, or `None` if the ride's receipt was sent before. Locks nothing.
-    pub async fn prepare(&self, job: &Claimed) -> Result<Option<Mail>, ReceiptError> {
+    async fn prepare(&self, job: &Claimed) -> Result<Option<(i64, Mail)>, ReceiptError> {
         let arguments: RideReceipt = serde_json::from_str(job.args.get()).map_err(ReceiptError::Arguments)?;
         let Some(ride) = store::find_ride(&self.database, arguments.ride_id).await? else {
             return Err(ReceiptError::Ride("there is no such ride"));
@@ -241,15 +237,28 @@ impl Receipts {
         };
         let receipt = render::Receipt {
             ride_id: arguments.ride_id,
+            refund: None,
             staged_id: job.lease.job_id,
-            paid_at: job.staged_at,
+            at: job.staged_at,
             amount: arguments.amount,
             currency: &arguments.currency,
             origin: ride.origin,
             target: ride.target,
             charge_id,
         };
-        let to = ride.email.parse().map_err(ReceiptError::Address)?;
-        Ok(Some(render::mail(&receipt, self.sender.from.clone(), to, self.installation)))
+        Ok(Some((arguments.ride_id, self.mail(&receipt, &ride.email)?)))
+    }
+
+    fn mail(&self, receipt: &render::Receipt<'_>, email: &str) -> Result<Mail, ReceiptError> {
+        let to = email.parse().map_err(ReceiptError::Address)?;
+        Ok(render::mail(receipt, self.sender.from.clone(), to, self.installation))
+    }
+
+    async fn send(&self, mail: &Mail, held: &Held) -> Result<(), HandlerError> {
+        // No fence stands before a mail server, so the whole conversation must fit into the lease.
+        if !held.outlasts(self.sender.timeout()) {
+            return Err(HandlerError::LeaseLost);
+        }
+        Ok(self.sender.send(mail).await?)
     }
 }

@@ -10,12 +10,15 @@ use uuid::Uuid;
 
 use super::Mail;
 
-/// What is receipted.
+/// What is receipted: money that went from the card, or back to it.
 #[derive(Debug)]
 pub(super) struct Receipt<'a> {
     pub(super) ride_id: i64,
+    /// If it went back.
+    pub(super) refund: Option<Refund<'a>>,
     pub(super) staged_id: i64,
-    pub(super) paid_at: SystemTime,
+    /// When it went.
+    pub(super) at: SystemTime,
     /// In the currency's hundredth part.
     pub(super) amount: u32,
     pub(super) currency: &'a str,
@@ -23,6 +26,13 @@ pub(super) struct Receipt<'a> {
     pub(super) origin: (f64, f64),
     pub(super) target: (f64, f64),
     pub(super) charge_id: &'a str,
+}
+
+/// A refund.
+#[derive(Debug)]
+pub(super) struct Refund<'a> {
+    pub(super) id: i64,
+    pub(super) stripe_id: &'a str,
 }
 
 /// The mail, the same to the last byte whenever it is made of the same job: nothing in it is random, and its date is
@@ -33,13 +43,13 @@ pub(super) fn mail(receipt: &Receipt<'_>, from: Mailbox, to: Address, installati
     let lines = receipt.lines();
     let bodies = MultiPart::alternative()
         .boundary(format!("receipt-{}", id.simple()))
-        .singlepart(SinglePart::plain(text(&lines)))
-        .singlepart(SinglePart::html(html(&lines)));
+        .singlepart(SinglePart::plain(text(receipt.thanks(), &lines)))
+        .singlepart(SinglePart::html(html(receipt.thanks(), &lines)));
     let message = Message::builder()
         .from(from)
         .to(Mailbox::new(None, to))
-        .subject(format!("Your receipt for rocket ride {}", receipt.ride_id))
-        .date(receipt.paid_at)
+        .subject(receipt.subject())
+        .date(receipt.at)
         .message_id(Some(message_id.clone()))
         // Answering machines leave such mail unanswered (RFC 3834).
         .raw_header(HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()))
@@ -47,9 +57,8 @@ pub(super) fn mail(receipt: &Receipt<'_>, from: Mailbox, to: Address, installati
         .expect("sender, recipient and body are there");
     let (database, ..) = installation.as_fields();
     Mail {
-        ride_id: receipt.ride_id,
         message_id,
-        file_name: format!("receipt-{}-{}-{database:08x}.eml", receipt.ride_id, receipt.staged_id),
+        file_name: format!("{}-{}-{database:08x}.eml", receipt.file_stem(), receipt.staged_id),
         envelope: message.envelope().clone(),
         bytes: message.formatted(),
     }
@@ -57,30 +66,52 @@ pub(super) fn mail(receipt: &Receipt<'_>, from: Mailbox, to: Address, installati
 
 impl Receipt<'_> {
     /// What is said about the ride: a name and a value each.
-    fn lines(&self) -> [(&'static str, String); 6] {
+    fn lines(&self) -> Vec<(&'static str, String)> {
         let place = |(latitude, longitude): (f64, f64)| format!("{latitude}, {longitude}");
         // As in 2025-11-24T03:06:00Z; a clock before 1970 would be no time to speak of.
-        let paid_at = humantime::format_rfc3339_seconds(self.paid_at.max(SystemTime::UNIX_EPOCH)).to_string();
-        [
+        let paid_at = humantime::format_rfc3339_seconds(self.at.max(SystemTime::UNIX_EPOCH)).to_string();
+        let paid = if self.refund.is_some() { "Refund" } else { "Paid" };
+        let mut lines = vec![
             ("Ride", self.ride_id.to_string()),
             ("Date", paid_at.replace('T', " ").replace('Z', " UTC")),
             ("From", place(self.origin)),
             ("To", place(self.target)),
             // Rides are priced in a currency that has cents.
-            ("Paid", format!("{}.{:02} {}", self.amount / 100, self.amount % 100, self.currency.to_uppercase())),
+            (paid, format!("{}.{:02} {}", self.amount / 100, self.amount % 100, self.currency.to_uppercase())),
             ("Charge", self.charge_id.to_owned()),
-        ]
+        ];
+        lines.extend(self.refund.as_ref().map(|refund| ("Stripe", refund.stripe_id.to_owned())));
+        lines
+    }
+
+    fn subject(&self) -> String {
+        match self.refund {
+            None => format!("Your receipt for rocket ride {}", self.ride_id),
+            Some(_) => format!("Your refund for rocket ride {}", self.ride_id),
+        }
+    }
+
+    fn thanks(&self) -> &'static str {
+        match self.refund {
+            None => "Thank you for riding with Rocket Rides. Your card was charged once.",
+            Some(_) => "Your rocket ride is refunded. The money goes back to your card, once.",
+        }
+    }
+
+    fn file_stem(&self) -> String {
+        match &self.refund {
+            None => format!("receipt-{}", self.ride_id),
+            Some(refund) => format!("refund-{}", refund.id),
+        }
     }
 }
 
-const THANKS: &str = "Thank you for riding with Rocket Rides. Your card was charged once.";
-
-fn text(lines: &[(&str, String)]) -> String {
+fn text(thanks: &str, lines: &[(&str, String)]) -> String {
     let lines: String = lines.iter().map(|(name, value)| format!("{name:<8}{value}\n")).collect();
-    format!("{THANKS}\n\n{lines}")
+    format!("{thanks}\n\n{lines}")
 }
 
-fn html(lines: &[(&str, String)]) -> String {
+fn html(thanks: &str, lines: &[(&str, String)]) -> String {
     let rows: String = lines
         .iter()
         .map(|(name, value)| {
@@ -88,7 +119,7 @@ fn html(lines: &[(&str, String)]) -> String {
             format!("<tr><th align=\"left\">{name}</th><td>{value}</td></tr>\n")
         })
         .collect();
-    let thanks = escaped(THANKS);
+    let thanks = escaped(thanks);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>Receipt</title></head>\n\
          <body>\n<p>{thanks}</p>\n<table>\n{rows}</table>\n</body>\n</html>\n"
@@ -122,8 +153,9 @@ mod tests {
     fn render(charge_id: &str, installation: Uuid) -> Mail {
         let receipt = Receipt {
             ride_id: 7,
+            refund: None,
             staged_id: 9,
-            paid_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_763_953_560),
+            at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_763_953_560),
             amount: 2005,
             currency: "usd",
             origin: (37.7749, -122.4194),

@@ -1,4 +1,6 @@
-//! What a receipt needs to know of its ride.
+//! What a receipt needs to know of its ride or refund.
+
+use tokio_postgres::Row;
 
 use crate::database::{Database, DatabaseError};
 
@@ -19,12 +21,38 @@ const FIND: &str = include_str!("store_find_ride.sql");
 
 /// The ride with this id. Locks nothing.
 pub(super) async fn find_ride(database: &Database, id: i64) -> Result<Option<Ride>, DatabaseError> {
-    Ok(database.query_opt(FIND, &[&id]).await?.map(|row| Ride {
-        user_id: row.get("user_id"),
-        email: row.get("email"),
-        origin: (row.get("origin_lat"), row.get("origin_lon")),
-        target: (row.get("target_lat"), row.get("target_lon")),
-        charge_id: row.get("stripe_charge_id"),
-        receipted: row.get("receipted"),
+    Ok(database.query_opt(FIND, &[&id]).await?.as_ref().map(Ride::from_row))
+}
+
+/// A refund, and what was refunded.
+#[derive(Debug)]
+pub(super) struct Refund {
+    /// `receipted` is the refund's.
+    pub(super) ride: Ride,
+    pub(super) ride_id: i64,
+    pub(super) stripe_refund_id: Option<String>,
+}
+
+const FIND_REFUND: &str = include_str!("store_find_refund.sql");
+
+/// The refund with this id. Locks nothing.
+pub(super) async fn find_refund(database: &Database, id: i64) -> Result<Option<Refund>, DatabaseError> {
+    Ok(database.query_opt(FIND_REFUND, &[&id]).await?.map(|row| Refund {
+        ride: Ride::from_row(&row),
+        ride_id: row.get("ride_id"),
+        stripe_refund_id: row.get("stripe_refund_id"),
     }))
+}
+
+impl Ride {
+    fn from_row(row: &Row) -> Self {
+        Self {
+            user_id: row.get("user_id"),
+            email: row.get("email"),
+            origin: (row.get("origin_lat"), row.get("origin_lon")),
+            target: (row.get("target_lat"), row.get("target_lon")),
+            charge_id: row.get("stripe_charge_id"),
+            receipted: row.get("receipted"),
+        }
+    }
 }

@@ -148,7 +148,8 @@ fn paid(user_id: i64, ride_id: i64, charge: &Charge, charge_id: &str) -> Next<Ri
     let (amount, currency) = (charge.amount, charge.currency.clone());
     let receipt = RideReceipt { ride_id, user_id, amount, currency };
     Next::Close {
-        response: message(201, "message", "Your ride is booked and paid. The pilot is on the way."),
+        response: message(201, "message", "Your ride is booked and paid. The pilot is on the way.")
+            .with_header("Location", format_args!("/rides/{ride_id}")),
         jobs: vec![receipt.into()],
         data: json!({ "charge_id": charge_id }),
     }
@@ -160,7 +161,7 @@ fn declined(reason: &str) -> Next<RideState> {
 }
 
 fn message(code: u16, key: &str, text: &str) -> Response {
-    Response { code, body: json!({ key: text }).to_string() }
+    Response::new(code, json!({ key: text }).to_string())
 }
 
 impl From<ChargeError> for Stop {

@@ -69,11 +69,26 @@ async fn complete(operations: Operations, claimed: Claimed) {
         }
         Answer::Stopped(stop @ Stop::Park(_)) => {
             let error = chain(&stop);
-            tracing::error!(key_id, operation = name, attempt, from, error, "a request is parked; see `keys parked`");
+            tracing::error!(
+                key_id,
+                operation = name,
+                attempt,
+                from,
+                error,
+                "a request is parked; see `keys parked`"
+            );
         }
         Answer::Stopped(stop) => {
             let error = chain(&stop);
-            tracing::warn!(key_id, operation = name, attempt, from, reached, error, "could not complete a request yet");
+            tracing::warn!(
+                key_id,
+                operation = name,
+                attempt,
+                from,
+                reached,
+                error,
+                "could not complete a request yet"
+            );
         }
         Answer::Refused(_) | Answer::Mismatch | Answer::InProgress | Answer::Parked => {
             unreachable!("a claim is a lease")

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::users::DEMO_USERS;
-use client::{Answer, ApiClient, Ride};
+use client::{Answer, ApiClient, Asked};
 
 /// Clients at once; when the API is slow, new ones stay away rather than pile up.
 const MOST_CLIENTS: usize = 256;
@@ -71,10 +71,11 @@ fn tell(tally: &Tally) {
 /// One client's script.
 #[derive(Debug, Clone)]
 struct Plan {
-    ride: Ride,
+    ride: Asked,
     duplicate: bool,
     hang_up: bool,
     replay: bool,
+    refund: bool,
 }
 
 impl Plan {
@@ -82,18 +83,22 @@ impl Plan {
         let mut rng = rand::rng();
         let [(good, _), (declined, _)] = DEMO_USERS;
         let mut coordinate = |bound: f64| (rng.random_range(-bound..bound) * 1e4).round() / 1e4;
-        let (origin, target) = ((coordinate(90.0), coordinate(180.0)), (coordinate(90.0), coordinate(180.0)));
+        let mut place = || (coordinate(90.0), coordinate(180.0));
+        let ((origin_lat, origin_lon), (target_lat, target_lon)) = (place(), place());
         Self {
-            ride: Ride {
+            ride: Asked {
+                path: "/rides".to_owned(),
                 key: Uuid::new_v4().to_string(),
                 email: if rng.random_bool(config.declined) { declined } else { good },
-                origin,
-                target,
+                form: format!(
+                    "origin_lat={origin_lat}&origin_lon={origin_lon}&target_lat={target_lat}&target_lon={target_lon}"
+                ),
                 raise_error: rng.random_bool(config.raise_error),
             },
             duplicate: rng.random_bool(config.duplicate),
             hang_up: rng.random_bool(config.hang_up),
             replay: rng.random_bool(config.replay),
+            refund: rng.random_bool(config.refund),
         }
     }
 }
@@ -126,16 +131,35 @@ async fn follow(client: &ApiClient, plan: &Plan) -> String {
             return "contradicted".to_owned();
         }
     }
-    format!("× {}", answer.status)
+    match answer.location.filter(|_| plan.refund) {
+        Some(place) => refund(client, &plan.ride, &place).await,
+        None => format!("× {}", answer.status),
+    }
+}
+
+/// Asks for the money back.
+async fn refund(client: &ApiClient, ride: &Asked, place: &str) -> String {
+    let refund = Asked {
+        path: format!("{place}/refund"),
+        key: Uuid::new_v4().to_string(),
+        form: String::new(),
+        raise_error: false,
+        ..ride.clone()
+    };
+    match insist(client, &refund).await {
+        Some(answer) if answer.status == 201 => "refunded".to_owned(),
+        Some(answer) => format!("refund × {}", answer.status),
+        None => "gave up a refund".to_owned(),
+    }
 }
 
 /// Repeats the request until it has a final answer or patience ends. A client that asked for a failure got what
 /// it wanted and walks away.
-async fn insist(client: &ApiClient, ride: &Ride) -> Option<Answer> {
+async fn insist(client: &ApiClient, asked: &Asked) -> Option<Answer> {
     let mut pause = FIRST_PAUSE;
     for _ in 0..TRIES {
-        match client.post(ride).await {
-            Ok(answer) if answer.is_final() || (ride.raise_error && answer.status == 500) => return Some(answer),
+        match client.post(asked).await {
+            Ok(answer) if answer.is_final() || (asked.raise_error && answer.status == 500) => return Some(answer),
             Ok(answer) if !matches!(answer.status, 409 | 500 | 503) => {
                 tracing::error!(status = answer.status, "the API gave an answer that its contract does not have");
                 return Some(answer);

@@ -19,7 +19,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use uuid::Uuid;
 
-pub use client::{Client, ClientError, LedgerPage, ListedCharge};
+pub use client::{Client, ClientError, LedgerPage, ListedCharge, ListedRefund};
 
 /// The metadata field of a charge that carries its idempotency key, by which [`Client::find_charge`] finds it
 /// after Stripe has forgotten the key itself.
@@ -67,6 +67,43 @@ pub enum ChargeOutcome {
     Refused(ErrorReply),
 }
 
+/// A charge to be refunded as a whole, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefundRequest {
+    /// What was charged, `ch_…`.
+    pub charge_id: String,
+    /// The ride that was paid with it.
+    pub ride_id: i64,
+    /// As [`ChargeRequest::idempotency_key`].
+    pub idempotency_key: Uuid,
+}
+
+/// A refund that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refund {
+    /// Stripe's name for it, `re_…`.
+    pub stripe_refund_id: String,
+    /// In the currency's minor unit.
+    pub amount: u32,
+    /// Three-letter ISO code in lower case.
+    pub currency: String,
+}
+
+/// What is known about the money after an attempt to refund a charge.
+#[derive(Debug)]
+pub enum RefundOutcome {
+    /// It was refunded, by this attempt or by an earlier one with the same idempotency key.
+    Refunded(Refund),
+    /// There is a refund of this charge, made with another key: by an attempt whose key Stripe has forgotten, or by a person.
+    AlreadyRefunded(ErrorReply),
+    /// As [`ChargeOutcome::NotSent`].
+    NotSent(NotSent),
+    /// As [`ChargeOutcome::Unknown`].
+    Unknown(Unknown),
+    /// As [`ChargeOutcome::Refused`].
+    Refused(ErrorReply),
+}
+
 /// Proof that not a byte of a request reached Stripe.
 #[derive(Debug, thiserror::Error)]
 pub enum NotSent {
@@ -111,10 +148,12 @@ pub enum Unknown {
         /// Where decoding stopped.
         source: serde_json::Error,
     },
-    /// A charge that exists, but has not succeeded.
-    #[error("Stripe answered with a charge that is {status:?}, not succeeded")]
+    /// A charge or refund that exists, but has not succeeded.
+    #[error("Stripe answered with a {what} that is {status:?}, not succeeded")]
     NotSucceeded {
-        /// The charge's `status`, empty if it had none.
+        /// Which of the two.
+        what: &'static str,
+        /// Its `status`, empty if it had none.
         status: String,
     },
     /// Stripe failed (5xx), or something in between answered for it (a redirect, an odd 2xx).
@@ -138,7 +177,7 @@ pub struct ErrorReply {
     pub request_id: String,
 }
 
-/// Why a call other than a charge brought nothing.
+/// Why a call brought nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// Stripe has not seen the request.
@@ -152,7 +191,7 @@ pub enum CallError {
     Refused(#[source] ErrorReply),
 }
 
-/// Why it could not be said whether a charge exists.
+/// Why it could not be said whether a charge or refund exists.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     /// A page could not be fetched; a later lookup may succeed.

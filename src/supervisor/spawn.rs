@@ -14,6 +14,7 @@ use crate::config::{Config, Queue, Role};
 use crate::database::Database;
 use crate::database::embedded::EmbeddedPostgres;
 use crate::http::Listener;
+use crate::idempotency::Engine;
 use crate::jobs::Outlet;
 use crate::jobs::foreign::ToForeign;
 use crate::jobs::handler::Handlers;
@@ -21,10 +22,9 @@ use crate::jobs::health::QueueHealth;
 use crate::jobs::nats::Nats;
 use crate::jobs::postgres::ToPostgres;
 use crate::jobs::redis::Redis;
-use crate::idempotency::Engine;
 use crate::metrics::Metrics;
 use crate::operations::{self, Registry};
-use crate::receipts::{Receipts, Sender};
+use crate::receipts::{Receipts, RefundReceipts, Sender};
 use crate::roles::completer::Completer;
 use crate::roles::enqueuer::Enqueuer;
 use crate::roles::periodic::{Periodic, poll};
@@ -60,7 +60,15 @@ impl Shared {
         };
         let registry = operations::register(&engine, stripe, config.stripe.key_retention);
         let health = Arc::new(QueueHealth::new(config.enqueuer.queue.name()));
-        Self { database, installation, registry, metrics: Arc::default(), health, staged, delivered: Arc::default() }
+        Self {
+            database,
+            installation,
+            registry,
+            metrics: Arc::default(),
+            health,
+            staged,
+            delivered: Arc::default(),
+        }
     }
 }
 
@@ -149,7 +157,9 @@ impl Supervisor {
     pub(super) fn spawn_worker(&mut self, config: &Config, shared: &Shared, sender: Sender) {
         let (database, installation) = (shared.database.clone(), shared.installation);
         let mut handlers = Handlers::default();
-        handlers.register(Receipts { database: database.clone(), installation, sender });
+        let receipts = Receipts { database: database.clone(), installation, sender };
+        handlers.register(receipts.clone());
+        handlers.register(RefundReceipts(receipts));
         let worker = Arc::new(Worker {
             database,
             handlers,

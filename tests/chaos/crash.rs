@@ -26,6 +26,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
 use self::scenario::{Played, Scenario};
+use super::kind::Kind;
 use super::lane::Lane;
 use super::proxy::{Boundary, Fault, Plan, Strike};
 use super::weather::Weather;
@@ -166,7 +167,9 @@ async fn break_at_every_step(scenario: Scenario) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fresh_request_survives_a_crash_at_every_step() {
-    break_at_every_step(Scenario::FreshRequest).await;
+    for kind in Kind::ALL {
+        break_at_every_step(Scenario::FreshRequest(kind)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,12 +179,16 @@ async fn a_declined_request_survives_a_crash_at_every_step() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_request_survives_a_crash_at_every_step() {
-    break_at_every_step(Scenario::RepeatedRequest).await;
+    for kind in Kind::ALL {
+        break_at_every_step(Scenario::RepeatedRequest(kind)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_completion_survives_a_crash_at_every_step() {
-    break_at_every_step(Scenario::Completion).await;
+    for kind in Kind::ALL {
+        break_at_every_step(Scenario::Completion(kind)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -205,7 +212,7 @@ async fn everything_survives_a_second_crash_while_it_recovers() {
     let began = Instant::now();
     let lane = Lane::new().await;
     let mut steps = Vec::new();
-    for scenario in Scenario::ALL {
+    for scenario in Scenario::all() {
         let boundaries = discover(&lane, scenario).await;
         steps.extend((1..=boundaries.len()).map(|n| (scenario, boundaries[..n].to_vec())));
     }

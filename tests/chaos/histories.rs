@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::kind::ride;
 use crate::support::client::{Answer, Http, Post};
 use crate::support::world::World;
 use crate::{number, say, seed};
@@ -46,7 +47,7 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
         .await;
     misbehave(&younger, &mut rng).await;
 
-    let mut attempts = 0;
+    let (mut attempts, mut refunds) = (0, 0);
     for batch in 0..histories.div_ceil(BATCH) {
         let keys = BATCH.min(histories - batch * BATCH);
         let forgetful = batch % 2 == 1;
@@ -54,7 +55,14 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
         let user = new_user(&younger, batch).await;
         let post = |n| Post::default().user(&user).key(&format!("history-{seed:020}-{batch}-{n}"));
         let posts = (0..keys).map(post).collect();
-        attempts += run(world, posts, forgetful.then_some(&younger), &mut rng).await;
+        let forgets = forgetful.then_some(&younger);
+        let booked = run(world, posts, forgets, &mut rng).await;
+        // Every other paid ride is refunded, through the same.
+        let paid = booked.answers.iter().filter(|answer| answer.status == 201).step_by(2).map(ride);
+        let refund = |ride| Post::refund(ride).user(&user);
+        let posts: Vec<Post> = paid.map(refund).collect();
+        refunds += posts.len();
+        attempts += booked.attempts + run(world, posts, forgets, &mut rng).await.attempts;
     }
     younger.until_count("staged_jobs", 0).await;
     let report = younger.verify(Traffic::Quiet).await;
@@ -62,9 +70,10 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
     let (charged, declined) =
         (younger.charges().await.len(), younger.count("idempotency_keys WHERE response_code = 402").await);
     assert_eq!(charged + usize::try_from(declined).unwrap(), histories, "seed {seed}");
+    assert_eq!(younger.refunds().await.len(), refunds, "seed {seed}");
     say(&format!(
         "histories: {histories} keys, {attempts} attempts, {charged} charged once, {declined} declined, \
-         0 double, 0 orphan charges, seed {seed}, {:.1} s",
+         {refunds} refunded once, 0 double or orphan charges or refunds, seed {seed}, {:.1} s",
         began.elapsed().as_secs_f64()
     ));
 }
@@ -91,12 +100,19 @@ async fn misbehave(world: &World, rng: &mut StdRng) {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// Repeats these requests, round by round, until each has its final answer; says how many attempts that took.
-/// `forgetful` is whose sandbox forgets its keys between the rounds.
-async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng: &mut StdRng) -> usize {
-    let mut attempts = 0;
+/// What histories came to.
+#[derive(Default)]
+struct Ended {
+    attempts: usize,
+    answers: Vec<Answer>,
+}
+
+/// Repeats these requests, round by round, until each has its final answer. `forgetful` is whose sandbox forgets its keys
+/// between the rounds.
+async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng: &mut StdRng) -> Ended {
+    let mut ended = Ended::default();
     for _ in 0..ATTEMPTS {
-        attempts += open.len();
+        ended.attempts += open.len();
         let thief = steal_leases(world, rng.random_range(0.0..0.2));
         let round = async {
             let mut clients = JoinSet::new();
@@ -107,9 +123,15 @@ async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng:
             clients.join_all().await
         };
         let (answers, ()) = tokio::join!(round, thief);
-        open = answers.into_iter().filter(|(answer, _)| !is_final(answer.as_ref())).map(|(_, post)| post).collect();
+        open = Vec::new();
+        for (answer, post) in answers {
+            match answer.filter(is_final) {
+                Some(answer) => ended.answers.push(answer),
+                None => open.push(post),
+            }
+        }
         if open.is_empty() {
-            return attempts;
+            return ended;
         }
         // Whoever lost a lease to the thief finds it run out, as it does some time after a crash.
         world
@@ -126,8 +148,7 @@ async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng:
 }
 
 /// No answer is a reason to ask again: an idle connection may end just when the next request is on its way.
-fn is_final(answer: Option<&Answer>) -> bool {
-    let Some(answer) = answer else { return false };
+fn is_final(answer: &Answer) -> bool {
     assert!(matches!(answer.status, 201 | 402 | 409 | 503), "{answer:?}");
     matches!(answer.status, 201 | 402)
 }

@@ -12,6 +12,7 @@ use rocket_rides_atomic::database::Database;
 use rocket_rides_atomic::idempotency::parked;
 use rocket_rides_atomic::jobs;
 
+use super::kind::Books;
 use super::proxy::{Proxy, Script};
 use super::weather::{Memory, Weather};
 use crate::support::client::{Answer, Http, Post};
@@ -31,15 +32,6 @@ const STRIPE_TIMEOUT: &str = "stripe.timeout=1s";
 const SLOW_REPLY: Duration = Duration::from_millis(1500);
 /// Between two tries of a client, and two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// What has been booked, as numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Books {
-    pub rides: i64,
-    pub audit_records: i64,
-    pub receipts: i64,
-    pub charges: i64,
-}
 
 /// A process's way to database and Stripe, past a script that may break it.
 pub struct Route {
@@ -156,11 +148,7 @@ impl Lane {
     }
 
     pub async fn books(&self) -> Books {
-        let count = "SELECT (SELECT count(*) FROM rides), (SELECT count(*) FROM audit_records),
-                            (SELECT count(*) FROM staged_jobs) + (SELECT count(*) FROM jobs)";
-        let row = &self.world.query(count, &[]).await[0];
-        let charges = i64::try_from(self.world.charges().await.len()).unwrap();
-        Books { rides: row.get(0), audit_records: row.get(1), receipts: row.get(2), charges }
+        Books::of(&self.world).await
     }
 
     /// Delivers all that is staged. A statement of a process that was killed may still run in its backend and hold
@@ -173,16 +161,10 @@ impl Lane {
         .await;
     }
 
-    /// Since `before`, so many rides were booked and so many of them paid, and nothing was done twice.
-    pub async fn assert_exactly_once(&self, before: Books, rides: i64, paid: i64) {
+    /// Since `before`, this was done, and nothing of it twice.
+    pub async fn assert_exactly_once(&self, before: Books, done: Books) {
         self.deliver().await;
-        let expected = Books {
-            rides: before.rides + rides,
-            audit_records: before.audit_records + rides,
-            receipts: before.receipts + paid,
-            charges: before.charges + paid,
-        };
-        assert_eq!(self.books().await, expected);
+        assert_eq!(self.books().await, before + done);
         self.world.assert_sound().await;
     }
 }
@@ -306,5 +288,3 @@ impl<'a> Service<'a> {
 /// How the work of an API and of a completer begins, as boundaries' labels have it.
 pub const ACQUIRE: &str = "insert idempotency_keys";
 pub const CLAIM: &str = "update idempotency_keys";
-/// And how it ends.
-pub const FINISH: &str = "execute update idempotency_keys + insert staged_jobs + update rides";

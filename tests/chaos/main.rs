@@ -4,7 +4,7 @@
 //! fails as well. `zombie` lets
 //! workers go on after others have taken over, `storm` sends everybody at once, `histories` has Stripe leave everybody
 //! guessing, `clock` moves the host's clock, and `soak` kills processes and Postgres under traffic for a while. `seeded`
-//! makes sure that the books would show it if something were wrong.
+//! makes sure that the books would show it if something were wrong. All of it attacks every operation, or every [`kind`].
 //!
 //! Every run prints its seed, and `CHAOS_SEED` replays the choices of a run. What a run did is printed; say
 //! `cargo test --test chaos -- --nocapture` to see it.
@@ -23,6 +23,7 @@ mod clock;
 mod crash;
 mod crew;
 mod histories;
+mod kind;
 mod lane;
 mod pool;
 mod proxy;

@@ -76,6 +76,12 @@ enum Scenario {
     Raised,
     /// An attempt fails, and the client does not come back.
     Abandoned,
+    /// Two rides are booked, and the second is refunded.
+    Refunded,
+    /// As before, but Stripe answers 500 without having refunded; the client asks again.
+    RefundFailed,
+    /// A user asks for the refund of another user's ride.
+    RefundedByStranger,
     /// The completer has tried it as often as it may.
     Hopeless,
     /// A worker is late with its answer. Its heir has finished by then.
@@ -212,6 +218,11 @@ impl Scenario {
                 house.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 minute'").await;
                 stage.crew.completer.run_once().await.unwrap();
             }
+            Self::Refunded => stage.refund(Post::refund, &[]).await,
+            Self::RefundFailed => stage.refund(Post::refund, &["server_error"]).await,
+            Self::RefundedByStranger => {
+                stage.refund(|ride| Post::refund(ride).user(DECLINED_USER), &[]).await;
+            }
             Self::Hopeless => {
                 stage.ask(&post, &["unauthorized", "unauthorized"]).await;
                 house.execute("UPDATE idempotency_keys SET completer_attempts = 32, next_attempt_at = now()").await;
@@ -256,6 +267,16 @@ impl Stage {
     async fn ask(&self, post: &Post, faults: &[&str]) {
         self.house.script(faults).await;
         self.spawn(post).await.unwrap();
+    }
+
+    /// Books two rides, and asks twice for the refund of the second.
+    async fn refund(&self, post: impl Fn(i64) -> Post, faults: &[&str]) {
+        for _ in 0..2 {
+            self.ask(&Post::default(), &[]).await;
+        }
+        let refund = post(self.house.get("SELECT max(id) FROM rides").await);
+        self.ask(&refund, faults).await;
+        self.ask(&refund, &[]).await;
     }
 
     fn spawn(&self, post: &Post) -> JoinHandle<Answer> {

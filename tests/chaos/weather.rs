@@ -1,5 +1,6 @@
 //! How Stripe behaves while something else breaks.
 
+use super::kind::Kind;
 use super::lane::Lane;
 use super::proxy::Bug;
 
@@ -54,8 +55,9 @@ impl Weather {
 
     /// What a request may end with that would end with `status` in fair weather. A decline that Stripe has forgotten is
     /// as good as none.
-    pub fn may_end_with(self, status: u16) -> &'static [u16] {
+    pub fn may_end_with(self, kind: Kind, status: u16) -> &'static [u16] {
         match (self.fault, self.memory) {
+            _ if !kind.can_be_declined() => &[201],
             ("declined", Memory::Keeps) => &[402],
             ("declined", _) => &[201, 402],
             _ if status == 402 => &[402],

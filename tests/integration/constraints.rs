@@ -22,11 +22,14 @@ const ROWS: &str = "
             'finished', 32767, '{}', 201, '{}');
     INSERT INTO rides (idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon, stripe_charge_id)
     VALUES (2, 1, 0, 0, 0, 0, NULL), (3, 1, 0, 0, 0, 0, 'ch_3');
+    INSERT INTO refunds (idempotency_key_id, ride_id, user_id, stripe_refund_id)
+    VALUES (1, 1, 1, NULL), (2, 2, 1, 're_2');
     INSERT INTO audit_records (action, data, origin_ip, resource_id, resource_type, user_id)
     VALUES ('ride.created', '{}', '127.0.0.1', 1, 'ride', 1);
     INSERT INTO staged_jobs (job_name, job_args) VALUES ('n', '{}');
     INSERT INTO jobs (staged_id, job_name, job_args, staged_at) VALUES (1000, 'n', '{}', now());
     INSERT INTO receipts (ride_id, staged_id, message_id) VALUES (2, 1000, '<x@y>');
+    INSERT INTO refund_receipts (refund_id, staged_id, message_id) VALUES (2, 1001, '<x@y>');
     INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
     VALUES (1001, 'n', '{}', now(), 'queue', 1, 'x');
     INSERT INTO purged_jobs (staged_id, job_name, job_args, error) VALUES (1002, 'n', '{}', 'x');";
@@ -125,6 +128,20 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
         ],
     ),
     (
+        "headers_of_an_answer",
+        "idempotency_keys",
+        &[("response_headers = 'Location: /rides/1'", FREE)],
+    ),
+    (
+        "idempotency_keys_response_headers_check",
+        "idempotency_keys",
+        &[(
+            "recovery_point = 'finished', step = 32767, response_code = 201, response_body = '{}',
+             response_headers = repeat('h', 2001)",
+            FREE,
+        )],
+    ),
+    (
         "finished_is_last",
         "idempotency_keys",
         &[
@@ -151,7 +168,11 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
     (
         "answer_never_changes",
         "idempotency_keys",
-        &[("response_code = 402", FINISHED), ("response_body = '{ }'", FINISHED)],
+        &[
+            ("response_code = 402", FINISHED),
+            ("response_headers = 'Location: /rides/1'", FINISHED),
+            ("response_body = '{ }'", FINISHED),
+        ],
     ),
     (
         "unfinished_is_never_removed",
@@ -199,6 +220,25 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
     ),
     ("jobs_attempts_check", "jobs", &[("attempts = -1", "")]),
     ("jobs.finished_holds_no_lease", "jobs", &[("finished_at = now(), lease_token = gen_random_uuid()", "")]),
+    (
+        "refunds_pkey",
+        "refunds",
+        &[("INSERT INTO refunds OVERRIDING SYSTEM VALUE VALUES (1, now(), 7, 7, 1, NULL)", "")],
+    ),
+    ("refunds_idempotency_key_id_key", "refunds", &[("idempotency_key_id = 2", FREE)]),
+    ("refunds_ride_id_key", "refunds", &[("ride_id = 2", FREE)]),
+    ("refunds_ride_id_fkey", "refunds", &[("ride_id = 77", FREE), ("DELETE FROM rides WHERE id = 1", "")]),
+    ("refunds_stripe_refund_id_key", "refunds", &[("stripe_refund_id = 're_2'", FREE)]),
+    (
+        "refunds_stripe_refund_id_check",
+        "refunds",
+        &[("stripe_refund_id = ''", FREE), ("stripe_refund_id = repeat('r', 256)", FREE)],
+    ),
+    (
+        "refund_receipts_pkey",
+        "refund_receipts",
+        &[("INSERT INTO refund_receipts (refund_id, staged_id, message_id) VALUES (2, 7, '<z@y>')", "")],
+    ),
     ("receipts_pkey", "receipts", &[("INSERT INTO receipts (ride_id, staged_id, message_id) VALUES (2, 7, '<z@y>')", "")]),
     (
         "dead_jobs_pkey",
@@ -231,6 +271,13 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("rides", "origin_lat = -90, origin_lon = -180, target_lat = -90, target_lon = -180", FREE),
     ("rides", "origin_lat = 90, origin_lon = 180, target_lat = 90, target_lon = 180", FREE),
     ("rides", "stripe_charge_id = repeat('c', 255)", FREE),
+    ("refunds", "stripe_refund_id = repeat('r', 255)", FREE),
+    (
+        "idempotency_keys",
+        "recovery_point = 'finished', step = 32767, response_code = 201, response_body = '{}',
+         response_headers = repeat('h', 2000)",
+        FREE,
+    ),
     ("audit_records", "action = repeat('a', 50), resource_type = repeat('t', 50)", ""),
     ("staged_jobs", "job_name = repeat('n', 100)", ""),
     ("dead_jobs", "died_in = 'outbox'", ""),
@@ -242,21 +289,15 @@ const NULLABLE: &[(&str, &[&str])] = &[
     ("users", &[]),
     (
         "idempotency_keys",
-        &[
-            "lease_token",
-            "locked_at",
-            "last_error",
-            "parked_at",
-            "parked_reason",
-            "response_code",
-            "response_body",
-        ],
+        &["lease_token", "locked_at", "last_error", "parked_at", "parked_reason", "response_code", "response_body"],
     ),
     ("rides", &["stripe_charge_id"]),
     ("audit_records", &[]),
     ("staged_jobs", &["lease_token", "last_error"]),
     ("jobs", &["lease_token", "last_error", "finished_at"]),
     ("receipts", &[]),
+    ("refunds", &["stripe_refund_id"]),
+    ("refund_receipts", &[]),
     ("dead_jobs", &[]),
     ("purged_jobs", &[]),
 ];

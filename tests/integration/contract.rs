@@ -73,7 +73,7 @@ async fn raise_error_is_true_or_false_and_only_in_a_demonstration() {
         assert!(answer.error().contains("raise_error"));
     }
     assert_eq!(world.post(Post::form(format!("{RIDE}&raise_error=false"))).await.status, 201);
-    let query = Post { path: "/rides?raise_error=true", ..Post::default() };
+    let query = Post { path: "/rides?raise_error=true".into(), ..Post::default() };
     assert_eq!(world.post(query).await.status, 201);
 
     let serious = world.neighbour(|config| config.demo.enabled = false).await;
@@ -210,7 +210,8 @@ async fn bodies_are_forms_json_or_multipart() {
         assert_eq!(answer.status, status, "{kind}: {body}: {answer:?}");
     }
     assert_eq!(world.post(Post::default().without("content-type")).await.status, 201);
-    let query = Post { path: "/rides?origin_lat=1&origin_lon=1&target_lat=1&target_lon=1", ..Post::form("") };
+    let query =
+        Post { path: "/rides?origin_lat=1&origin_lon=1&target_lat=1&target_lon=1".into(), ..Post::form("") };
     assert_eq!(world.post(query).await.status, 422);
     assert_eq!(world.post(Post::form(format!("{RIDE}&x={}", "x".repeat(20_000)))).await.status, 413);
 }

@@ -26,7 +26,7 @@ async fn a_stale_lease_writes_nothing() {
     let fresh = take_over(&database, &request).await;
     assert_ne!(stale.token, fresh.token);
     let before = written(&world).await;
-    let response = Response { code: 201, body: "{}".into() };
+    let response = Response::new(201, "{}");
     let job = Job { name: "job", args: json!({}) };
     assert!(!finish(&database, &stale, &response, std::slice::from_ref(&job)).await.unwrap());
     release(&database, &stale, "stale").await.unwrap();
@@ -42,7 +42,7 @@ async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let lease = lease(&database, &request(&new_key())).await;
-    let response = Response { code: 201, body: "{}".into() };
+    let response = Response::new(201, "{}");
     let mut moved_on = lease.clone();
     let half_way = PlainState::HalfWay {};
     assert!(plain(&database).advance(&mut moved_on, &half_way, Value::Null).await.unwrap());
@@ -84,7 +84,7 @@ async fn a_replay_writes_nothing() {
     let database = pool(&world.database_config).await;
     let request = request(&new_key());
     let held = lease(&database, &request).await;
-    let response = Response { code: 201, body: r#"{"b": 1,  "a":2}"#.into() };
+    let response = Response::new(201, r#"{"b": 1,  "a":2}"#);
     finish(&database, &held, &response, &[]).await.unwrap();
     let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
     let before: String = world.get(row).await;
@@ -102,9 +102,7 @@ async fn what_a_key_says_to_each_request() {
     let request = request(&new_key());
     let other = Request { params: json!({"a": 2}), ..request.clone() };
     let held = lease(&database, &request).await;
-    assert!(
-        matches!(ask(&database, &request).await, Opened::InProgress { key_id: Some(id) } if id == held.key_id)
-    );
+    assert!(matches!(ask(&database, &request).await, Opened::InProgress { key_id: Some(id) } if id == held.key_id));
     assert!(matches!(ask(&database, &other).await, Opened::Mismatch { .. }));
     park(&database, &held, "for a test").await.unwrap();
     assert!(matches!(ask(&database, &request).await, Opened::Parked { .. }));
@@ -165,7 +163,10 @@ async fn a_request_goes_through_every_recovery_point_to_its_answer() {
     let database = pool(&world.database_config).await;
     let request = request(&new_key());
     let executed = plain(&database).execute(request.clone()).await;
-    assert!(matches!(&executed.answer, Answer::Done { response, replayed: false } if *response == done()), "{executed:?}");
+    assert!(
+        matches!(&executed.answer, Answer::Done { response, replayed: false } if *response == done()),
+        "{executed:?}"
+    );
     assert_eq!((executed.attempt, executed.reached.as_deref()), (Some(1), Some("finished")));
     let again = plain(&database).execute(request).await;
     assert!(matches!(&again.answer, Answer::Done { response, replayed: true } if *response == done()), "{again:?}");

@@ -19,9 +19,9 @@ use rocket_rides_atomic::users;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::support::receipts::{SentReceipt, finish};
 use crate::support::client::{Post, new_key};
 use crate::support::keys::{PlainState, claim, lease, plain, request, take_over};
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::sources::sources;
 use crate::support::world::{World, pool, stage};
 

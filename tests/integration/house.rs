@@ -9,12 +9,10 @@ use crate::support::sources::sources;
 fn the_engine_knows_nothing_of_rides_or_http() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut seen = 0;
-    for (module, may_use) in
-        [
-            ("idempotency", &["idempotency", "database", "clock", "errors"][..]),
-            ("database", &["database", "errors"]),
-        ]
-    {
+    for (module, may_use) in [
+        ("idempotency", &["idempotency", "database", "clock", "errors"][..]),
+        ("database", &["database", "errors"]),
+    ] {
         for file in sources(&src.join(module), "rs") {
             let text = std::fs::read_to_string(&file).unwrap();
             for used in text.split("crate::").skip(1) {

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::open::Opened;
 use rocket_rides_atomic::idempotency::claim::{LONGEST_PAUSE, RetryPolicy};
+use rocket_rides_atomic::idempotency::open::Opened;
 use rocket_rides_atomic::idempotency::settle::{park, release};
 use rocket_rides_atomic::idempotency::{Lease, Request, Response, parked};
 use serde_json::Value;
@@ -286,7 +286,7 @@ async fn the_completer_takes_what_has_been_due_for_longest_and_no_more_than_it_c
 async fn what_has_ended_is_not_taken_up_again() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
-    let response = Response { code: 201, body: "{}".to_owned() };
+    let response = Response::new(201, "{}");
     let (finished, waiting) = (request(&new_key()), request(&new_key()));
     let held = lease(&database, &finished).await;
     assert!(finish(&database, &held, &response, &[]).await.unwrap());
@@ -329,7 +329,7 @@ async fn each_end_of_a_lease_leaves_the_row_as_it_must_be() {
     let held = lease(&database, &again).await;
     release(&database, &held, "this went wrong").await.unwrap();
     let held = lease(&database, &again).await;
-    let response = Response { code: 402, body: r#"{"a":  1}"#.to_owned() };
+    let response = Response::new(402, r#"{"a":  1}"#);
     assert!(finish(&database, &held, &response, &[]).await.unwrap());
     ended(
         held.key_id,

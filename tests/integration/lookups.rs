@@ -380,6 +380,9 @@ async fn what_is_sent_is_the_same_in_every_attempt() {
         let answer = dearer.execute(ride_request(&new_key())).await.answer;
         assert!(matches!(answer, Answer::Done { .. }), "{answer:?}");
         let newest = &world.charges().await[0];
-        assert_eq!((newest["amount"].as_i64(), &newest["customer"]), (Some((PRICE + 500).into()), &customer.into()));
+        assert_eq!(
+            (newest["amount"].as_i64(), &newest["customer"]),
+            (Some((PRICE + 500).into()), &customer.into())
+        );
     }
 }

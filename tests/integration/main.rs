@@ -41,6 +41,7 @@ mod reaper;
 mod receipts;
 mod recovery;
 mod redis;
+mod refunds;
 mod schema;
 mod shutdown;
 mod sidekiq;

@@ -13,9 +13,9 @@ use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy};
 use rocket_rides_atomic::jobs::{Outlet, START, dead};
 use rocket_rides_atomic::metrics::Metrics;
 
-use crate::support::receipts::{SentReceipt, finish};
 use crate::support::client::{Post, new_key};
 use crate::support::eventually;
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::world::{World, insert_keys, pool_of, stage};
 
 #[tokio::test]

@@ -19,6 +19,7 @@ async fn its_rides_end_well_whatever_it_does() {
         config.simulator.duplicate = 0.2;
         config.simulator.hang_up = 0.2;
         config.simulator.replay = 0.2;
+        config.simulator.refund = 0.3;
         config.stripe_sandbox.faults.reply_lost = 0.1;
         config.stripe_sandbox.faults.server_error = 0.1;
         config.stripe_sandbox.faults.truncated = 0.1;
@@ -36,14 +37,19 @@ async fn its_rides_end_well_whatever_it_does() {
             5,
         )
         .await;
+    world.until_count("(SELECT FROM refunds WHERE stripe_refund_id IS NOT NULL LIMIT 5) r", 5).await;
     world.stop().await.unwrap();
 
     let world = world.restarted_after_stop(|config| config.roles.simulator = false).await;
     world.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
     world.until_count("staged_jobs", 0).await;
-    let paid = world.count("idempotency_keys WHERE response_code = 201").await;
+    let done = async |operation| {
+        world.count(&format!("idempotency_keys WHERE response_code = 201 AND operation = '{operation}'")).await
+    };
+    let (paid, refunded) = (done("ride").await, done("refund").await);
     assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, paid);
-    assert_eq!(world.count("jobs").await, paid);
+    assert_eq!(world.count("jobs").await, paid + refunded);
+    assert_eq!(i64::try_from(world.refunds().await.len()).unwrap(), refunded);
     assert_eq!(i64::try_from(world.charges().await.len()).unwrap(), paid);
     world.assert_sound().await;
 }

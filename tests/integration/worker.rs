@@ -10,10 +10,10 @@ use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::receipts::receipts;
-use crate::support::receipts::{SentReceipt, finish};
 use crate::support::client::{Http, Post};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments};
+use crate::support::receipts::{SentReceipt, finish};
 use crate::support::smtp::{At, MailServer, Reply};
 use crate::support::world::{TempDir, World, pool};
 

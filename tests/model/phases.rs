@@ -85,13 +85,16 @@ impl Protocol {
             (Reply::Lost | Reply::Failed, _) => attempt.at(Step::Release),
             (Reply::Arrives, Step::Advance) => match done {
                 Some(row) => {
-                    let next = Attempt { foreign_call_key: row.foreign_call_key, call: attempt.call + 1, ..attempt };
+                    let next =
+                        Attempt { foreign_call_key: row.foreign_call_key, call: attempt.call + 1, ..attempt };
                     Attempt { clock: Clock::FallsShort, ..next }.at(Step::Charge)
                 }
                 None => Worker::Idle,
             },
             (Reply::Arrives, Step::Close(response)) if done.is_some() => Worker::Answering(response),
-            (Reply::Arrives, Step::Close(_) | Step::LookUp | Step::Charge | Step::Release | Step::Park) => Worker::Idle,
+            (Reply::Arrives, Step::Close(_) | Step::LookUp | Step::Charge | Step::Release | Step::Park) => {
+                Worker::Idle
+            }
         };
     }
 

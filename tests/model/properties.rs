@@ -8,7 +8,8 @@ use crate::stripe::{Answer, Outcome};
 use crate::worker::{Step, Worker};
 
 pub(crate) const ONE_CHARGE: &str = "Stripe makes at most one charge for a call of a key";
-pub(crate) const PAID_MEANS_PAID: &str = "201 means one charge for each call and one receipt, and nothing else stages a receipt";
+pub(crate) const PAID_MEANS_PAID: &str =
+    "201 means one charge for each call and one receipt, and nothing else stages a receipt";
 pub(crate) const FAILED_MEANS_FREE: &str = "any other final answer means that a call made no charge";
 pub(crate) const NEVER_BACK: &str = "a recovery point never moves back, but in a crash";
 pub(crate) const NEVER_FORGOTTEN: &str = "a crash never takes away what a charge was asked for";

@@ -1,5 +1,6 @@
 //! HTTP as a client of the API sees it.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ pub struct Http {
 #[derive(Debug, Clone)]
 pub struct Post {
     pub headers: Vec<(&'static str, String)>,
-    pub path: &'static str,
+    pub path: Cow<'static, str>,
     pub body: Bytes,
 }
 
@@ -76,11 +77,16 @@ impl Post {
             ("idempotency-key", new_key()),
             ("content-type", content_type.to_owned()),
         ];
-        Self { headers, path: "/rides", body: body.into() }
+        Self { headers, path: "/rides".into(), body: body.into() }
     }
 
     pub fn form(body: impl Into<Bytes>) -> Self {
         Self::new(FORM, body)
+    }
+
+    /// A request to refund this ride.
+    pub fn refund(ride_id: i64) -> Self {
+        Self { path: format!("/rides/{ride_id}/refund").into(), ..Self::form("") }
     }
 
     pub fn key(self, key: &str) -> Self {

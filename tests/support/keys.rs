@@ -57,7 +57,7 @@ impl Operation for Plain {
 
 /// Its answer.
 pub fn done() -> Response {
-    Response { code: 201, body: r#"{"message": "done"}"#.to_owned() }
+    Response::new(201, r#"{"message": "done"}"#)
 }
 
 /// An engine that respects leases for so long.

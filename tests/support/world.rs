@@ -244,9 +244,14 @@ impl World {
                  UPDATE jobs SET finished_at = now(), lease_token = NULL WHERE finished_at IS NULL
                  RETURNING staged_id, job_args
              )
+             , refunds AS (
+                 INSERT INTO refund_receipts (refund_id, staged_id, message_id)
+                 SELECT (job_args ->> 'refund_id')::bigint, staged_id, 'by nobody' FROM finished
+                 WHERE job_args ? 'refund_id' ON CONFLICT DO NOTHING
+             )
              INSERT INTO receipts (ride_id, staged_id, message_id)
              SELECT (job_args ->> 'ride_id')::bigint, staged_id, 'by nobody' FROM finished
-             WHERE job_args ? 'ride_id' ON CONFLICT DO NOTHING",
+             WHERE job_args ? 'ride_id' AND NOT job_args ? 'refund_id' ON CONFLICT DO NOTHING",
         )
         .await;
     }
@@ -291,16 +296,25 @@ impl World {
 
     /// All charges that succeeded, from the sandbox's own ledger.
     pub async fn charges(&self) -> Vec<Value> {
-        let mut charges = Vec::new();
+        self.succeeded("charges").await
+    }
+
+    /// All refunds that succeeded, likewise.
+    pub async fn refunds(&self) -> Vec<Value> {
+        self.succeeded("refunds").await
+    }
+
+    async fn succeeded(&self, list: &str) -> Vec<Value> {
+        let mut all = Vec::new();
         loop {
-            let after = charges.last().map_or_else(String::new, |charge: &Value| {
-                format!("&starting_after={}", charge["id"].as_str().expect("an id"))
+            let after = all.last().map_or_else(String::new, |last: &Value| {
+                format!("&starting_after={}", last["id"].as_str().expect("an id"))
             });
-            let page = self.sandbox.call(Method::GET, &format!("/v1/charges?limit=100{after}"), "").await.json();
-            charges.extend(page["data"].as_array().expect("charges").iter().cloned());
+            let page = self.sandbox.call(Method::GET, &format!("/v1/{list}?limit=100{after}"), "").await.json();
+            all.extend(page["data"].as_array().expect("a list").iter().cloned());
             if page["has_more"] != true {
-                charges.retain(|charge| charge["status"] == "succeeded");
-                return charges;
+                all.retain(|one| one["status"] == "succeeded");
+                return all;
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -15,21 +15,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// An answer is a sentence.
 const ANSWER_BYTES: usize = 16 * 1024;
 
-/// Books rides over HTTP.
+/// Asks over HTTP.
 #[derive(Debug, Clone)]
 pub(super) struct ApiClient {
     http: Client<HttpConnector, Full<Bytes>>,
-    url: String,
+    base: String,
 }
 
-/// A ride as a client asks for it.
+/// A request as a client makes it, and makes it again.
 #[derive(Debug, Clone)]
-pub(super) struct Ride {
+pub(super) struct Asked {
+    pub(super) path: String,
     pub(super) key: String,
     pub(super) email: &'static str,
-    /// Latitude and longitude in degrees.
-    pub(super) origin: (f64, f64),
-    pub(super) target: (f64, f64),
+    pub(super) form: String,
     pub(super) raise_error: bool,
 }
 
@@ -37,6 +36,8 @@ pub(super) struct Ride {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: u16,
+    /// Where the answer says that something is now.
+    pub(super) location: Option<String>,
     body: Bytes,
 }
 
@@ -50,27 +51,26 @@ impl Answer {
 impl ApiClient {
     pub(super) fn new(api_base: &str) -> Self {
         let http = Client::builder(TokioExecutor::new()).build_http();
-        Self { http, url: format!("{}/rides", api_base.trim_end_matches('/')) }
+        Self { http, base: api_base.trim_end_matches('/').to_owned() }
     }
 
-    pub(super) async fn post(&self, ride: &Ride) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-        let ((origin_lat, origin_lon), (target_lat, target_lon)) = (ride.origin, ride.target);
-        let mut form = format!(
-            "origin_lat={origin_lat}&origin_lon={origin_lon}&target_lat={target_lat}&target_lon={target_lon}"
-        );
-        if ride.raise_error {
+    pub(super) async fn post(&self, asked: &Asked) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let mut form = asked.form.clone();
+        if asked.raise_error {
             form.push_str("&raise_error=true");
         }
-        let request = Request::post(&self.url)
-            .header(AUTHORIZATION, ride.email)
-            .header("idempotency-key", &ride.key)
+        let request = Request::post(format!("{}{}", self.base, asked.path))
+            .header(AUTHORIZATION, asked.email)
+            .header("idempotency-key", &asked.key)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::from(form))?;
         let exchange = async {
             let response = self.http.request(request).await?;
             let status = response.status().as_u16();
+            let location =
+                response.headers().get(LOCATION).and_then(|place| place.to_str().ok()).map(str::to_owned);
             let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await?.to_bytes();
-            Ok(Answer { status, body })
+            Ok(Answer { status, location, body })
         };
         tokio::time::timeout(PATIENCE, exchange).await?
     }

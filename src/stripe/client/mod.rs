@@ -26,7 +26,8 @@ use uuid::Uuid;
 
 use self::exchange::{Reply, Transport};
 use super::{
-    CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, LookupError, NotSent, RIDE_METADATA, Unknown,
+    CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, LookupError, NotSent, RIDE_METADATA, Refund,
+    RefundOutcome, RefundRequest, Unknown,
 };
 
 /// Stripe shapes its answers by this version; without it, by whatever the account was created with.
@@ -97,7 +98,7 @@ impl Client {
             .finish();
         match self.post("/v1/charges", &key, form).await.and_then(|reply| decode::<Charge>(&reply)) {
             Ok(charge) if charge.status == SUCCEEDED => ChargeOutcome::Charged { charge_id: charge.id },
-            Ok(Charge { status, .. }) => ChargeOutcome::Unknown(Unknown::NotSucceeded { status }),
+            Ok(Charge { status, .. }) => ChargeOutcome::Unknown(Unknown::NotSucceeded { what: "charge", status }),
             Err(CallError::Refused(reply)) if reply.is_decline() => {
                 ChargeOutcome::Declined { message: reply.message }
             }
@@ -123,8 +124,8 @@ impl Client {
         let since = created_since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(CLOCK_MARGIN);
         let mut last_seen: Option<String> = None;
         for _ in 0..MAX_PAGES {
-            let path = list_path(Some((customer, since)), last_seen.as_deref());
-            let page: ChargePage = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
+            let path = list_path("/v1/charges", Some(("customer", customer)), Some(since), last_seen.as_deref());
+            let page: Page<Charge> = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
 
             for charge in &page.data {
                 if charge.metadata.get(KEY_METADATA).is_some_and(|found| *found == key) {
@@ -145,11 +146,70 @@ impl Client {
         Err(LookupError::Undecidable("there are too many"))
     }
 
+    /// Refunds a charge as a whole, and says within the configured timeout what is known about it.
+    pub async fn refund(&self, refund: &RefundRequest) -> RefundOutcome {
+        let key = refund.idempotency_key.to_string();
+        let form = Serializer::new(String::new())
+            .append_pair("charge", &refund.charge_id)
+            .append_pair(&format!("metadata[{KEY_METADATA}]"), &key)
+            .append_pair(&format!("metadata[{RIDE_METADATA}]"), &refund.ride_id.to_string())
+            .finish();
+        match self.post("/v1/refunds", &key, form).await.and_then(|reply| decode::<RefundBody>(&reply)) {
+            Ok(refund) if refund.status == SUCCEEDED => RefundOutcome::Refunded(refund.into()),
+            Ok(RefundBody { status, .. }) => {
+                RefundOutcome::Unknown(Unknown::NotSucceeded { what: "refund", status })
+            }
+            Err(CallError::Refused(reply)) if reply.code == "charge_already_refunded" => {
+                RefundOutcome::AlreadyRefunded(reply)
+            }
+            Err(CallError::Refused(reply)) => RefundOutcome::Refused(reply),
+            Err(CallError::NotSent(why)) => RefundOutcome::NotSent(why),
+            Err(CallError::Unknown(why)) => RefundOutcome::Unknown(why),
+        }
+    }
+
+    /// The refund of this charge that succeeded, if there is one.
+    pub async fn find_refund(&self, charge_id: &str) -> Result<Option<Refund>, LookupError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut last_seen: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let path = list_path("/v1/refunds", Some(("charge", charge_id)), None, last_seen.as_deref());
+            let page: Page<RefundBody> = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
+            for refund in &page.data {
+                match refund.status.as_str() {
+                    SUCCEEDED => return Ok(Some(refund.clone().into())),
+                    "failed" | "canceled" => {}
+                    _ => return Err(LookupError::Undecidable("one has neither succeeded nor failed")),
+                }
+            }
+            if !page.has_more {
+                return Ok(None);
+            }
+            let last = page.data.into_iter().next_back();
+            last_seen = Some(last.ok_or(LookupError::Undecidable("a page is empty, yet not the last"))?.id);
+        }
+        Err(LookupError::Undecidable("there are too many"))
+    }
+
+    /// A page of the account's refunds, as [`Client::list_charges`].
+    pub async fn list_refunds(&self, after: Option<&str>) -> Result<LedgerPage<ListedRefund>, CallError> {
+        let path = list_path("/v1/refunds", None, None, after);
+        let page: Page<RefundBody> = self.get(&path, Instant::now() + self.timeout).await?;
+        let next = page.data.last().map(|refund| refund.id.clone()).filter(|_| page.has_more);
+        let listed = |refund: RefundBody| ListedRefund {
+            succeeded: refund.status == SUCCEEDED,
+            charge_id: refund.charge,
+            id: refund.id,
+        };
+        Ok(LedgerPage { entries: page.data.into_iter().map(listed).collect(), next })
+    }
+
     /// A page of the account's charges, newest first: the ledger that this service's own books are checked against.
     /// `after` is the last id of the page before.
-    pub async fn list_charges(&self, after: Option<&str>) -> Result<LedgerPage, CallError> {
-        let page: ChargePage = self.get(&list_path(None, after), Instant::now() + self.timeout).await?;
-        let last = page.data.last().map(|charge| charge.id.clone());
+    pub async fn list_charges(&self, after: Option<&str>) -> Result<LedgerPage<ListedCharge>, CallError> {
+        let path = list_path("/v1/charges", None, None, after);
+        let page: Page<Charge> = self.get(&path, Instant::now() + self.timeout).await?;
+        let next = page.data.last().map(|charge| charge.id.clone()).filter(|_| page.has_more);
         let listed = |charge: Charge| ListedCharge {
             succeeded: charge.status == SUCCEEDED,
             idempotency_key: charge.metadata.get(KEY_METADATA).and_then(|key| key.parse().ok()),
@@ -157,10 +217,7 @@ impl Client {
             customer: charge.customer.unwrap_or_default(),
             id: charge.id,
         };
-        Ok(LedgerPage {
-            charges: page.data.into_iter().map(listed).collect(),
-            next: last.filter(|_| page.has_more),
-        })
+        Ok(LedgerPage { entries: page.data.into_iter().map(listed).collect(), next })
     }
 
     /// Whether Stripe knows this customer.
@@ -264,11 +321,22 @@ pub struct ListedCharge {
     pub ride_id: Option<i64>,
 }
 
+/// A refund as Stripe's books have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedRefund {
+    /// `re_…`.
+    pub id: String,
+    /// What is refunded, `ch_…`.
+    pub charge_id: String,
+    /// Whether the money went back.
+    pub succeeded: bool,
+}
+
 /// A part of Stripe's books.
 #[derive(Debug, Clone)]
-pub struct LedgerPage {
+pub struct LedgerPage<T> {
     /// Newest first.
-    pub charges: Vec<ListedCharge>,
+    pub entries: Vec<T>,
     /// Where the next page starts, if there is one.
     pub next: Option<String>,
 }
@@ -285,9 +353,26 @@ struct Charge {
     metadata: HashMap<String, String>,
 }
 
+#[derive(Clone, Deserialize)]
+struct RefundBody {
+    #[serde(deserialize_with = "filled")]
+    id: String,
+    charge: String,
+    amount: u32,
+    currency: String,
+    #[serde(default)]
+    status: String,
+}
+
+impl From<RefundBody> for Refund {
+    fn from(refund: RefundBody) -> Self {
+        Self { stripe_refund_id: refund.id, amount: refund.amount, currency: refund.currency }
+    }
+}
+
 #[derive(Deserialize)]
-struct ChargePage {
-    data: Vec<Charge>,
+struct Page<T> {
+    data: Vec<T>,
     has_more: bool,
 }
 
@@ -315,18 +400,25 @@ fn legible(message: &str) -> String {
     message.chars().filter(|character| !character.is_control()).take(MESSAGE_CHARACTERS).collect()
 }
 
-/// Where a page of charges is, newest first: everybody's, or one customer's since some time.
-fn list_path(of: Option<(&str, Duration)>, starting_after: Option<&str>) -> String {
+/// Where a page of the list at this path is, newest first: all of it, or what is of one object, and since some time.
+fn list_path(
+    path: &str,
+    of: Option<(&str, &str)>,
+    since: Option<Duration>,
+    starting_after: Option<&str>,
+) -> String {
     let mut query = Serializer::new(String::new());
     query.append_pair("limit", &PAGE.to_string());
-    if let Some((customer, since)) = of {
-        query.append_pair("customer", customer);
+    if let Some((name, id)) = of {
+        query.append_pair(name, id);
+    }
+    if let Some(since) = since {
         query.append_pair("created[gte]", &since.as_secs().to_string());
     }
     if let Some(id) = starting_after {
         query.append_pair("starting_after", id);
     }
-    format!("/v1/charges?{}", query.finish())
+    format!("{path}?{}", query.finish())
 }
 
 fn decode<T: DeserializeOwned>(reply: &Reply) -> Result<T, CallError> {

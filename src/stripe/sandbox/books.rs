@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::record::{Charge, ChargeStatus, Customer, Failure};
+use super::record::{Charge, ChargeStatus, Customer, Failure, Refund, RefundFailure};
 
 /// What a request brought into being, which is all there is to its stored response.
 #[derive(Debug, Clone)]
@@ -14,6 +14,10 @@ pub(super) enum Object {
     Charge(Arc<Charge>),
     /// Nothing, by a `POST /v1/charges` that failed.
     Failure(Arc<Failure>),
+    /// By `POST /v1/refunds`.
+    Refund(Arc<Refund>),
+    /// Nothing, by a `POST /v1/refunds` that failed.
+    RefundFailure(Arc<RefundFailure>),
 }
 
 impl Object {
@@ -22,6 +26,8 @@ impl Object {
             Self::Customer(customer) => customer.created_ms,
             Self::Charge(charge) => charge.created_ms,
             Self::Failure(failure) => failure.created_ms,
+            Self::Refund(refund) => refund.created_ms,
+            Self::RefundFailure(failure) => failure.created_ms,
         }
     }
 
@@ -30,15 +36,19 @@ impl Object {
             Self::Customer(customer) => customer.idempotency_key.as_deref(),
             Self::Charge(charge) => charge.idempotency_key.as_deref(),
             Self::Failure(failure) => failure.idempotency_key.as_deref(),
+            Self::Refund(refund) => refund.idempotency_key.as_deref(),
+            Self::RefundFailure(failure) => failure.idempotency_key.as_deref(),
         }
     }
 }
 
-/// Which charges to list.
+/// Which charges or refunds to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Page {
     /// Only those of this customer.
     pub(super) customer: Option<String>,
+    /// Only refunds of this charge.
+    pub(super) charge: Option<String>,
     /// Only those made in this second of Unix time or later.
     pub(super) created_since: u64,
     /// Only those older than this one.
@@ -55,6 +65,10 @@ pub(super) struct Books {
     charges: Vec<Arc<Charge>>,
     by_id: HashMap<String, usize>,
     by_customer: HashMap<String, Vec<usize>>,
+    /// Oldest first.
+    refunds: Vec<Arc<Refund>>,
+    /// The refund of each charge, which is refunded as a whole and once.
+    by_charge: HashMap<String, usize>,
 }
 
 impl Books {
@@ -69,7 +83,11 @@ impl Books {
                 self.by_id.insert(charge.id.clone(), position);
                 self.by_customer.entry(charge.terms.customer.clone()).or_default().push(position);
             }
-            Object::Failure(_) => {}
+            Object::Refund(refund) => {
+                self.by_charge.insert(refund.terms.charge.clone(), self.refunds.len());
+                self.refunds.push(Arc::clone(refund));
+            }
+            Object::Failure(_) | Object::RefundFailure(_) => {}
         }
     }
 
@@ -81,21 +99,55 @@ impl Books {
         self.by_id.get(id).map(|&position| &self.charges[position])
     }
 
+    pub(super) fn refunds(&self) -> &[Arc<Refund>] {
+        &self.refunds
+    }
+
+    /// The refund of this charge, if there is one.
+    pub(super) fn refund_of(&self, charge: &str) -> Option<&Arc<Refund>> {
+        self.by_charge.get(charge).map(|&position| &self.refunds[position])
+    }
+
+    /// As [`Books::page`], of refunds.
+    pub(super) fn refund_page(&self, page: &Page) -> Option<(Vec<Arc<Refund>>, bool)> {
+        let end = match &page.starting_after {
+            None => self.refunds.len(),
+            Some(id) => self.refunds.iter().position(|refund| refund.id == *id)?,
+        };
+        let asked_for = |refund: &&Arc<Refund>| match &page.charge {
+            None => true,
+            Some(charge) => refund.terms.charge == *charge,
+        };
+        let one = page.charge.as_ref().map(|charge| self.refund_of(charge).into_iter());
+        let mut newest_first: Box<dyn Iterator<Item = &Arc<Refund>>> = match one {
+            Some(one) if page.starting_after.is_none() => Box::new(one),
+            _ => Box::new(self.refunds[..end].iter().rev().filter(asked_for)),
+        };
+        let listed = newest_first.by_ref().take(page.limit).cloned().collect();
+        Some((listed, newest_first.next().is_some()))
+    }
+
     pub(super) fn charges(&self) -> &[Arc<Charge>] {
         &self.charges
     }
 
-    /// Makes every charge so much older. Their order stays.
+    /// Makes all of it so much older. Its order stays.
     pub(super) fn age(&mut self, ms: u64) {
         for charge in &mut self.charges {
             Arc::make_mut(charge).created_ms = charge.created_ms.saturating_sub(ms);
         }
+        for refund in &mut self.refunds {
+            Arc::make_mut(refund).created_ms = refund.created_ms.saturating_sub(ms);
+        }
     }
 
-    /// Ends every charge that is pending.
+    /// Ends all that is pending.
     pub(super) fn settle(&mut self, status: ChargeStatus) {
         for charge in self.charges.iter_mut().filter(|charge| charge.status == ChargeStatus::Pending) {
             Arc::make_mut(charge).status = status;
+        }
+        for refund in self.refunds.iter_mut().filter(|refund| refund.status == ChargeStatus::Pending) {
+            Arc::make_mut(refund).status = status;
         }
     }
 

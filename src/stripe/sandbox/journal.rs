@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Charge, ChargeStatus, Customer, Failure};
+use super::record::{Charge, ChargeStatus, Customer, Failure, Refund, RefundFailure};
 
 /// Why the ledger could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,10 @@ pub(super) enum Event<'a> {
     Charge(Cow<'a, Charge>),
     /// A request for a charge failed, and its idempotency key has a stored response all the same.
     Failure(Cow<'a, Failure>),
+    /// As a charge.
+    Refund(Cow<'a, Refund>),
+    /// As a failure.
+    RefundFailure(Cow<'a, RefundFailure>),
     /// All idempotency keys up to here are forgotten.
     KeysForgotten {},
     /// All that is recorded up to here is so much older.
@@ -60,7 +64,7 @@ pub(super) enum Event<'a> {
         /// By how much, in milliseconds.
         ms: u64,
     },
-    /// The charges that are pending here have ended like this.
+    /// The charges and refunds that are pending here have ended like this.
     Settled {
         /// For each of them.
         status: ChargeStatus,

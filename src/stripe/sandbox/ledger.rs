@@ -12,7 +12,9 @@ use rand::distr::{Alphanumeric, SampleString};
 
 use super::books::{Books, Key, Keys, Object, Page};
 use super::journal::{Event, Journal, LedgerError};
-use super::record::{Charge, ChargeStatus, ChargeTerms, Customer, CustomerTerms, Failure};
+use super::record::{
+    Charge, ChargeStatus, ChargeTerms, Customer, CustomerTerms, Failure, Refund, RefundFailure, RefundTerms,
+};
 
 /// The sandbox's memory. Whoever else holds it sees what "Stripe" has really done, whatever its replies said.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ impl Ledger {
                 Event::Customer(customer) => Object::Customer(Arc::new(customer.into_owned())),
                 Event::Charge(charge) => Object::Charge(Arc::new(charge.into_owned())),
                 Event::Failure(failure) => Object::Failure(Arc::new(failure.into_owned())),
+                Event::Refund(refund) => Object::Refund(Arc::new(refund.into_owned())),
+                Event::RefundFailure(failure) => Object::RefundFailure(Arc::new(failure.into_owned())),
             };
             latest_ms = object.created_ms();
             index(&mut books, &mut keys, object);
@@ -55,6 +59,11 @@ impl Ledger {
     /// As [`Ledger::charges`], of one customer.
     pub fn charges_of(&self, customer: &str) -> Vec<Arc<Charge>> {
         self.lock().books.charges_of(customer)
+    }
+
+    /// Every refund, oldest first. Copies a pointer each.
+    pub fn refunds(&self) -> Vec<Arc<Refund>> {
+        self.lock().books.refunds().to_vec()
     }
 
     /// Forgets every idempotency key, as Stripe does with those older than a day.
@@ -76,7 +85,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends all charges that are pending. What is stored under their idempotency keys stays the pending answer, as at
+    /// Ends all charges and refunds that are pending. What is stored under their idempotency keys stays the pending answer, as at
     /// Stripe.
     pub fn settle(&self, status: ChargeStatus) -> Result<(), LedgerError> {
         let mut state = self.lock();
@@ -95,6 +104,23 @@ impl Ledger {
 
     pub(super) fn page(&self, page: &Page) -> Option<(Vec<Arc<Charge>>, bool)> {
         self.lock().books.page(page)
+    }
+
+    pub(super) fn refund_page(&self, page: &Page) -> Option<(Vec<Arc<Refund>>, bool)> {
+        self.lock().books.refund_page(page)
+    }
+
+    /// Each with whether it is refunded.
+    pub(super) fn with_refunds(&self, charges: Vec<Arc<Charge>>) -> Vec<(Arc<Charge>, bool)> {
+        let with = |charge: Arc<Charge>| {
+            let refunded = self.is_refunded(&charge.id);
+            (charge, refunded)
+        };
+        charges.into_iter().map(with).collect()
+    }
+
+    pub(super) fn is_refunded(&self, charge: &str) -> bool {
+        self.lock().books.refund_of(charge).is_some_and(|refund| refund.status != ChargeStatus::Failed)
     }
 
     /// Takes the key for a request about to be executed, unless an earlier one has it.
@@ -168,6 +194,44 @@ impl Claim<'_> {
         let failure = Arc::new(Failure { created_ms, terms, idempotency_key: self.key.clone() });
         state.journal.append(&Event::Failure(Cow::Borrowed(&failure)))?;
         state.remember(Object::Failure(failure));
+        Ok(())
+    }
+
+    /// Refunds a charge, unless it is refunded already. `failed_to_answer`: what is answered and stored is a failure.
+    pub(super) fn refund(
+        self,
+        terms: RefundTerms,
+        status: ChargeStatus,
+        failed_to_answer: bool,
+    ) -> Result<Option<Arc<Refund>>, LedgerError> {
+        let mut state = self.ledger.lock();
+        let earlier = state.books.refund_of(&terms.charge);
+        if earlier.is_some_and(|refund| refund.status != ChargeStatus::Failed) {
+            return Ok(None);
+        }
+        let charge = state.books.charge(&terms.charge).expect("it was looked up, and stays");
+        let refund = Arc::new(Refund {
+            id: new_id("re_", 24),
+            created_ms: state.next_created_ms(),
+            status,
+            amount: charge.terms.amount,
+            currency: charge.terms.currency.clone(),
+            terms,
+            idempotency_key: self.key.clone(),
+            failed_to_answer,
+        });
+        state.journal.append(&Event::Refund(Cow::Borrowed(&refund)))?;
+        state.remember(Object::Refund(Arc::clone(&refund)));
+        Ok(Some(refund))
+    }
+
+    /// Refunds nothing and stores that it failed.
+    pub(super) fn fail_refund(self, terms: RefundTerms) -> Result<(), LedgerError> {
+        let mut state = self.ledger.lock();
+        let created_ms = state.next_created_ms();
+        let failure = Arc::new(RefundFailure { created_ms, terms, idempotency_key: self.key.clone() });
+        state.journal.append(&Event::RefundFailure(Cow::Borrowed(&failure)))?;
+        state.remember(Object::RefundFailure(failure));
         Ok(())
     }
 

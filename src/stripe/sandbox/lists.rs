@@ -1,4 +1,5 @@
-//! `GET /v1/charges`: the way to learn what became of a charge whose key is forgotten, and what can go wrong with it.
+//! `GET /v1/charges` and `/v1/refunds`: the way to learn what became of one whose key is forgotten, and what can go wrong
+//! with it.
 //!
 //! Lists have faults of their own, apart from those of charges: what matters about a list is how it is cut into pages,
 //! how long it takes, and whether it can be had at all.
@@ -80,7 +81,14 @@ impl ListControl {
     }
 }
 
-pub(super) async fn list(sandbox: &Sandbox, query: &str) -> Result<Response<Body>, HangUp> {
+/// Which list.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum List {
+    Charges,
+    Refunds,
+}
+
+pub(super) async fn list(sandbox: &Sandbox, list: List, query: &str) -> Result<Response<Body>, HangUp> {
     let (fault, listing) = sandbox.lists.draw();
     if !listing.latency.is_zero() {
         sandbox.unless_stopped(tokio::time::sleep(listing.latency)).await;
@@ -92,19 +100,28 @@ pub(super) async fn list(sandbox: &Sandbox, query: &str) -> Result<Response<Body
         ListFault::RateLimited => Err(ApiError::RateLimited),
         ListFault::Hold => {
             sandbox.unless_stopped(sandbox.faults.hold()).await;
-            page(sandbox, query, &listing)
+            page(sandbox, list, query, &listing)
         }
-        ListFault::None => page(sandbox, query, &listing),
+        ListFault::None => page(sandbox, list, query, &listing),
     };
     Ok(respond(reply.unwrap_or_else(Reply::from)))
 }
 
-fn page(sandbox: &Sandbox, query: &str, listing: &Listing) -> Result<Reply, ApiError> {
+fn page(sandbox: &Sandbox, list: List, query: &str, listing: &Listing) -> Result<Reply, ApiError> {
     let mut page = params::page(query)?;
     page.limit = page.limit.min(listing.page);
-    let (charges, has_more) = sandbox.ledger.page(&page).ok_or_else(|| {
+    let unknown = |what| {
         let id = page.starting_after.as_deref().unwrap_or_default();
-        ApiError::no_such_parameter("charge", id, "starting_after")
-    })?;
-    Ok(Reply::page(&charges, has_more))
+        ApiError::no_such_parameter(what, id, "starting_after")
+    };
+    match list {
+        List::Charges => {
+            let (charges, has_more) = sandbox.ledger.page(&page).ok_or_else(|| unknown("charge"))?;
+            Ok(Reply::page(&sandbox.ledger.with_refunds(charges), has_more))
+        }
+        List::Refunds => {
+            let (refunds, has_more) = sandbox.ledger.refund_page(&page).ok_or_else(|| unknown("refund"))?;
+            Ok(Reply::refund_page(&refunds, has_more))
+        }
+    }
 }

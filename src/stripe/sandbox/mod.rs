@@ -18,14 +18,17 @@
 //! requests change what was recorded: `POST /_sandbox/age` (a duration, as in `"26h"`: all of it is so much older) and
 //! `PUT /_sandbox/settle` (`"succeeded"` or `"failed"`: how pending charges end).
 //!
-//! Absent on purpose: everything about cards but whether they decline, refunds, webhooks, a limit on requests.
+//! Charges are refunded as a whole and once. Requests for refunds meet the same faults as those for charges, but that a
+//! refund is never declined.
+//!
+//! Absent on purpose: everything about cards but whether they decline, refunds of a part, webhooks, a limit on requests.
 
 mod books;
-mod charges;
 mod faults;
 mod journal;
 mod ledger;
 mod lists;
+mod money;
 mod params;
 mod record;
 mod reply;
@@ -48,7 +51,7 @@ use crate::http::{self, Body, Limits, Listener};
 pub use self::faults::{Fault, FaultControl, Faults};
 pub use self::journal::LedgerError;
 pub use self::ledger::Ledger;
-pub use self::record::{Charge, ChargeStatus, ChargeTerms, Metadata};
+pub use self::record::{Charge, ChargeStatus, ChargeTerms, Metadata, Refund, RefundTerms};
 
 /// More connections than the service ever opens to it, and long enough idle that the client closes first.
 const LIMITS: Limits = Limits { connections: 4096, head_timeout: Duration::from_secs(60) };

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::books::Page;
-use super::record::{ChargeTerms, CustomerTerms, Metadata, Source};
+use super::record::{ChargeTerms, CustomerTerms, Metadata, RefundTerms, Source};
 use super::reply::ApiError;
 
 /// The largest amount Stripe takes: eight digits.
@@ -59,11 +59,28 @@ pub(super) fn customer_terms(form: &[u8]) -> Result<CustomerTerms, ApiError> {
     Ok(CustomerTerms { email, source })
 }
 
+pub(super) fn refund_terms(form: &[u8]) -> Result<RefundTerms, ApiError> {
+    let (mut charge, mut metadata) = (None, BTreeMap::new());
+    for (name, value) in pairs(form) {
+        match name.as_str() {
+            "charge" => charge = Some(value),
+            _ => match name.strip_prefix("metadata[").and_then(|rest| rest.strip_suffix(']')) {
+                Some(inner) => drop(metadata.insert(inner.to_owned(), value)),
+                None => return Err(ApiError::UnknownParameter(name)),
+            },
+        }
+    }
+    let charge = charge.ok_or(ApiError::MissingParameter("charge"))?;
+    Ok(RefundTerms { charge, metadata: Metadata::from(metadata) })
+}
+
 pub(super) fn page(query: &str) -> Result<Page, ApiError> {
-    let mut page = Page { customer: None, created_since: 0, starting_after: None, limit: DEFAULT_LIMIT };
+    let mut page =
+        Page { customer: None, charge: None, created_since: 0, starting_after: None, limit: DEFAULT_LIMIT };
     for (name, value) in pairs(query.as_bytes()) {
         match name.as_str() {
             "customer" => page.customer = Some(value),
+            "charge" => page.charge = Some(value),
             "starting_after" => page.starting_after = Some(value),
             "created[gte]" => page.created_since = value.parse().map_err(|_| ApiError::invalid("created[gte]"))?,
             "limit" => {

@@ -84,11 +84,55 @@ pub struct ChargeTerms {
     pub metadata: Metadata,
 }
 
-/// How an attempt to charge ended, or that it has not.
+/// A refund of a whole charge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refund {
+    /// `re_` and 24 characters.
+    pub id: String,
+    /// When it was made, in milliseconds of Unix time.
+    pub created_ms: u64,
+    /// Whether the money went back.
+    pub status: ChargeStatus,
+    /// What was asked for.
+    pub terms: RefundTerms,
+    /// The charge's.
+    pub amount: u32,
+    /// The charge's.
+    pub currency: String,
+    /// The key of the request that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// Whether that request was answered 500 all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed_to_answer: bool,
+}
+
+/// As [`Failure`], of a request for a refund.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RefundFailure {
+    /// When it was made, in milliseconds of Unix time.
+    pub(super) created_ms: u64,
+    /// What was asked for.
+    pub(super) terms: RefundTerms,
+    /// The key of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) idempotency_key: Option<String>,
+}
+
+/// The parameters of a refund.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefundTerms {
+    /// What to refund, `ch_…`.
+    pub charge: String,
+    /// What the caller wants to find it by.
+    pub metadata: Metadata,
+}
+
+/// How an attempt to move money ended, or that it has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChargeStatus {
-    /// The card was charged.
+    /// The card was charged, or refunded.
     Succeeded,
     /// The card was declined.
     Failed,

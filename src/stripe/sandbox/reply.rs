@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::books::Object;
-use super::record::{Charge, ChargeStatus, Customer, Metadata};
+use super::record::{Charge, ChargeStatus, Customer, Metadata, Refund};
 
 /// A whole answer; faults may yet mangle it on its way out.
 #[derive(Debug)]
@@ -35,9 +35,14 @@ impl Reply {
     pub(super) fn created_charge(charge: &Charge) -> Self {
         match charge.status {
             _ if charge.failed_to_answer => ApiError::ServerError.into(),
-            ChargeStatus::Succeeded | ChargeStatus::Pending => Self::ok(&ChargeBody::new(charge)),
+            ChargeStatus::Succeeded | ChargeStatus::Pending => Self::ok(&ChargeBody::new(charge, false)),
             ChargeStatus::Failed => ApiError::Declined { charge: charge.id.clone() }.into(),
         }
+    }
+
+    /// As [`Reply::created_charge`].
+    pub(super) fn created_refund(refund: &Refund) -> Self {
+        if refund.failed_to_answer { ApiError::ServerError.into() } else { Self::ok(&RefundBody::new(refund)) }
     }
 
     /// The answer to the request that brought this about, as it was given then.
@@ -45,14 +50,20 @@ impl Reply {
         let first = match object {
             Object::Customer(customer) => Self::ok(&CustomerBody::new(customer)),
             Object::Charge(charge) => Self::created_charge(charge),
-            Object::Failure(_) => ApiError::ServerError.into(),
+            Object::Refund(refund) => Self::created_refund(refund),
+            Object::Failure(_) | Object::RefundFailure(_) => ApiError::ServerError.into(),
         };
         Self { replayed: true, ..first }
     }
 
-    pub(super) fn page(charges: &[Arc<Charge>], has_more: bool) -> Self {
-        let data: Vec<_> = charges.iter().map(|charge| ChargeBody::new(charge)).collect();
+    pub(super) fn page(charges: &[(Arc<Charge>, bool)], has_more: bool) -> Self {
+        let data: Vec<_> = charges.iter().map(|(charge, refunded)| ChargeBody::new(charge, *refunded)).collect();
         Self::ok(&PageBody { object: "list", url: "/v1/charges", has_more, data })
+    }
+
+    pub(super) fn refund_page(refunds: &[Arc<Refund>], has_more: bool) -> Self {
+        let data: Vec<_> = refunds.iter().map(|refund| RefundBody::new(refund)).collect();
+        Self::ok(&PageBody { object: "list", url: "/v1/refunds", has_more, data })
     }
 }
 
@@ -76,7 +87,7 @@ pub(super) struct ChargeBody<'a> {
 }
 
 impl<'a> ChargeBody<'a> {
-    pub(super) fn new(charge: &'a Charge) -> Self {
+    pub(super) fn new(charge: &'a Charge, refunded: bool) -> Self {
         let paid = charge.status == ChargeStatus::Succeeded;
         Self {
             id: &charge.id,
@@ -91,8 +102,36 @@ impl<'a> ChargeBody<'a> {
             livemode: false,
             metadata: &charge.terms.metadata,
             paid,
-            refunded: false,
+            refunded,
             status: charge.status,
+        }
+    }
+}
+
+/// A refund as Stripe shows it.
+#[derive(Serialize)]
+pub(super) struct RefundBody<'a> {
+    id: &'a str,
+    object: &'static str,
+    amount: u32,
+    charge: &'a str,
+    created: u64,
+    currency: &'a str,
+    metadata: &'a Metadata,
+    status: ChargeStatus,
+}
+
+impl<'a> RefundBody<'a> {
+    fn new(refund: &'a Refund) -> Self {
+        Self {
+            id: &refund.id,
+            object: "refund",
+            amount: refund.amount,
+            charge: &refund.terms.charge,
+            created: refund.created_ms / 1000,
+            currency: &refund.currency,
+            metadata: &refund.terms.metadata,
+            status: refund.status,
         }
     }
 }
@@ -120,11 +159,11 @@ impl<'a> CustomerBody<'a> {
 }
 
 #[derive(Serialize)]
-struct PageBody<'a> {
+struct PageBody<T> {
     object: &'static str,
     url: &'static str,
     has_more: bool,
-    data: Vec<ChargeBody<'a>>,
+    data: Vec<T>,
 }
 
 /// Every way in which the sandbox says no.
@@ -143,6 +182,8 @@ pub(super) enum ApiError {
     KeyReused,
     KeyInUse,
     Declined { charge: String },
+    AlreadyRefunded { charge: String },
+    NotPaid { charge: String },
     RateLimited,
     Revoked,
     Forbidden,
@@ -169,6 +210,8 @@ impl ApiError {
             | Self::UnknownParameter(_)
             | Self::UnreadableBody(_)
             | Self::BadIdempotencyKey
+            | Self::AlreadyRefunded { .. }
+            | Self::NotPaid { .. }
             | Self::KeyReused => StatusCode::BAD_REQUEST,
             Self::KeyInUse => StatusCode::CONFLICT,
             Self::Declined { .. } => StatusCode::PAYMENT_REQUIRED,
@@ -197,6 +240,7 @@ impl ApiError {
             Self::UnknownParameter(_) => Some("parameter_unknown"),
             Self::KeyInUse => Some("idempotency_key_in_use"),
             Self::Declined { .. } => Some("card_declined"),
+            Self::AlreadyRefunded { .. } => Some("charge_already_refunded"),
             Self::RateLimited => Some("rate_limit"),
             Self::Revoked => Some("api_key_expired"),
             Self::NoApiKey
@@ -205,6 +249,7 @@ impl ApiError {
             | Self::UnreadableBody(_)
             | Self::BadIdempotencyKey
             | Self::KeyReused
+            | Self::NotPaid { .. }
             | Self::Forbidden
             | Self::ServerError => None,
         }
@@ -241,6 +286,8 @@ impl ApiError {
                 "There is currently another in-progress request using this Idempotency-Key.".to_owned()
             }
             Self::Declined { .. } => "Your card was declined.".to_owned(),
+            Self::AlreadyRefunded { charge } => format!("Charge {charge} has already been refunded."),
+            Self::NotPaid { charge } => format!("Charge {charge} took no money that could be refunded."),
             Self::RateLimited => "Request rate limit exceeded.".to_owned(),
             Self::Revoked => "Expired API Key provided.".to_owned(),
             Self::Forbidden => "The provided key does not have the required permissions.".to_owned(),

@@ -12,8 +12,10 @@ use serde_json::json;
 use super::books::Object;
 use super::faults::{Fault, Faults};
 use super::ledger::{Claimed, Ledger};
+use super::lists::List;
+use super::money::Terms;
 use super::reply::{ApiError, ChargeBody, CustomerBody, Reply};
-use super::{Sandbox, charges, lists, not_recorded, params, respond};
+use super::{Sandbox, lists, money, not_recorded, params, respond};
 use crate::http::{self, Body, HangUp};
 
 /// Bounds of a request's body. Forms are far smaller.
@@ -34,10 +36,18 @@ pub(super) async fn handle(sandbox: Arc<Sandbox>, request: Request<Incoming>) ->
         ["_sandbox", path @ ..] => steer(&sandbox, method, path, &body),
         path => match check_api_key(&head.headers).and_then(|()| idempotency_key(&head.headers)) {
             Ok(key) if path == ["v1", "charges"] && method == "POST" => {
-                return charges::create(&sandbox, key, &body).await;
+                let terms = params::charge_terms(&body).map(Terms::Charge);
+                return money::create(&sandbox, key, terms).await;
+            }
+            Ok(key) if path == ["v1", "refunds"] && method == "POST" => {
+                let terms = params::refund_terms(&body).map(Terms::Refund);
+                return money::create(&sandbox, key, terms).await;
             }
             Ok(_) if path == ["v1", "charges"] && method == "GET" => {
-                return lists::list(&sandbox, head.uri.query().unwrap_or_default()).await;
+                return lists::list(&sandbox, List::Charges, head.uri.query().unwrap_or_default()).await;
+            }
+            Ok(_) if path == ["v1", "refunds"] && method == "GET" => {
+                return lists::list(&sandbox, List::Refunds, head.uri.query().unwrap_or_default()).await;
             }
             Ok(key) if path == ["v1", "customers"] && method == "POST" => {
                 create_customer(&sandbox.ledger, key, &body)
@@ -53,14 +63,14 @@ pub(super) async fn handle(sandbox: Arc<Sandbox>, request: Request<Incoming>) ->
 fn read(ledger: &Ledger, method: &str, path: &[&str]) -> Result<Reply, ApiError> {
     match (path, method) {
         (["v1", "charges", id], "GET") => match ledger.charge(id) {
-            Some(charge) => Ok(Reply::ok(&ChargeBody::new(&charge))),
+            Some(charge) => Ok(Reply::ok(&ChargeBody::new(&charge, ledger.is_refunded(id)))),
             None => Err(ApiError::NoSuchObject { what: "charge", id: (*id).to_owned() }),
         },
         (["v1", "customers", id], "GET") => match ledger.customer(id) {
             Some(customer) => Ok(Reply::ok(&CustomerBody::new(&customer))),
             None => Err(ApiError::NoSuchObject { what: "customer", id: (*id).to_owned() }),
         },
-        (["v1", "charges"], _) => Err(ApiError::NoSuchMethod { allowed: "GET, POST" }),
+        (["v1", "charges" | "refunds"], _) => Err(ApiError::NoSuchMethod { allowed: "GET, POST" }),
         (["v1", "customers"], _) => Err(ApiError::NoSuchMethod { allowed: "POST" }),
         (["v1", "charges" | "customers", _], _) => Err(ApiError::NoSuchMethod { allowed: "GET" }),
         _ => Err(no_such_url(method, path)),
@@ -78,7 +88,7 @@ fn create_customer(ledger: &Ledger, key: Option<String>, form: &[u8]) -> Result<
         Claimed::InUse => Err(ApiError::KeyInUse),
         Claimed::Stored(object) => match &object {
             Object::Customer(customer) if customer.terms == terms => Ok(Reply::replay(&object)),
-            Object::Customer(_) | Object::Charge(_) | Object::Failure(_) => Err(ApiError::KeyReused),
+            _ => Err(ApiError::KeyReused),
         },
     }
 }

@@ -2,7 +2,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::stripe::testing::{Rig, Scratch, charge_of, send};
-use crate::stripe::{ChargeOutcome, ChargeRequest};
+use crate::stripe::{ChargeOutcome, ChargeRequest, RefundOutcome, RefundRequest};
 
 fn status(response: &str) -> &str {
     response.split(' ').nth(1).unwrap_or_default()
@@ -229,12 +229,91 @@ async fn charges_are_listed_newest_first_and_by_page() {
 }
 
 #[tokio::test]
+async fn a_charge_is_refunded_as_a_whole_and_once() {
+    let rig = Rig::start().await;
+    let payer = rig.customer().await;
+    let (charge, other) = (charge_id(&rig, &charge_of(&payer)).await, charge_id(&rig, &charge_of(&payer)).await);
+    let refund = async |key: &str, charge: &str| {
+        let form = format!("charge={charge}&metadata[a]=b");
+        rig.send("POST /v1/refunds", &format!("Idempotency-Key: {key}\r\n"), &form).await
+    };
+    let (first, again) = (refund("one", &charge).await, refund("one", &charge).await);
+    assert_eq!((status(&first), status(&again)), ("200", "200"));
+    assert_eq!((body(&first), replayed(&first), replayed(&again)), (body(&again), false, true));
+    assert!(body(&refund("one", &other).await).contains(r#""type":"idempotency_error""#));
+    let second = refund("two", &charge).await;
+    assert_eq!(status(&second), "400");
+    assert!(body(&second).contains(r#""code":"charge_already_refunded""#), "{second}");
+    assert_eq!(status(&refund("three", "ch_none").await), "400");
+    rig.faults.script([Fault::Declined]);
+    let declined = rig.client.charge(&charge_of(&payer)).await;
+    assert!(matches!(declined, ChargeOutcome::Declined { .. }), "{declined:?}");
+    let unpaid = rig.ledger.charges().last().expect("one").id.clone();
+    assert_eq!(status(&refund("four", &unpaid).await), "400");
+
+    let refunds = rig.ledger.refunds();
+    assert_eq!((refunds.len(), &refunds[0].terms.charge), (1, &charge));
+    let seen = rig.send(&format!("GET /v1/charges/{charge}"), "", "").await;
+    assert!(body(&seen).contains(r#""refunded":true"#), "{seen}");
+    let list = rig.send(&format!("GET /v1/refunds?charge={charge}"), "", "").await;
+    assert!(body(&list).contains(&refunds[0].id), "{list}");
+    let none = rig.send(&format!("GET /v1/refunds?charge={other}"), "", "").await;
+    assert!(body(&none).contains(r#""data":[]"#), "{none}");
+}
+
+#[tokio::test]
+async fn what_a_client_knows_of_a_refund_is_what_its_answer_proves() {
+    let rig = Rig::start().await;
+    let payer = rig.customer().await;
+    for (fault, known) in [
+        (Fault::None, "refunded"),
+        (Fault::Reset, "unknown"),
+        (Fault::ServerError, "unknown"),
+        (Fault::RateLimited, "refused"),
+        (Fault::Pending, "unknown"),
+        (Fault::StoredServerError, "unknown"),
+        (Fault::ChargedThenStoredServerError, "unknown"),
+        (Fault::ChargedThenServerError, "unknown"),
+        (Fault::ReplyLost, "unknown"),
+        (Fault::Truncated, "unknown"),
+        (Fault::NoId, "unknown"),
+    ] {
+        let charge_id = charge_id(&rig, &charge_of(&payer)).await;
+        let request = RefundRequest { charge_id, ride_id: 7, idempotency_key: uuid::Uuid::new_v4() };
+        rig.faults.script([fault]);
+        let outcome = match rig.client.refund(&request).await {
+            RefundOutcome::Refunded(_) => "refunded",
+            RefundOutcome::AlreadyRefunded(_) => "already refunded",
+            RefundOutcome::NotSent(_) => "not sent",
+            RefundOutcome::Unknown(_) => "unknown",
+            RefundOutcome::Refused(_) => "refused",
+        };
+        assert_eq!(outcome, known, "{fault:?}");
+        let made = rig
+            .ledger
+            .refunds()
+            .iter()
+            .any(|refund| refund.terms.charge == request.charge_id && refund.status == ChargeStatus::Succeeded);
+        match rig.client.find_refund(&request.charge_id).await {
+            Ok(found) => assert_eq!(found.is_some(), made, "{fault:?}"),
+            Err(error) => assert!(fault == Fault::Pending, "{fault:?}: {error}"),
+        }
+        rig.ledger.forget_keys().expect("written");
+        let again = RefundRequest { idempotency_key: uuid::Uuid::new_v4(), ..request };
+        let outcome = rig.client.refund(&again).await;
+        let already = made || fault == Fault::Pending;
+        assert_eq!(matches!(outcome, RefundOutcome::AlreadyRefunded(_)), already, "{fault:?}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
 async fn errors_have_stripes_shape() {
     let rig = Rig::start().await;
     for (line, expected) in [
         ("GET /v1/charges/ch_none", "404"),
         ("GET /v1/customers/cus_none", "404"),
-        ("GET /v1/refunds", "404"),
+        ("GET /v1/payouts", "404"),
+        ("DELETE /v1/refunds", "405"),
         ("GET /", "404"),
         ("DELETE /v1/charges", "405"),
         ("GET /v1/customers", "405"),

@@ -3,7 +3,8 @@
 use rocket_rides_atomic::idempotency::parked;
 
 use super::work::{LAST, work};
-use crate::lane::{CLAIM, FINISH, Lane, Service};
+use crate::kind::Kind;
+use crate::lane::{CLAIM, Lane, Service};
 use crate::proxy::{Boundary, Fault, Plan};
 use crate::support::client::{DECLINED_USER, Post, new_key};
 use crate::support::world::pool;
@@ -12,42 +13,39 @@ use crate::weather::Weather;
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
-    FreshRequest,
+    FreshRequest(Kind),
     DeclinedRequest,
-    RepeatedRequest,
-    Completion,
+    RepeatedRequest(Kind),
+    Completion(Kind),
     Drain,
     Work,
     Reaping,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 7] = [
-        Self::FreshRequest,
-        Self::DeclinedRequest,
-        Self::RepeatedRequest,
-        Self::Completion,
-        Self::Drain,
-        Self::Work,
-        Self::Reaping,
-    ];
+    pub fn all() -> Vec<Self> {
+        let of_all = |scenario: fn(Kind) -> Self| Kind::ALL.map(scenario);
+        let kinds = [of_all(Self::FreshRequest), of_all(Self::RepeatedRequest), of_all(Self::Completion)];
+        kinds.into_iter().flatten().chain([Self::DeclinedRequest, Self::Drain, Self::Work, Self::Reaping]).collect()
+    }
 
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::FreshRequest => "fresh request",
-            Self::DeclinedRequest => "declined request",
-            Self::RepeatedRequest => "repetition of an unfinished request",
-            Self::Completion => "completion",
-            Self::Drain => "drain of the outbox",
-            Self::Work => "worked job",
-            Self::Reaping => "reaping",
+            Self::FreshRequest(kind) => format!("fresh {}", kind.name()),
+            Self::DeclinedRequest => "declined ride".to_owned(),
+            Self::RepeatedRequest(kind) => format!("repetition of an unfinished {}", kind.name()),
+            Self::Completion(kind) => format!("completion of a {}", kind.name()),
+            Self::Drain => "drain of the outbox".to_owned(),
+            Self::Work => "worked job".to_owned(),
+            Self::Reaping => "reaping".to_owned(),
         }
     }
 
     /// What a boundary's label says when all is done; what follows is polling.
     pub fn last(self) -> &'static str {
         match self {
-            Self::FreshRequest | Self::DeclinedRequest | Self::RepeatedRequest | Self::Completion => FINISH,
+            Self::DeclinedRequest => Kind::Ride.last(),
+            Self::FreshRequest(kind) | Self::RepeatedRequest(kind) | Self::Completion(kind) => kind.last(),
             Self::Drain => "execute delete staged_jobs + insert jobs",
             Self::Work => LAST,
             Self::Reaping => "execute delete idempotency_keys + update idempotency_keys",
@@ -57,12 +55,19 @@ impl Scenario {
     /// Plays it under this plan and in this weather, and checks that everything happened exactly once.
     pub async fn play(self, lane: &Lane, weather: Weather, plan: Plan) -> Played {
         match self {
-            Self::FreshRequest => ask(lane, weather, plan, Post::default(), false, 201).await,
-            Self::DeclinedRequest => {
-                ask(lane, weather, plan, Post::default().user(DECLINED_USER), false, 402).await
+            Self::FreshRequest(kind) => {
+                let post = kind.request(&lane.world).await;
+                ask(lane, weather, plan, kind, post, false, 201).await
             }
-            Self::RepeatedRequest => ask(lane, weather, plan, Post::default(), true, 201).await,
-            Self::Completion => complete(lane, weather, plan).await,
+            Self::DeclinedRequest => {
+                let post = Post::default().user(DECLINED_USER).key(&new_key());
+                ask(lane, weather, plan, Kind::Ride, post, false, 402).await
+            }
+            Self::RepeatedRequest(kind) => {
+                let post = kind.request(&lane.world).await;
+                ask(lane, weather, plan, kind, post, true, 201).await
+            }
+            Self::Completion(kind) => complete(lane, weather, plan, kind).await,
             Self::Drain => drain(lane, plan).await,
             Self::Work => work(lane, plan).await,
             Self::Reaping => reap(lane, plan).await,
@@ -87,9 +92,16 @@ impl Played {
     }
 }
 
-/// A client asks for a ride, with or without an attempt before that failed half-way.
-async fn ask(lane: &Lane, weather: Weather, plan: Plan, post: Post, failed_before: bool, status: u16) -> Played {
-    let post = post.key(&new_key());
+/// A client asks, with or without an attempt before that failed half-way.
+async fn ask(
+    lane: &Lane,
+    weather: Weather,
+    plan: Plan,
+    kind: Kind,
+    post: Post,
+    failed_before: bool,
+    status: u16,
+) -> Played {
     let before = lane.books().await;
     let mut service = Service::start(lane, "api", weather).await;
     let api = service.api().await;
@@ -99,7 +111,7 @@ async fn ask(lane: &Lane, weather: Weather, plan: Plan, post: Post, failed_befor
     lane.script.arm(plan);
     let answer = service.insist(&post).await;
     let played = Played::end(lane, &service);
-    assert!(weather.may_end_with(status).contains(&answer.status), "{answer:?}");
+    assert!(weather.may_end_with(kind, status).contains(&answer.status), "{answer:?}");
     let replay = service.insist(&post).await;
     drop(service);
 
@@ -107,13 +119,13 @@ async fn ask(lane: &Lane, weather: Weather, plan: Plan, post: Post, failed_befor
     for replay in [replay, lane.world.post(post).await] {
         assert_eq!((answer.status, &answer.body), (replay.status, &replay.body), "replayed byte for byte");
     }
-    lane.assert_exactly_once(before, 1, i64::from(answer.status == 201)).await;
+    lane.assert_exactly_once(before, kind.leaves(answer.status == 201)).await;
     played
 }
 
 /// The completer finishes what a client left half-way.
-async fn complete(lane: &Lane, weather: Weather, plan: Plan) -> Played {
-    let post = Post::default().key(&new_key());
+async fn complete(lane: &Lane, weather: Weather, plan: Plan, kind: Kind) -> Played {
+    let post = kind.request(&lane.world).await;
     let before = lane.books().await;
     assert_eq!(lane.world.post(post.clone().raising()).await.status, 500);
     lane.world.execute("UPDATE idempotency_keys SET next_attempt_at = now() WHERE response_code IS NULL").await;
@@ -124,8 +136,8 @@ async fn complete(lane: &Lane, weather: Weather, plan: Plan) -> Played {
     drop(service);
 
     let answer = lane.world.post(post).await;
-    assert!(answer.is_replay() && weather.may_end_with(201).contains(&answer.status), "{answer:?}");
-    lane.assert_exactly_once(before, 1, i64::from(answer.status == 201)).await;
+    assert!(answer.is_replay() && weather.may_end_with(kind, 201).contains(&answer.status), "{answer:?}");
+    lane.assert_exactly_once(before, kind.leaves(answer.status == 201)).await;
     played
 }
 
@@ -141,8 +153,8 @@ async fn drain(lane: &Lane, plan: Plan) -> Played {
     let played = Played::end(lane, &service);
     drop(service);
 
-    lane.assert_exactly_once(before, 3, 3).await;
-    assert_eq!(lane.world.count("jobs").await, before.receipts + 3, "all delivered");
+    lane.assert_exactly_once(before, Kind::Ride.leaves(true) * 3).await;
+    assert_eq!(lane.world.count("jobs").await, before.jobs + 3, "all delivered");
     played
 }
 
@@ -169,6 +181,6 @@ async fn reap(lane: &Lane, plan: Plan) -> Played {
     assert_eq!(retried, [parked_id]);
     let answer = lane.world.post(Post::default().key(&unfinished)).await;
     assert_eq!((answer.status, answer.is_replay()), (201, false), "{answer:?}");
-    lane.assert_exactly_once(before, 2, 2).await;
+    lane.assert_exactly_once(before, Kind::Ride.leaves(true) * 2).await;
     played
 }

@@ -19,7 +19,8 @@ const DELIVERED: &str = "FROM taken ORDER BY id";
 const STAGED: &str = "SELECT job ->> 'name', job -> 'args' FROM closed, jsonb_array_elements(jobs) AS job";
 const TAKEN_OVER: &str = "SET lease_token = i.token,";
 const RECORD: &str = "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened";
-const RECEIPT: &str = "SELECT (data -> 'ride_id')::bigint, job_id, data ->> 'message_id' FROM finished WHERE data ? 'ride_id'";
+const RECEIPT: &str =
+    "SELECT (data -> 'ride_id')::bigint, job_id, data ->> 'message_id' FROM finished WHERE data ? 'ride_id'";
 
 pub(super) const SEEDED: &[Seeded] = &[
     // The original's, as far as they leave a trace.
@@ -130,8 +131,8 @@ pub(super) const SEEDED: &[Seeded] = &[
             ("WHEN response_code IS NOT NULL THEN 'finished'", ""),
             (
                 TAKEN_OVER,
-                "SET recovery_point = 'ride_created', step = 1, response_code = NULL, response_body = NULL,
-                     lease_token = i.token,",
+                "SET recovery_point = 'ride_created', step = 1, response_code = NULL, response_headers = '',
+                     response_body = NULL, lease_token = i.token,",
             ),
         ]),
         lifted: &[NEVER_MOVES_BACK, NEVER_CHANGES],
@@ -286,6 +287,38 @@ pub(super) const SEEDED: &[Seeded] = &[
         scenario: Scenario::Abandoned,
         caught_by: I::NothingIsForgotten,
     },
+    // Refunds.
+    Seeded {
+        name: "the refund does not learn what Stripe has made",
+        bug: Bug::Sql(&[("SET stripe_refund_id = c.data ->> 'stripe_refund_id'", "SET stripe_refund_id = NULL")]),
+        lifted: &[],
+        scenario: Scenario::Refunded,
+        caught_by: I::RefundedOnce,
+    },
+    Seeded {
+        name: "the refund is another ride's",
+        bug: Bug::Sql(&[(
+            "SELECT (state -> 'refund_id')::bigint, key_id, (state -> 'ride_id')::bigint,",
+            "SELECT (state -> 'refund_id')::bigint, key_id, (state -> 'ride_id')::bigint - 1,",
+        )]),
+        lifted: &[],
+        scenario: Scenario::Refunded,
+        caught_by: I::RefundedOnce,
+    },
+    Seeded {
+        name: "a 500 from Stripe is taken for a refund",
+        bug: Bug::FromStripe(refunded_for_500),
+        lifted: &[],
+        scenario: Scenario::RefundFailed,
+        caught_by: I::RefundedOnce,
+    },
+    Seeded {
+        name: "a user refunds another user's ride",
+        bug: Bug::Sql(&[("AND r.user_id = f.user_id", "")]),
+        lifted: &[],
+        scenario: Scenario::RefundedByStranger,
+        caught_by: I::RefundedOnce,
+    },
     // Jobs and who works them.
     Seeded {
         name: "a job is finished without its receipt",
@@ -355,6 +388,12 @@ fn charged_for_500(reply: &str) -> String {
     const CHARGED: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n\
         {\"id\":\"ch_taken_for_granted\",\"status\":\"succeeded\"}";
     if reply.starts_with("HTTP/1.1 500") { CHARGED.to_owned() } else { reply.to_owned() }
+}
+
+fn refunded_for_500(reply: &str) -> String {
+    const REFUNDED: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n\
+        {\"id\":\"re_taken_for_granted\",\"charge\":\"ch_1\",\"amount\":2000,\"currency\":\"usd\",\"status\":\"succeeded\"}";
+    if reply.starts_with("HTTP/1.1 500") { REFUNDED.to_owned() } else { reply.to_owned() }
 }
 
 fn empty_list(reply: &str) -> String {

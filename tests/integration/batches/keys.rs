@@ -18,7 +18,7 @@ const KEY: (&str, &str) = ("idempotency_keys", "id");
 
 /// An answer that no other request has.
 fn response() -> Response {
-    Response { code: 201, body: format!(r#"{{"message": "{}"}}"#, Uuid::new_v4()) }
+    Response::new(201, format!(r#"{{"message": "{}"}}"#, Uuid::new_v4()))
 }
 
 /// A request of its own, with parameters like no other's.

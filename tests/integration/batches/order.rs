@@ -113,7 +113,8 @@ async fn of_new_keys() {
 }
 
 async fn insert(session: &Client, key: &str) -> Result<u64, tokio_postgres::Error> {
-    const SQL: &str = "INSERT INTO idempotency_keys (operation, recovery_point, step, state, user_id, idempotency_key,
+    const SQL: &str =
+        "INSERT INTO idempotency_keys (operation, recovery_point, step, state, user_id, idempotency_key,
                            request_method, request_path, request_params, origin_ip, next_attempt_at)
                        VALUES ('plain', 'opened', 1, '{}', 1, $1, 'POST', '/plain', '{}', '127.0.0.1', now())";
     session.execute(SQL, &[&key]).await

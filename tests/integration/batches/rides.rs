@@ -51,9 +51,8 @@ async fn ride(world: &World, request: &Request<RideParams>) -> (i64, Option<Stri
                  AND k.state ->> 'ride_id' = r.id::text
                  AND k.state -> 'charge' ->> 'description' = 'Rocket ride ' || r.id";
     let (key, ip) = (request.key.as_str(), request.origin_ip.to_string());
-    let rows = world
-        .query(sql, &[&key, &request.user_id, &origin_lat, &origin_lon, &target_lat, &target_lon, &ip])
-        .await;
+    let rows =
+        world.query(sql, &[&key, &request.user_id, &origin_lat, &origin_lon, &target_lat, &target_lon, &ip]).await;
     assert_eq!(rows.len(), 1, "key {key}");
     (rows[0].get(0), rows[0].get(1))
 }
@@ -75,7 +74,9 @@ impl Case for Opens {
         let request = new_request();
         match n % 4 {
             0 | 1 => Self { rides, request, expected: "raised" },
-            2 => Self { rides, request: Request { user_id: -1, ..request }, expected: "not admitted: unknown_user" },
+            2 => {
+                Self { rides, request: Request { user_id: -1, ..request }, expected: "not admitted: unknown_user" }
+            }
             _ => {
                 let raised = rides.execute(request.clone()).await;
                 assert!(matches!(raised.answer, Answer::Stopped(Stop::Retry(_))), "{raised:?}");

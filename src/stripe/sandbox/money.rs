@@ -1,8 +1,8 @@
-//! `POST /v1/charges`: where the money would move, and where everything that can go wrong does.
+//! `POST /v1/charges` and `/v1/refunds`: where the money would move, and where everything that can go wrong does.
 //!
 //! A request passes three stages, and each fault belongs to one of them: before Stripe has looked at the
 //! request, in the execution, and on the way back. Only the execution touches the ledger, and it runs as a task
-//! of its own: like the real Stripe it finishes a charge whose client has hung up.
+//! of its own: like the real Stripe it finishes what a client that has hung up has asked for.
 
 use std::io;
 use std::sync::Arc;
@@ -15,17 +15,23 @@ use serde_json::Value;
 
 use super::books::Object;
 use super::faults::{Draw, Fault};
-use super::ledger::Claimed;
-use super::params;
-use super::record::{ChargeStatus, ChargeTerms, Source};
+use super::ledger::{Claim, Claimed};
+use super::record::{ChargeStatus, ChargeTerms, RefundTerms, Source};
 use super::reply::{ApiError, Reply};
 use super::{Sandbox, not_recorded, respond};
 use crate::http::{Body, HangUp};
 
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Terms {
+    Charge(ChargeTerms),
+    Refund(RefundTerms),
+}
+
 pub(super) async fn create(
     sandbox: &Arc<Sandbox>,
     key: Option<String>,
-    form: &[u8],
+    terms: Result<Terms, ApiError>,
 ) -> Result<Response<Body>, HangUp> {
     let draw = sandbox.faults.draw();
     let early = match draw.fault {
@@ -51,7 +57,7 @@ pub(super) async fn create(
     if let Some(error) = early {
         return Ok(respond(error.into()));
     }
-    let terms = match params::charge_terms(form) {
+    let terms = match terms {
         Ok(terms) => terms,
         Err(error) => return Ok(respond(error.into())),
     };
@@ -60,7 +66,7 @@ pub(super) async fn create(
     let reply = match execution.await {
         Ok(reply) => reply.unwrap_or_else(Reply::from),
         Err(error) => {
-            tracing::error!(%error, "the execution of a charge panicked");
+            tracing::error!(%error, "the execution of a charge or refund panicked");
             ApiError::ServerError.into()
         }
     };
@@ -90,24 +96,36 @@ pub(super) async fn create(
     }
 }
 
-async fn execute(
-    sandbox: Arc<Sandbox>,
-    key: Option<String>,
-    terms: ChargeTerms,
-    draw: Draw,
-) -> Result<Reply, ApiError> {
+async fn execute(sandbox: Arc<Sandbox>, key: Option<String>, terms: Terms, draw: Draw) -> Result<Reply, ApiError> {
     // Validation comes before the key: its errors are not stored.
-    let customer = sandbox.ledger.customer(&terms.customer);
-    let customer = customer.ok_or_else(|| ApiError::no_such_parameter("customer", &terms.customer, "customer"))?;
+    let source = match &terms {
+        Terms::Charge(charge) => {
+            let customer = sandbox.ledger.customer(&charge.customer);
+            let customer =
+                customer.ok_or_else(|| ApiError::no_such_parameter("customer", &charge.customer, "customer"))?;
+            customer.terms.source
+        }
+        Terms::Refund(refund) => {
+            let charge = sandbox.ledger.charge(&refund.charge);
+            let charge = charge.ok_or_else(|| ApiError::no_such_parameter("charge", &refund.charge, "charge"))?;
+            if charge.status != ChargeStatus::Succeeded {
+                return Err(ApiError::NotPaid { charge: charge.id.clone() });
+            }
+            Source::Visa
+        }
+    };
     let claim = match sandbox.ledger.claim(key) {
         Claimed::New(claim) => claim,
         Claimed::InUse => return Err(ApiError::KeyInUse),
         Claimed::Stored(object) => {
-            return match &object {
-                Object::Charge(charge) if charge.terms == terms => Ok(Reply::replay(&object)),
-                Object::Failure(failure) if failure.terms == terms => Ok(Reply::replay(&object)),
-                Object::Charge(_) | Object::Failure(_) | Object::Customer(_) => Err(ApiError::KeyReused),
+            let same = match (&object, &terms) {
+                (Object::Charge(charge), Terms::Charge(terms)) => charge.terms == *terms,
+                (Object::Failure(failure), Terms::Charge(terms)) => failure.terms == *terms,
+                (Object::Refund(refund), Terms::Refund(terms)) => refund.terms == *terms,
+                (Object::RefundFailure(failure), Terms::Refund(terms)) => failure.terms == *terms,
+                _ => false,
             };
+            return if same { Ok(Reply::replay(&object)) } else { Err(ApiError::KeyReused) };
         }
     };
     if !draw.latency.is_zero() {
@@ -116,12 +134,19 @@ async fn execute(
     if draw.fault == Fault::Hold {
         sandbox.unless_stopped(sandbox.faults.hold()).await;
     }
-    let status = match (customer.terms.source, draw.fault) {
+    match terms {
+        Terms::Charge(terms) => charge(claim, terms, source, draw.fault),
+        Terms::Refund(terms) => refund(claim, terms, draw.fault),
+    }
+}
+
+fn charge(claim: Claim<'_>, terms: ChargeTerms, source: Source, fault: Fault) -> Result<Reply, ApiError> {
+    let status = match (source, fault) {
         (Source::ChargeCustomerFail, _) | (_, Fault::Declined) => ChargeStatus::Failed,
         (Source::Visa, Fault::Pending) => ChargeStatus::Pending,
         (Source::Visa, _) => ChargeStatus::Succeeded,
     };
-    let charge = match draw.fault {
+    let charge = match fault {
         Fault::StoredServerError => {
             claim.fail(terms).map_err(not_recorded)?;
             return Err(ApiError::ServerError);
@@ -131,6 +156,20 @@ async fn execute(
     };
     let charge = charge.map_err(not_recorded)?;
     Ok(Reply::created_charge(&charge))
+}
+
+fn refund(claim: Claim<'_>, terms: RefundTerms, fault: Fault) -> Result<Reply, ApiError> {
+    let status = if fault == Fault::Pending { ChargeStatus::Pending } else { ChargeStatus::Succeeded };
+    if fault == Fault::StoredServerError {
+        claim.fail_refund(terms).map_err(not_recorded)?;
+        return Err(ApiError::ServerError);
+    }
+    let charge = terms.charge.clone();
+    let refund = claim.refund(terms, status, fault == Fault::ChargedThenStoredServerError);
+    match refund.map_err(not_recorded)? {
+        Some(refund) => Ok(Reply::created_refund(&refund)),
+        None => Err(ApiError::AlreadyRefunded { charge }),
+    }
 }
 
 /// A success that does not say what was created.

@@ -1,0 +1,160 @@
+//! A paid ride is refunded, in full and once: the operation behind `POST /rides/{id}/refund`.
+//!
+//! The row in `refunds` says that a request is about to refund the ride; its unique `ride_id` lets no second one begin.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::endpoint::{Endpoint, ParamError, Refusal};
+use crate::idempotency::operation::BoxError;
+use crate::idempotency::{Attempt, Next, Opening, Operation, Phases, Response, Stop};
+use crate::receipts::RefundReceipt;
+use crate::stripe::{self, LookupError, Refund, RefundOutcome, RefundRequest};
+
+/// Refunds rides.
+#[derive(Debug, Clone)]
+pub struct Refunds {
+    /// Who refunds.
+    pub stripe: stripe::Client,
+    /// How long Stripe surely remembers a refund's key.
+    pub key_retention: Duration,
+}
+
+/// Which ride.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the name says it")]
+pub struct RefundParams {
+    pub ride_id: i64,
+}
+
+/// A refund's recovery points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefundState {
+    /// The refund is in the books; Stripe may have made it.
+    RefundCreated {
+        /// The row.
+        refund_id: i64,
+        /// What is refunded.
+        ride_id: i64,
+        /// What Stripe is asked to refund.
+        charge_id: String,
+    },
+}
+
+/// Why an attempt did not refund the charge, as far as it knows.
+#[derive(Debug, thiserror::Error)]
+pub enum RefundError {
+    /// Stripe has not seen the request.
+    #[error("the ride was not refunded")]
+    NotSent(#[source] stripe::NotSent),
+    /// Stripe turned it down.
+    #[error("Stripe refused the refund")]
+    Refused(#[source] stripe::ErrorReply),
+    /// The refund may have been made; asking again with the same key tells.
+    #[error("it is not known whether the ride was refunded")]
+    Unknown(#[source] stripe::Unknown),
+    /// It was not found out whether the refund was made earlier.
+    #[error("it was not found out whether the ride was refunded earlier")]
+    LookUp(#[source] LookupError),
+}
+
+impl Operation for Refunds {
+    const NAME: &'static str = "refund";
+    const PHASES: Phases = Phases {
+        open: Opening {
+            point: "refund_created",
+            admit: include_str!("admit.sql"),
+            effects: include_str!("open.sql"),
+        },
+        between: &[],
+        close: include_str!("close.sql"),
+    };
+
+    type Params = RefundParams;
+    type State = RefundState;
+
+    async fn advance(
+        &self,
+        attempt: &Attempt<RefundParams>,
+        state: RefundState,
+    ) -> Result<Next<RefundState>, Stop> {
+        let RefundState::RefundCreated { refund_id, ride_id, charge_id } = state;
+        let refund = self.look_up_or_refund(attempt, ride_id, charge_id).await?;
+        let Refund { stripe_refund_id, amount, currency } = refund;
+        let receipt = RefundReceipt { refund_id, ride_id, user_id: attempt.user_id, amount, currency };
+        let body = json!({ "message": "Your ride is refunded. The money is on its way back to your card." });
+        Ok(Next::Close {
+            response: Response::new(201, body.to_string()),
+            jobs: vec![receipt.into()],
+            data: json!({ "stripe_refund_id": stripe_refund_id }),
+        })
+    }
+}
+
+impl Endpoint for Refunds {
+    const PATH: &'static str = "/rides/{id}/refund";
+    const FIELDS: &'static [&'static str] = &[];
+    const UNFINISHED: &'static str = "The ride could not be refunded yet. Repeat the request with the same \
+        Idempotency-Key; it is refunded once at most.";
+
+    fn params(id: Option<i64>, _: &dyn Fn(&str) -> Option<String>) -> Result<RefundParams, ParamError> {
+        let ride_id = id.ok_or_else(|| ParamError { field: "id", problem: "is missing".to_owned() })?;
+        Ok(RefundParams { ride_id })
+    }
+
+    fn refusal(word: &str) -> Option<Refusal> {
+        Some(match word {
+            // Another user's ride is none of this user's business, not even that it is there.
+            "no_such_ride" => Refusal { status: 404, text: "You have no such ride." },
+            "not_paid" => Refusal { status: 409, text: "This ride is not paid, so there is nothing to refund." },
+            "refunded_by_another" => {
+                Refusal { status: 409, text: "This ride is refunded already, or about to be, by another request." }
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl Refunds {
+    /// A charge is refunded as a whole, so a refund of it that is there is the one.
+    async fn look_up_or_refund(
+        &self,
+        attempt: &Attempt<RefundParams>,
+        ride_id: i64,
+        charge_id: String,
+    ) -> Result<Refund, Stop> {
+        let call = attempt.lease.foreign_call;
+        if call.age >= self.key_retention
+            && let Some(refund) = self.stripe.find_refund(&charge_id).await.map_err(RefundError::LookUp)?
+        {
+            return Ok(refund);
+        }
+        attempt.has_time_for(self.stripe.timeout())?;
+        let request = RefundRequest { charge_id, ride_id, idempotency_key: call.key };
+        Err(match self.stripe.refund(&request).await {
+            RefundOutcome::Refunded(refund) => return Ok(refund),
+            RefundOutcome::AlreadyRefunded(reply) => {
+                let found = self.stripe.find_refund(&request.charge_id).await.map_err(RefundError::LookUp)?;
+                return found.ok_or_else(|| RefundError::Refused(reply).into());
+            }
+            RefundOutcome::NotSent(error) => RefundError::NotSent(error).into(),
+            RefundOutcome::Refused(reply) => RefundError::Refused(reply).into(),
+            RefundOutcome::Unknown(error) => RefundError::Unknown(error).into(),
+        })
+    }
+}
+
+impl From<RefundError> for Stop {
+    fn from(error: RefundError) -> Self {
+        match error {
+            RefundError::LookUp(LookupError::Undecidable(_)) => Self::Park(BoxError::from(error)),
+            RefundError::NotSent(_)
+            | RefundError::Refused(_)
+            | RefundError::Unknown(_)
+            | RefundError::LookUp(LookupError::Transient(_)) => Self::Retry(BoxError::from(error)),
+        }
+    }
+}
