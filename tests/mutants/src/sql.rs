@@ -6,6 +6,7 @@
 
 mod accepted;
 mod clauses;
+mod known;
 mod record;
 mod report;
 mod source;
@@ -94,7 +95,7 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
         return Ok(true);
     }
     let unviable = viable::refused(root, &found.statements, &mutants).await?;
-    let mut trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs);
+    let mut trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs)?;
     trial.identity(&mutants).await?;
     let outcomes = trial.run(&mutants, unviable).await?;
     let everything = options.statement.is_none()

@@ -19,11 +19,14 @@ const FEW: usize = 20;
 /// How often a test may be red before it is: the machine may be busy.
 const TRIES: usize = 3;
 
+/// Which binaries: path, time of its build, and size of each.
+pub type Identities = Vec<(PathBuf, u64, u64)>;
+
 /// What was recorded.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// What was run: path, time of its build, size.
-    binaries: Vec<(PathBuf, u64, u64)>,
+    /// What was run.
+    pub binaries: Identities,
     /// In seconds, one test at a time.
     pub tests: Vec<(Test, f64)>,
     /// By statement, as sent.
@@ -143,7 +146,7 @@ async fn record_process(root: &Path, binary: &Binary, names: &[&str], file: &Pat
     Ok((passed.into_iter().map(|(name, took)| (test(name), took.as_secs_f64())).collect(), lines))
 }
 
-fn identities(binaries: &[Binary]) -> Result<Vec<(PathBuf, u64, u64)>, Failure> {
+fn identities(binaries: &[Binary]) -> Result<Identities, Failure> {
     let mut identities = Vec::new();
     for binary in binaries {
         let metadata = std::fs::metadata(&binary.path)?;

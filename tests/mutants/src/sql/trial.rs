@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::known::Known;
 use super::record::Record;
 use super::statements::{Mutant, Statement};
 use super::syntax::Script;
@@ -35,7 +36,7 @@ const AGAIN: usize = 3;
 const SLOWED_DOWN: f64 = 4.0;
 
 /// What became of a mutant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum Outcome {
     /// A test failed.
@@ -69,6 +70,7 @@ pub struct Trial<'a> {
     caught: Mutex<HashMap<(usize, &'a Test), usize>>,
     began: Instant,
     files: AtomicUsize,
+    known: Known,
     /// Tests that the machine makes red.
     left_out: HashSet<&'a Test>,
 }
@@ -112,8 +114,8 @@ impl<'a> Trial<'a> {
         record: &Record,
         statements: &'a [Statement],
         jobs: usize,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Failure> {
+        Ok(Self {
             root,
             binaries,
             statements,
@@ -122,8 +124,9 @@ impl<'a> Trial<'a> {
             caught: Mutex::default(),
             began: Instant::now(),
             files: AtomicUsize::new(0),
+            known: Known::open(root, &record.binaries)?,
             left_out: HashSet::new(),
-        }
+        })
     }
 
     /// Tries the instrument itself: statements that were read and printed again, and nothing else, must survive. Tests that
@@ -186,7 +189,7 @@ impl<'a> Trial<'a> {
         let total = viable.len();
         let alone: Vec<_> = stream::iter(viable.into_iter().enumerate())
             .map(async |(number, at)| {
-                let tried = self.alone(&mutants[at]).await?;
+                let tried = self.alone_or_known(&mutants[at]).await?;
                 let verdict = tried.as_ref().map_or_else(|_| "not caught yet".to_owned(), ToString::to_string);
                 self.tell(&mutants[at], &format!("{verdict} [{}/{total}]", number + 1));
                 Ok::<_, Failure>((at, tried))
@@ -211,12 +214,32 @@ impl<'a> Trial<'a> {
         Ok((0..mutants.len()).map(|at| outcomes.remove(&at).unwrap_or(Outcome::Survived)).collect())
     }
 
+    fn title(&self, mutant: &Mutant) -> String {
+        self.statements[mutant.statement].title(&mutant.change)
+    }
+
     fn tell(&self, mutant: &Mutant, verdict: &str) {
-        self.log(&format!("{}: {verdict}", self.statements[mutant.statement].title(&mutant.change)));
+        self.log(&format!("{}: {verdict}", self.title(mutant)));
     }
 
     fn log(&self, line: &str) {
         eprintln!("[{:>5} s] {line}", self.began.elapsed().as_secs());
+    }
+
+    async fn alone_or_known(&self, mutant: &Mutant) -> Result<Result<Outcome, HashSet<&'a Test>>, Failure> {
+        let title = self.title(mutant);
+        if let Some(outcome) = self.known.outcome(&title) {
+            return Ok(Ok(outcome.clone()));
+        }
+        if let Some(passed) = self.known.passed(&title) {
+            return Ok(Err(self.touching(mutant.statement).filter(|test| passed.contains(*test)).collect()));
+        }
+        let tried = self.alone(mutant).await?;
+        match &tried {
+            Ok(outcome) => self.known.ended(title, outcome)?,
+            Err(passed) => self.known.keep_passed(title, passed.iter().copied())?,
+        }
+        Ok(tried)
     }
 
     /// A mutant and the quickest of its tests. Without an outcome it has passed these.
@@ -305,31 +328,51 @@ impl<'a> Trial<'a> {
             }
             let tests: Vec<&Test> = tests.into_iter().collect();
             let ran = self.tests(&self.replaced(&members), &tests, THREADS).await?;
-            for left in &mut group {
-                left.passed.extend(&ran.passed);
-            }
-            let (Ended::Red(test) | Ended::Hung(test)) = ran.ended else { break };
-            let mut others = Vec::new();
-            for mut left in group {
-                let mutant = &mutants[left.mutant];
-                match self.whose(mutant, test).await? {
-                    Some(outcome) => {
-                        self.tell(mutant, &format!("{outcome}"));
-                        outcomes.push((left.mutant, outcome));
-                    }
-                    None => {
-                        left.passed.insert(test);
-                        others.push(left);
-                    }
+            let mut passed = ran.passed;
+            if let Ended::Red(test) | Ended::Hung(test) = ran.ended {
+                passed.push(test);
+                for (at, outcome) in self.culprits(&members, test).await? {
+                    self.tell(members[at], &format!("{outcome}"));
+                    self.known.ended(self.title(members[at]), &outcome)?;
+                    outcomes.push((group[at].mutant, outcome));
                 }
+                group.retain(|left| outcomes.iter().all(|(caught, _)| *caught != left.mutant));
             }
-            group = others;
+            for left in &mut group {
+                let new = passed.iter().filter(|test| !left.passed.contains(**test)).copied();
+                self.known.keep_passed(self.title(&mutants[left.mutant]), new)?;
+                left.passed.extend(&passed);
+            }
         }
         for left in group {
             self.tell(&mutants[left.mutant], "SURVIVED");
             outcomes.push((left.mutant, Outcome::Survived));
         }
         Ok(outcomes)
+    }
+
+    /// Which of these mutants make this test red: halves of them are tried, and halves of those that do.
+    async fn culprits(&self, members: &[&Mutant], test: &'a Test) -> Result<Vec<(usize, Outcome)>, Failure> {
+        let touched = |at: &usize| self.statements[members[*at].statement].tests.contains(test);
+        let mut parts = vec![(0..members.len()).filter(touched).collect::<Vec<_>>()];
+        let mut culprits = Vec::new();
+        while let Some(mut part) = parts.pop() {
+            if let [at] = part[..] {
+                culprits.extend(self.whose(members[at], test).await?.map(|outcome| (at, outcome)));
+                continue;
+            }
+            let other = part.split_off(part.len() / 2);
+            for half in [part, other].into_iter().filter(|half| !half.is_empty()) {
+                let together: Vec<&Mutant> = half.iter().map(|at| members[*at]).collect();
+                // One alone is tried when its turn comes.
+                let red = half.len() == 1
+                    || !matches!(self.tests(&self.replaced(&together), &[test], 1).await?.ended, Ended::Green);
+                if red {
+                    parts.push(half);
+                }
+            }
+        }
+        Ok(culprits)
     }
 
     /// Whether this test, which was red beside others or with other mutants, is red by itself with this one.
@@ -368,13 +411,15 @@ impl<'a> Trial<'a> {
         let file = self.root.join(DIR).join(format!("replace-{}-{number}.json", std::process::id()));
         std::fs::write(&file, serde_json::to_vec(replaced)?)?;
         let mut tested = Tested { passed: Vec::new(), ended: Ended::Green };
-        for binary in self.binaries {
-            let of_binary: Vec<&'a Test> =
-                tests.iter().filter(|test| test.binary == binary.name).copied().collect();
-            if of_binary.is_empty() {
-                continue;
-            }
-            let seconds: f64 = of_binary.iter().map(|test| self.durations[*test]).sum();
+        let of = |binary: &'a Binary| {
+            let tests: Vec<&'a Test> = tests.iter().filter(|test| test.binary == binary.name).copied().collect();
+            let seconds: f64 = tests.iter().map(|test| self.durations[*test]).sum();
+            (binary, tests, seconds)
+        };
+        let mut binaries: Vec<_> = self.binaries.iter().map(of).filter(|(_, tests, _)| !tests.is_empty()).collect();
+        // Most are caught by a quick one.
+        binaries.sort_by(|(.., one), (.., two)| one.total_cmp(two));
+        for (binary, of_binary, seconds) in binaries {
             let run = Run {
                 root: self.root,
                 home: self.root,
