@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigError, Flags, Role};
+use crate::database::schema::{self, SchemaError};
 use crate::database::{Database, DatabaseError};
 use crate::errors::chain;
 use crate::idempotency::parked;
@@ -52,6 +53,12 @@ enum Command {
         /// Nothing is under way: also demand that every request has ended and every job is finished or dead.
         #[arg(long)]
         quiet: bool,
+    },
+    /// Bring a database of an earlier version to this program's, while the release before goes on serving.
+    Migrate {
+        /// Only say what would be done.
+        #[arg(long)]
+        plan: bool,
     },
     /// Look after keys that wait for a person.
     Keys {
@@ -142,6 +149,7 @@ impl Cli {
                 Ok(())
             }
             Command::Verify { quiet } => verify(&config, if quiet { Traffic::Quiet } else { Traffic::Live }).await,
+            Command::Migrate { plan } => migrate(&config, plan).await,
             Command::Keys { command } => keys(&config, command).await,
             Command::Jobs { command } => jobs(&config, command).await,
         }
@@ -175,6 +183,25 @@ async fn verify(config: &Config, traffic: Traffic) -> Result<(), CliError> {
         0 => Ok(()),
         violated => Err(CliError::Violated(violated)),
     }
+}
+
+async fn migrate(config: &Config, plan: bool) -> Result<(), CliError> {
+    if !plan {
+        telemetry::init(&config.log)?;
+    }
+    let visit = Visit::without_check(config).await?;
+    let done = if plan { print_plan(&visit.database).await } else { schema::migrate(&visit.database).await };
+    visit.end().await;
+    Ok(done.map_err(StartError::Schema)?)
+}
+
+async fn print_plan(database: &Database) -> Result<(), SchemaError> {
+    let steps = schema::plan(database).await?;
+    print(&format!("{} steps", steps.len()));
+    for step in steps {
+        print(&format!("to version {}: {} (locks {})", step.to, step.what, step.locks));
+    }
+    Ok(())
 }
 
 async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {

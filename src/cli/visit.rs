@@ -25,9 +25,16 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Opens the database that the config means. A private Postgres is joined if a process runs it, and started
-    /// for the time of the visit if none does.
+    /// Opens the database that the config means, if it has our version. A private Postgres is joined if a process runs it,
+    /// and started for the time of the visit if none does.
     pub(super) async fn begin(config: &Config) -> Result<Self, StartError> {
+        let visit = Self::without_check(config).await?;
+        schema::check(&visit.database).await.map_err(StartError::Schema)?;
+        Ok(visit)
+    }
+
+    /// The same, whatever the database holds.
+    pub(super) async fn without_check(config: &Config) -> Result<Self, StartError> {
         let (embedded, database) = match open_database(config).await {
             Ok((embedded, _, database)) => (embedded, database),
             Err(StartError::Embedded(EmbeddedError::Owned { url, .. })) => {
@@ -36,7 +43,6 @@ impl Visit {
             }
             Err(error) => return Err(error),
         };
-        schema::check(&database).await.map_err(StartError::Schema)?;
         Ok(Self { database, embedded, sandbox: None })
     }
 

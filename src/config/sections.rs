@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Nats, Queue, Receipts, Redis, Roles, Worker};
 use crate::database::PoolSettings;
+use crate::database::schema::Older;
 use crate::jobs::foreign::PushPolicy;
 use crate::stripe::sandbox::Faults;
 
@@ -56,6 +57,8 @@ pub struct Database {
     /// runs for more than tens of milliseconds, but one may wait 3 s for a row, and a disk may be slow.
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
+    /// Bring a database of an earlier version to this one at the start. A private Postgres is, whatever this says.
+    pub migrate: bool,
 }
 
 impl Default for Database {
@@ -67,11 +70,17 @@ impl Default for Database {
             pool_size: 16,
             pool_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
+            migrate: false,
         }
     }
 }
 
 impl Database {
+    /// What becomes of a database of an earlier version.
+    pub fn older(&self) -> Older {
+        if self.migrate || self.url.is_none() { Older::Migrate } else { Older::Refuse }
+    }
+
     /// What of this concerns the pool.
     pub fn pool_settings(&self) -> PoolSettings {
         let Self { pool_size: size, pool_timeout: checkout_timeout, statement_timeout, .. } = *self;

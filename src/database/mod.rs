@@ -97,6 +97,12 @@ impl DatabaseError {
         self.blames_data() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
     }
 
+    /// Whether somebody else holds what the statement needs; the same statement succeeds when they let go.
+    fn is_lock_trouble(&self) -> bool {
+        self.is_conflict()
+            || matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
     /// Whether the statement met others in a way that undid it as a whole: a deadlock or a serialization failure.
     fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused(error) if class(error) == Some("40"))

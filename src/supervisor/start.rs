@@ -121,7 +121,7 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     if let Some(embedded) = embedded {
         supervisor.spawn_postgres(embedded, &config);
     }
-    schema::ensure(&database).await.map_err(|error| match error {
+    schema::ensure(&database, config.database.older()).await.map_err(|error| match error {
         SchemaError::Database(error) if error.is_transient() => StartError::Database(error),
         error => StartError::Schema(error),
     })?;

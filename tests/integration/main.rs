@@ -30,6 +30,7 @@ mod limits;
 mod load;
 mod lookups;
 mod metrics;
+mod migrations;
 mod nats;
 mod plans;
 mod pool;

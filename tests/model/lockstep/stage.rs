@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket_rides_atomic::clock::Clock;
-use rocket_rides_atomic::database::{Database, schema};
+use rocket_rides_atomic::database::Database;
+use rocket_rides_atomic::database::schema::{self, Older};
 use rocket_rides_atomic::http::Listener;
 use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::stripe::sandbox::{self, ChargeStatus, FaultControl, Faults, Ledger};
@@ -100,7 +101,7 @@ impl<O> Stage<O> {
         let bugs = Arc::new(Bugs::default());
         let gate = Gate::open(&bugs);
         let proxy = Proxy::postgres(&gate, &database).await;
-        schema::ensure(&seat::connect(&proxy, &database).await).await.unwrap();
+        schema::ensure(&seat::connect(&proxy, &database).await, Older::Refuse).await.unwrap();
         let observer = cluster::connect(&database).await;
         observer.batch_execute(include_str!("setup.sql")).await.unwrap();
         observer.batch_execute(UNSEEN).await.unwrap();

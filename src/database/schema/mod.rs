@@ -1,10 +1,14 @@
-//! Applies `schema.sql` to an empty database and recognises a database that was made from it.
+//! Applies `schema.sql` to an empty database, and recognises a database that was made from it, now or earlier.
+
+mod migrate;
 
 use uuid::Uuid;
 
+pub use migrate::{Step, migrate, plan};
+
 use super::{Database, DatabaseError};
 
-const SCHEMA: &str = include_str!("../../schema.sql");
+const SCHEMA: &str = include_str!("../../../schema.sql");
 /// The version that `schema.sql` writes.
 const VERSION: i32 = 3;
 
@@ -29,20 +33,44 @@ pub enum SchemaError {
         /// The version in the database.
         found: i32,
     },
+    /// Somebody holds a table that a step of the migration needs for a moment.
+    #[error(
+        "the migration did not get a table in time to {step}: look for long transactions in pg_stat_activity, and begin \
+         again; what is done stays done"
+    )]
+    Blocked {
+        /// The step.
+        step: &'static str,
+        /// What the server said.
+        #[source]
+        error: DatabaseError,
+    },
     /// It cannot be asked.
     #[error("cannot read or apply the schema")]
     Database(#[from] DatabaseError),
 }
 
 fn advice(found: i32) -> &'static str {
-    if found > VERSION { "run a newer program" } else { "give it an empty database" }
+    if found > VERSION {
+        "run a newer program"
+    } else {
+        "bring it there with `rocket-rides-atomic migrate` (first look: `migrate --plan`), or set database.migrate"
+    }
+}
+
+/// Whether an older database is brought to our version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Older {
+    /// It is.
+    Migrate,
+    /// It is named, and left as it is.
+    Refuse,
 }
 
 /// Makes sure that the database has our schema, in our version.
 ///
-/// Several processes may do this at once: an advisory lock, released with the transaction, lets one of them
-/// apply and the others find it applied.
-pub async fn ensure(database: &Database) -> Result<(), SchemaError> {
+/// Several processes may do this at once: an advisory lock lets one of them apply and the others find it applied.
+pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError> {
     if !is_ours(database).await? {
         let foreign = foreign_table(database).await?;
         let applied = match foreign {
@@ -54,7 +82,10 @@ pub async fn ensure(database: &Database) -> Result<(), SchemaError> {
             return applied;
         }
     }
-    check(database).await
+    match older {
+        Older::Migrate if version(database).await? <= VERSION => migrate(database).await,
+        Older::Migrate | Older::Refuse => check(database).await,
+    }
 }
 
 /// Makes sure of the same without changing anything.

@@ -1,0 +1,211 @@
+//! Brings a database of an earlier version to this one, while processes of the release before go on serving from it.
+//!
+//! First what those do not notice (expand), then a switch from which on they are refused, then what is only checked. No step
+//! holds up traffic: none rewrites a table or reads a large one under a lock that others wait for, and none waits for such a
+//! lock for longer than others can wait behind it. Each step is a transaction and may be carried out again, so a process that
+//! is killed anywhere leaves a database from which the next goes on.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::SimpleQueryMessage;
+
+use super::{SchemaError, VERSION};
+use crate::database::{Connection, Database, DatabaseError};
+use crate::errors::chain;
+
+/// How long a step waits for a lock, and with it everybody who wants the table after it.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
+/// Then it lets the others go first.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Somebody who holds a table for so long does not let go by himself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Many rows are changed a few at a time, around those that somebody has locked.
+const BATCH: &str = "LIMIT 1000 FOR UPDATE SKIP LOCKED";
+/// The same, without requests that are being worked on.
+const IDLE_BATCH: &str =
+    "AND (locked_at IS NULL OR locked_at <= now() - interval '5 minutes') LIMIT 1000 FOR UPDATE SKIP LOCKED";
+
+const FREEZE: &str = include_str!("0003_3_freeze.sql");
+const OPEN: &str = include_str!("0003_4_open.sql");
+
+/// A part of the way.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The version that it belongs to.
+    pub to: i32,
+    /// What it does, for people.
+    pub what: &'static str,
+    /// For whom it stands in the way, and for how long.
+    pub locks: &'static str,
+    sql: String,
+    work: Work,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// One transaction.
+    Once,
+    /// As many as it takes until one says that it `changed` nothing.
+    Batches,
+}
+
+impl Step {
+    fn once(to: i32, what: &'static str, locks: &'static str, sql: impl Into<String>) -> Self {
+        Self { to, what, locks, sql: sql.into(), work: Work::Once }
+    }
+
+    fn batches(to: i32, what: &'static str, sql: String) -> Self {
+        Self { to, what, locks: "the rows that it changes, 1,000 at a time", sql, work: Work::Batches }
+    }
+}
+
+/// What leads from this version to the next.
+fn steps_from(version: i32) -> Option<Vec<Step>> {
+    const BRIEFLY: &str = "the table, for milliseconds";
+    let steps = match version {
+        1 => vec![Step::once(2, "add the table purged_jobs", "nobody", include_str!("0002_purged_jobs.sql"))],
+        2 => vec![
+            Step::once(3, "add columns to idempotency_keys", BRIEFLY, include_str!("0003_1_add.sql")),
+            Step::once(3, "add the tables of refunds", BRIEFLY, include_str!("0003_2_tables.sql")),
+            Step::batches(
+                3,
+                "store with each unfinished request what it will send",
+                FREEZE.replace("/* batch */", BATCH),
+            ),
+            Step::batches(
+                3,
+                "give each request that has only a key its ride",
+                OPEN.replace("/* batch */", IDLE_BATCH),
+            ),
+            Step::once(3, "switch: the release before is refused from here on", BRIEFLY, switch()),
+        ],
+        _ => return None,
+    };
+    Some(steps)
+}
+
+/// What is left to do once a database has this version: nobody waits for it.
+fn steps_after() -> Vec<Step> {
+    vec![
+        Step::once(3, "validate the new constraints", "nobody", include_str!("0003_6_validate.sql")),
+        Step::once(3, "make a column NOT NULL", "the table, for milliseconds", include_str!("0003_7_end.sql")),
+    ]
+}
+
+fn switch() -> String {
+    include_str!("0003_5_switch.sql")
+        .replace("/* open */", &OPEN.replace("/* batch */", ""))
+        .replace("/* freeze */", &FREEZE.replace("/* batch */", ""))
+}
+
+/// What a database still needs, in order.
+pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
+    let session = Session::open(database).await?;
+    let version = session.version().await?;
+    if version != VERSION && steps_from(version).is_none() {
+        return Err(SchemaError::Version { found: version });
+    }
+    let mut steps: Vec<Step> = (version..VERSION).filter_map(steps_from).flatten().collect();
+    if version < VERSION || session.has_rest().await? {
+        steps.extend(steps_after());
+    }
+    Ok(steps)
+}
+
+/// Carries it out. Several processes may do so at once: one works, and the others wait and find it done.
+pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
+    let session = Session::open(database).await?;
+    session.wait_for_turn().await?;
+    loop {
+        let steps = match session.version().await? {
+            VERSION if session.has_rest().await? => steps_after(),
+            VERSION => return Ok(()),
+            found => steps_from(found).ok_or(SchemaError::Version { found })?,
+        };
+        for step in steps {
+            let begun = Instant::now();
+            session.carry_out(&step).await?;
+            let (to, ms) = (step.to, begun.elapsed().as_millis());
+            tracing::info!(version = to, ms, "schema: {}", step.what);
+        }
+    }
+}
+
+/// One connection for the whole way: a lock that it holds ends with it, however the process ends.
+struct Session<'a>(bb8::PooledConnection<'a, crate::database::Manager>);
+
+impl<'a> Session<'a> {
+    async fn open(database: &'a Database) -> Result<Self, SchemaError> {
+        if !super::is_ours(database).await? {
+            return Err(SchemaError::Absent);
+        }
+        let session = Self(database.checkout().await?);
+        // A step may read a whole table, for which a limit that a role was given for its requests is too short.
+        session.run("SET statement_timeout = 0").await?;
+        Ok(session)
+    }
+
+    async fn wait_for_turn(&self) -> Result<(), SchemaError> {
+        const SQL: &str = "SELECT pg_try_advisory_lock(7265736375)::text AS mine";
+        let mut said = false;
+        while self.run(SQL).await?.as_deref() != Some("true") {
+            if !said {
+                tracing::info!("another process migrates the schema; waiting for it");
+                said = true;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn version(&self) -> Result<i32, SchemaError> {
+        const SQL: &str = "SELECT version FROM rocket_rides_schema WHERE singleton";
+        Ok(self.run(SQL).await?.and_then(|version| version.parse().ok()).unwrap_or(0))
+    }
+
+    /// Whether an earlier process switched and did not get to the end.
+    async fn has_rest(&self) -> Result<bool, SchemaError> {
+        const SQL: &str = "SELECT true FROM pg_constraint WHERE conrelid = 'idempotency_keys'::regclass
+            AND (NOT convalidated OR conname = 'call_was_intended')";
+        Ok(self.run(SQL).await?.is_some())
+    }
+
+    async fn carry_out(&self, step: &Step) -> Result<(), SchemaError> {
+        // Statements sent together are one transaction.
+        let sql = format!("SET LOCAL lock_timeout = {}; {}", LOCK_TIMEOUT.as_millis(), step.sql);
+        let mut since = Instant::now();
+        loop {
+            match self.run(&sql).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(changed)) if step.work == Work::Once || changed == "0" => return Ok(()),
+                Ok(Some(_)) => since = Instant::now(),
+                Err(error) if error.is_lock_trouble() && since.elapsed() < PATIENCE => {
+                    tracing::warn!(step = step.what, error = chain(&error), "a table is in use; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) if error.is_lock_trouble() => {
+                    return Err(SchemaError::Blocked { step: step.what, error });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The first column of the last row.
+    async fn run(&self, sql: &str) -> Result<Option<String>, DatabaseError> {
+        let connection: &Connection = &self.0;
+        let messages = connection.client.simple_query(sql).await.map_err(|error| connection.judge(error))?;
+        Ok(messages.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        }))
+    }
+}
+
+impl Drop for Session<'_> {
+    /// Its settings are not those of the pool, and its lock goes with it.
+    fn drop(&mut self) {
+        self.0.unusable.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
