@@ -80,8 +80,9 @@ BEGIN
     RAISE EXCEPTION 'key %: %', OLD.id, TG_ARGV[0] USING ERRCODE = 'check_violation', CONSTRAINT = TG_NAME;
 END $$;
 CREATE TRIGGER recovery_point_never_moves_back
-    BEFORE UPDATE OF step ON idempotency_keys FOR EACH ROW WHEN (NEW.step < OLD.step)
-    EXECUTE FUNCTION refuse('a recovery point never moves back');
+    BEFORE UPDATE OF step, recovery_point ON idempotency_keys FOR EACH ROW
+    WHEN (NEW.step < OLD.step OR (NEW.step = OLD.step) <> (NEW.recovery_point = OLD.recovery_point))
+    EXECUTE FUNCTION refuse('a recovery point moves with its step, and never back');
 CREATE TRIGGER answer_never_changes
     BEFORE UPDATE OF response_code, response_headers, response_body ON idempotency_keys FOR EACH ROW
     WHEN (OLD.response_code IS NOT NULL AND (NEW.response_code IS DISTINCT FROM OLD.response_code

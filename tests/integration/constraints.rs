@@ -86,7 +86,7 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
     (
         "idempotency_keys_recovery_point_check",
         "idempotency_keys",
-        &[("recovery_point = ''", LEASED), ("recovery_point = repeat('p', 51)", LEASED)],
+        &[("recovery_point = '', step = 3", LEASED), ("recovery_point = repeat('p', 51), step = 3", LEASED)],
     ),
     (
         "idempotency_keys_step_check",
@@ -145,8 +145,8 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
         "finished_is_last",
         "idempotency_keys",
         &[
-            ("recovery_point = 'finished'", FREE),
-            ("step = 32767, response_code = 201, response_body = '{}'", FREE),
+            ("recovery_point = 'finished', step = 3", FREE),
+            ("recovery_point = 'x', step = 32767, response_code = 201, response_body = '{}'", FREE),
         ],
     ),
     (
@@ -163,7 +163,7 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
     (
         "recovery_point_never_moves_back",
         "idempotency_keys",
-        &[("step = 1", LEASED)],
+        &[("step = 1", LEASED), ("step = step + 1", LEASED), ("recovery_point = 'elsewhere'", LEASED)],
     ),
     (
         "answer_never_changes",
@@ -264,7 +264,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("idempotency_keys", "idempotency_key = repeat('k', 100), request_method = repeat('m', 10)", FREE),
     ("idempotency_keys", "request_path = repeat('p', 100)", FREE),
     ("idempotency_keys", "step = 2, operation = repeat('o', 50), recovery_point = repeat('p', 50)", FREE),
-    ("idempotency_keys", "step = 32766", LEASED),
+    ("idempotency_keys", "step = 32766, recovery_point = 'x'", LEASED),
     // Taking up what is finished is the answer's business alone, and saying the same again is no change.
     ("idempotency_keys", "response_code = 201, response_body = '{}'", FINISHED),
     ("idempotency_keys", "parked_at = now(), parked_reason = 'x'", FREE),

@@ -178,7 +178,7 @@ async fn a_request_goes_through_every_recovery_point_to_its_answer() {
 async fn a_state_that_cannot_be_read_is_parked() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
-    for change in ["recovery_point = 'elsewhere'", "state = '[]'"] {
+    for change in ["recovery_point = 'elsewhere', step = 2", "state = '[]'"] {
         let request = request(&new_key());
         let held = lease(&database, &request).await;
         release(&database, &held, "for a test").await.unwrap();

@@ -177,6 +177,26 @@ async fn ten_at_once_agree_while_the_release_before_takes_requests() {
     assert!(taken > 0);
 }
 
+/// What the release before still sends for a request that it has in hand: how it takes a lease, that the card is charged,
+/// and that all is done.
+#[tokio::test]
+async fn the_release_before_brings_no_request_on_once_the_switch_is_made() {
+    let database = database_of(VERSIONS[1].1).await;
+    migrate(&database).await.unwrap();
+    let client = cluster::connect(&database).await;
+    let unfinished =
+        "SET lease_token = gen_random_uuid(), locked_at = now() WHERE response_code IS NULL AND parked_at IS NULL";
+    assert_eq!(client.execute(&format!("UPDATE idempotency_keys {unfinished}"), &[]).await.unwrap(), 18);
+    for brought_on in [
+        "SET recovery_point = 'charge_created'",
+        "SET recovery_point = 'finished', response_code = 201, response_body = '{}', lease_token = NULL, locked_at = NULL",
+    ] {
+        let sql = format!("UPDATE idempotency_keys {brought_on} WHERE lease_token IS NOT NULL");
+        let refused = client.execute(&sql, &[]).await.expect_err(brought_on);
+        assert_eq!(refused.code(), Some(&tokio_postgres::error::SqlState::CHECK_VIOLATION), "{refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_table_in_use_is_waited_for_without_holding_up_others() {
     let database = database_of(VERSIONS[1].1).await;

@@ -121,7 +121,7 @@ async fn a_lease_keeps_an_old_key_until_it_has_run_out() {
 
 /// Its client was told nothing, so an operator must find it.
 #[tokio::test]
-async fn an_unfinished_key_is_parked_even_if_it_has_no_ride_yet() {
+async fn an_unfinished_key_is_parked_and_not_removed() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let held = lease(&database, &request(&new_key())).await;

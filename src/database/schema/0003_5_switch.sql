@@ -1,5 +1,5 @@
--- From here on processes of the release before can write no keys. What they left unfinished a moment ago is brought
--- to where the others are.
+-- From here on processes of the release before can neither begin requests nor bring them on: they know of no operation and
+-- of no step. What they left unfinished a moment ago is brought to where the others are.
 LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE;
 /* open */;
 /* freeze */;
@@ -10,8 +10,9 @@ DROP TRIGGER recovery_point_never_moves_back ON idempotency_keys;
 UPDATE idempotency_keys SET recovery_point = 'ride_created'
 WHERE ((response_code IS NULL AND parked_at IS NULL) OR parked_at IS NOT NULL) AND recovery_point = 'charge_created';
 CREATE TRIGGER recovery_point_never_moves_back
-    BEFORE UPDATE OF step ON idempotency_keys FOR EACH ROW WHEN (NEW.step < OLD.step)
-    EXECUTE FUNCTION refuse('a recovery point never moves back');
+    BEFORE UPDATE OF step, recovery_point ON idempotency_keys FOR EACH ROW
+    WHEN (NEW.step < OLD.step OR (NEW.step = OLD.step) <> (NEW.recovery_point = OLD.recovery_point))
+    EXECUTE FUNCTION refuse('a recovery point moves with its step, and never back');
 DROP TRIGGER answer_never_changes ON idempotency_keys;
 CREATE TRIGGER answer_never_changes
     BEFORE UPDATE OF response_code, response_headers, response_body ON idempotency_keys FOR EACH ROW
