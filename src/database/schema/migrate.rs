@@ -116,13 +116,12 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
 /// Carries it out. Several processes may do so at once: one works, and the others wait and find it done.
 pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
     let session = Session::open(database).await?;
+    // At most starts there is nothing to do, and those need not wait for each other.
+    if session.next_steps().await?.is_none() {
+        return Ok(());
+    }
     session.wait_for_turn().await?;
-    loop {
-        let steps = match session.version().await? {
-            VERSION if session.has_rest().await? => steps_after(),
-            VERSION => return Ok(()),
-            found => steps_from(found).ok_or(SchemaError::Version { found })?,
-        };
+    while let Some(steps) = session.next_steps().await? {
         for step in steps {
             let begun = Instant::now();
             session.carry_out(&step).await?;
@@ -130,6 +129,7 @@ pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
             tracing::info!(version = to, ms, "schema: {}", step.what);
         }
     }
+    Ok(())
 }
 
 /// One connection for the whole way: a lock that it holds ends with it, however the process ends.
@@ -158,6 +158,15 @@ impl<'a> Session<'a> {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
+    }
+
+    /// Those up to the next version, or what is left of this one.
+    async fn next_steps(&self) -> Result<Option<Vec<Step>>, SchemaError> {
+        Ok(match self.version().await? {
+            VERSION if self.has_rest().await? => Some(steps_after()),
+            VERSION => None,
+            found => Some(steps_from(found).ok_or(SchemaError::Version { found })?),
+        })
     }
 
     async fn version(&self) -> Result<i32, SchemaError> {
