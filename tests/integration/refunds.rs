@@ -120,6 +120,9 @@ async fn of_many_keys_at_once_one_refunds_the_ride() {
     let answers = futures_util::future::join_all(posts).await;
     let with = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
     assert_eq!((with(201), with(409)), (1, 19), "{answers:?}");
+    let told =
+        answers.iter().filter(|answer| answer.status == 409 && answer.header("retry-after").is_none()).count();
+    assert_eq!(told, 19, "to try again would not help: {answers:?}");
     assert_refunded_once(&world, ride_id).await;
 }
 
