@@ -26,7 +26,8 @@ CREATE TABLE idempotency_keys (
     idempotency_key TEXT        NOT NULL CHECK (char_length(idempotency_key) BETWEEN 20 AND 100),
     user_id         BIGINT      NOT NULL,
 
-    -- What is to be done, and the request, as far as it decides whether a repetition is the same request, and whence it first came.
+    -- What is to be done, and the request, as far as it decides whether a repetition is the same request, and whence it
+    -- first came.
     operation       TEXT        NOT NULL CHECK (char_length(operation) BETWEEN 1 AND 50),
     request_method  TEXT        NOT NULL CHECK (char_length(request_method) <= 10),
     request_path    TEXT        NOT NULL CHECK (char_length(request_path) <= 100),

@@ -97,7 +97,7 @@ impl DatabaseError {
         self.blames_data() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether somebody else holds what the statement needs; the same statement succeeds when they let go.
+    /// Whether another session holds a lock that the statement needs; the same statement succeeds once it is released.
     fn is_lock_trouble(&self) -> bool {
         self.is_conflict()
             || matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))

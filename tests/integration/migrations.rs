@@ -13,8 +13,17 @@ use crate::support::process::{Process, arguments};
 use crate::support::world::{TempDir, World, pool_of};
 use crate::support::{cluster, eventually};
 
-/// What each earlier version was made from.
-const VERSIONS: [(i32, &str); 2] = [(1, include_str!("../schemas/1.sql")), (2, include_str!("../schemas/2.sql"))];
+/// What each earlier version was made from. The first had one table less than the second, and else the same.
+const VERSIONS: [(i32, &str); 2] = [
+    (
+        1,
+        concat!(
+            include_str!("../schemas/2.sql"),
+            "DROP TABLE purged_jobs; UPDATE rocket_rides_schema SET version = 1;"
+        ),
+    ),
+    (2, include_str!("../schemas/2.sql")),
+];
 
 /// As many requests as there are states of them in version 2, three of each.
 const REQUESTS: &str = "

@@ -17,10 +17,10 @@ use crate::errors::chain;
 const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Then it lets the others go first.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Somebody who holds a table for so long does not let go by himself.
+/// A session that holds a lock for so long is looked at by a person.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Many rows are changed a few at a time, around those that somebody has locked.
+/// Many rows are changed a few at a time, around those that another session has locked.
 const BATCH: &str = "LIMIT 1000 FOR UPDATE SKIP LOCKED";
 /// The same, without requests that are being worked on.
 const IDLE_BATCH: &str =
@@ -60,9 +60,11 @@ impl Step {
     }
 }
 
+/// Where all who use the table wait.
+const BRIEFLY: &str = "the table, for milliseconds";
+
 /// What leads from this version to the next.
 fn steps_from(version: i32) -> Option<Vec<Step>> {
-    const BRIEFLY: &str = "the table, for milliseconds";
     let steps = match version {
         1 => vec![Step::once(2, "add the table purged_jobs", "nobody", include_str!("0002_purged_jobs.sql"))],
         2 => vec![
@@ -89,7 +91,7 @@ fn steps_from(version: i32) -> Option<Vec<Step>> {
 fn steps_after() -> Vec<Step> {
     vec![
         Step::once(3, "validate the new constraints", "nobody", include_str!("0003_6_validate.sql")),
-        Step::once(3, "make a column NOT NULL", "the table, for milliseconds", include_str!("0003_7_end.sql")),
+        Step::once(3, "make a column NOT NULL", BRIEFLY, include_str!("0003_7_end.sql")),
     ]
 }
 

@@ -6,11 +6,12 @@
 //! a final answer to a customer.
 
 mod exchange;
+mod lists;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use form_urlencoded::Serializer;
 use http_body_util::Full;
@@ -24,25 +25,18 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use self::lists::{LedgerPage, ListedCharge, ListedRefund};
+
 use self::exchange::{Reply, Transport};
 use super::{
-    CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, LookupError, NotSent, RIDE_METADATA, Refund,
+    CallError, ChargeOutcome, ChargeRequest, ErrorReply, KEY_METADATA, NotSent, RIDE_METADATA, Refund,
     RefundOutcome, RefundRequest, Unknown,
 };
 
 /// Stripe shapes its answers by this version; without it, by whatever the account was created with.
 const API_VERSION: &str = "2024-06-20";
-/// The most that Stripe lists at once.
-const PAGE: usize = 100;
-/// Pages a lookup reads before it gives up. Five thousand charges of one customer in the few days that a key
-/// lives are not a customer's doing.
-const MAX_PAGES: usize = 50;
 /// Stripe's messages are sentences; a proxy's need not be.
 const MESSAGE_CHARACTERS: usize = 500;
-/// How much earlier than asked a lookup begins. Stripe's clock is not ours, and a charge missed because of that
-/// would be made twice; looking back too far costs a page at most.
-const CLOCK_MARGIN: Duration = Duration::from_secs(600);
-
 /// Why no client could be made of the configuration. The API key appears in none of them.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -108,44 +102,6 @@ impl Client {
         }
     }
 
-    /// Looks among the customer's charges since `created_since` for one that succeeded and carries
-    /// `idempotency_key`: the way to learn what became of a charge once Stripe may have forgotten its key.
-    ///
-    /// `None` is proof that there is none, provided that `created_since` is not after the first attempt. The
-    /// whole lookup, however many pages it takes, keeps to the configured timeout.
-    pub async fn find_charge(
-        &self,
-        customer: &str,
-        idempotency_key: Uuid,
-        created_since: SystemTime,
-    ) -> Result<Option<String>, LookupError> {
-        let deadline = Instant::now() + self.timeout;
-        let key = idempotency_key.to_string();
-        let since = created_since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(CLOCK_MARGIN);
-        let mut last_seen: Option<String> = None;
-        for _ in 0..MAX_PAGES {
-            let path = list_path("/v1/charges", Some(("customer", customer)), Some(since), last_seen.as_deref());
-            let page: Page<Charge> = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
-
-            for charge in &page.data {
-                if charge.metadata.get(KEY_METADATA).is_some_and(|found| *found == key) {
-                    match charge.status.as_str() {
-                        SUCCEEDED => return Ok(Some(charge.id.clone())),
-                        // A declined attempt; another one with the same key may have succeeded.
-                        "failed" => {}
-                        _ => return Err(LookupError::Undecidable("one has neither succeeded nor failed")),
-                    }
-                }
-            }
-            if !page.has_more {
-                return Ok(None);
-            }
-            let last = page.data.into_iter().next_back();
-            last_seen = Some(last.ok_or(LookupError::Undecidable("a page is empty, yet not the last"))?.id);
-        }
-        Err(LookupError::Undecidable("there are too many"))
-    }
-
     /// Refunds a charge as a whole, and says within the configured timeout what is known about it.
     pub async fn refund(&self, refund: &RefundRequest) -> RefundOutcome {
         let key = refund.idempotency_key.to_string();
@@ -166,58 +122,6 @@ impl Client {
             Err(CallError::NotSent(why)) => RefundOutcome::NotSent(why),
             Err(CallError::Unknown(why)) => RefundOutcome::Unknown(why),
         }
-    }
-
-    /// The refund of this charge that succeeded, if there is one.
-    pub async fn find_refund(&self, charge_id: &str) -> Result<Option<Refund>, LookupError> {
-        let deadline = Instant::now() + self.timeout;
-        let mut last_seen: Option<String> = None;
-        for _ in 0..MAX_PAGES {
-            let path = list_path("/v1/refunds", Some(("charge", charge_id)), None, last_seen.as_deref());
-            let page: Page<RefundBody> = self.get(&path, deadline).await.map_err(LookupError::Transient)?;
-            for refund in &page.data {
-                match refund.status.as_str() {
-                    SUCCEEDED => return Ok(Some(refund.clone().into())),
-                    "failed" | "canceled" => {}
-                    _ => return Err(LookupError::Undecidable("one has neither succeeded nor failed")),
-                }
-            }
-            if !page.has_more {
-                return Ok(None);
-            }
-            let last = page.data.into_iter().next_back();
-            last_seen = Some(last.ok_or(LookupError::Undecidable("a page is empty, yet not the last"))?.id);
-        }
-        Err(LookupError::Undecidable("there are too many"))
-    }
-
-    /// A page of the account's refunds, as [`Client::list_charges`].
-    pub async fn list_refunds(&self, after: Option<&str>) -> Result<LedgerPage<ListedRefund>, CallError> {
-        let path = list_path("/v1/refunds", None, None, after);
-        let page: Page<RefundBody> = self.get(&path, Instant::now() + self.timeout).await?;
-        let next = page.data.last().map(|refund| refund.id.clone()).filter(|_| page.has_more);
-        let listed = |refund: RefundBody| ListedRefund {
-            succeeded: refund.status == SUCCEEDED,
-            charge_id: refund.charge,
-            id: refund.id,
-        };
-        Ok(LedgerPage { entries: page.data.into_iter().map(listed).collect(), next })
-    }
-
-    /// A page of the account's charges, newest first: the ledger that this service's own books are checked against.
-    /// `after` is the last id of the page before.
-    pub async fn list_charges(&self, after: Option<&str>) -> Result<LedgerPage<ListedCharge>, CallError> {
-        let path = list_path("/v1/charges", None, None, after);
-        let page: Page<Charge> = self.get(&path, Instant::now() + self.timeout).await?;
-        let next = page.data.last().map(|charge| charge.id.clone()).filter(|_| page.has_more);
-        let listed = |charge: Charge| ListedCharge {
-            succeeded: charge.status == SUCCEEDED,
-            idempotency_key: charge.metadata.get(KEY_METADATA).and_then(|key| key.parse().ok()),
-            ride_id: charge.metadata.get(RIDE_METADATA).and_then(|id| id.parse().ok()),
-            customer: charge.customer.unwrap_or_default(),
-            id: charge.id,
-        };
-        Ok(LedgerPage { entries: page.data.into_iter().map(listed).collect(), next })
     }
 
     /// Whether Stripe knows this customer.
@@ -306,41 +210,6 @@ impl ErrorReply {
 /// The status of a charge that has taken the money.
 const SUCCEEDED: &str = "succeeded";
 
-/// A charge as Stripe's books have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedCharge {
-    /// `ch_…`.
-    pub id: String,
-    /// `cus_…`; empty if the charge has none.
-    pub customer: String,
-    /// Whether it took the money.
-    pub succeeded: bool,
-    /// The key that it was made with, if it was made by this service.
-    pub idempotency_key: Option<Uuid>,
-    /// The ride that it pays for, likewise.
-    pub ride_id: Option<i64>,
-}
-
-/// A refund as Stripe's books have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedRefund {
-    /// `re_…`.
-    pub id: String,
-    /// What is refunded, `ch_…`.
-    pub charge_id: String,
-    /// Whether the money went back.
-    pub succeeded: bool,
-}
-
-/// A part of Stripe's books.
-#[derive(Debug, Clone)]
-pub struct LedgerPage<T> {
-    /// Newest first.
-    pub entries: Vec<T>,
-    /// Where the next page starts, if there is one.
-    pub next: Option<String>,
-}
-
 #[derive(Deserialize)]
 struct Charge {
     #[serde(deserialize_with = "filled")]
@@ -353,7 +222,7 @@ struct Charge {
     metadata: HashMap<String, String>,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 struct RefundBody {
     #[serde(deserialize_with = "filled")]
     id: String,
@@ -368,12 +237,6 @@ impl From<RefundBody> for Refund {
     fn from(refund: RefundBody) -> Self {
         Self { stripe_refund_id: refund.id, amount: refund.amount, currency: refund.currency }
     }
-}
-
-#[derive(Deserialize)]
-struct Page<T> {
-    data: Vec<T>,
-    has_more: bool,
 }
 
 #[derive(Deserialize)]
@@ -398,27 +261,6 @@ struct EnvelopeError {
 /// A message that is fit for a log, a column and an answer, whatever was sent in its place.
 fn legible(message: &str) -> String {
     message.chars().filter(|character| !character.is_control()).take(MESSAGE_CHARACTERS).collect()
-}
-
-/// Where a page of the list at this path is, newest first: all of it, or what is of one object, and since some time.
-fn list_path(
-    path: &str,
-    of: Option<(&str, &str)>,
-    since: Option<Duration>,
-    starting_after: Option<&str>,
-) -> String {
-    let mut query = Serializer::new(String::new());
-    query.append_pair("limit", &PAGE.to_string());
-    if let Some((name, id)) = of {
-        query.append_pair(name, id);
-    }
-    if let Some(since) = since {
-        query.append_pair("created[gte]", &since.as_secs().to_string());
-    }
-    if let Some(id) = starting_after {
-        query.append_pair("starting_after", id);
-    }
-    format!("{path}?{}", query.finish())
 }
 
 fn decode<T: DeserializeOwned>(reply: &Reply) -> Result<T, CallError> {

@@ -5,8 +5,12 @@ use futures_util::{StreamExt, stream};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::lists::{CLOCK_MARGIN, MAX_PAGES, PAGE};
 use super::*;
 use crate::http::{Limits, json, serve};
+use crate::stripe::LookupError;
 use crate::stripe::sandbox::{ChargeStatus, Fault, Faults};
 use crate::stripe::testing::{HASTY, PATIENT, Rig, charge_of, client, free_port};
 

@@ -4,8 +4,11 @@
 //! all tests are green with a dozen mutants at once, each of them has survived. If one is red, it is run against each
 //! mutant of the group by itself to see whose it is, and the group goes on without those.
 
+mod groups;
+mod identity;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -14,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
+
+use groups::Left;
 
 use super::known::Known;
 use super::record::Record;
@@ -26,12 +31,8 @@ use crate::suite::{self, Binary, Failure, Run, Test};
 const THREADS: usize = 3;
 /// Seconds of tests, one after the other, that a mutant meets alone: in a first process, and in a second.
 const ALONE: [f64; 2] = [4.0, 12.0];
-/// Mutants in a group.
-const GROUP: usize = 12;
 /// What the slowest failure takes: a condition that is waited for and does not come true, twice.
 const SLOWEST_FAILURE: Duration = Duration::from_secs(75);
-/// How often a test that was red beside others is run by itself to see whether it can be relied on.
-const AGAIN: usize = 3;
 /// How much longer than by itself a test may take beside others.
 const SLOWED_DOWN: f64 = 4.0;
 
@@ -88,13 +89,6 @@ struct Tested<'a> {
     ended: Ended<'a>,
 }
 
-/// A mutant that has not been caught yet.
-struct Left<'a> {
-    /// Its place.
-    mutant: usize,
-    passed: HashSet<&'a Test>,
-}
-
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -127,57 +121,6 @@ impl<'a> Trial<'a> {
             known: Known::open(root, &record.binaries)?,
             left_out: HashSet::new(),
         })
-    }
-
-    /// Tries the instrument itself: statements that were read and printed again, and nothing else, must survive. Tests that
-    /// are red there and green after all say nothing of a mutant, and are left out from now on.
-    pub async fn identity(&mut self, mutants: &[Mutant]) -> Result<(), Failure> {
-        let concerned: BTreeSet<usize> = mutants.iter().map(|mutant| mutant.statement).collect();
-        let print = |at: &usize| replacement(&self.statements[*at], &self.statements[*at].script);
-        let replaced: HashMap<String, String> = concerned.iter().map(print).collect();
-        let tests: BTreeSet<&Test> = concerned.iter().flat_map(|at| &self.statements[*at].tests).collect();
-        self.log(&format!("{} statements, only read and printed again, in {} tests", replaced.len(), tests.len()));
-        let parts = (0..self.jobs).map(|job| tests.iter().skip(job).step_by(self.jobs).copied().collect());
-        let reds: Vec<_> = stream::iter(parts)
-            .map(|part| self.reds(&replaced, part))
-            .buffer_unordered(self.jobs)
-            .try_collect()
-            .await?;
-        for test in reds.concat() {
-            let green = self.greens(&replaced, test).await?;
-            if green == 0 {
-                return Err(format!("{test} is red when statements are only read and printed again").into());
-            }
-            self.log(&format!("{test} was red, and green {green} times of {AGAIN} by itself"));
-            if green < AGAIN {
-                self.left_out.insert(test);
-            }
-        }
-        Ok(())
-    }
-
-    /// How often a test is green by itself.
-    async fn greens(&self, replaced: &HashMap<String, String>, test: &'a Test) -> Result<usize, Failure> {
-        let mut greens = 0;
-        for _ in 0..AGAIN {
-            let ran = self.tests(replaced, &[test], 1).await?;
-            greens += usize::from(matches!(ran.ended, Ended::Green));
-        }
-        Ok(greens)
-    }
-
-    async fn reds(
-        &self,
-        replaced: &HashMap<String, String>,
-        mut tests: Vec<&'a Test>,
-    ) -> Result<Vec<&'a Test>, Failure> {
-        let mut reds = Vec::new();
-        loop {
-            let ran = self.tests(replaced, &tests, THREADS).await?;
-            let (Ended::Red(test) | Ended::Hung(test)) = ran.ended else { return Ok(reds) };
-            reds.push(test);
-            tests.retain(|other| *other != test && !ran.passed.contains(other));
-        }
     }
 
     /// What became of each of these mutants. Those that are refused are not run.
@@ -296,83 +239,6 @@ impl<'a> Trial<'a> {
     /// The tests that have a statement sent.
     fn touching(&self, statement: usize) -> impl Iterator<Item = &'a Test> {
         self.statements[statement].tests.iter().filter(|test| !self.left_out.contains(test))
-    }
-
-    /// At most one mutant of each scope, so that they do not touch each other.
-    fn groups(&self, mutants: &[Mutant], left: Vec<Left<'a>>) -> Vec<Vec<Left<'a>>> {
-        let mut groups: Vec<Vec<Left<'a>>> = Vec::new();
-        for one in left {
-            let scope = |left: &Left<'_>| (mutants[left.mutant].statement, &mutants[left.mutant].change.scope);
-            let fits = |group: &&mut Vec<Left<'a>>| {
-                group.len() < GROUP && group.iter().all(|other| scope(other) != scope(&one))
-            };
-            match groups.iter_mut().find(fits) {
-                Some(group) => group.push(one),
-                None => groups.push(vec![one]),
-            }
-        }
-        groups
-    }
-
-    async fn group(&self, mutants: &[Mutant], mut group: Vec<Left<'a>>) -> Result<Vec<(usize, Outcome)>, Failure> {
-        let mut outcomes = Vec::new();
-        loop {
-            let members: Vec<&Mutant> = group.iter().map(|left| &mutants[left.mutant]).collect();
-            let to_meet = |left: &Left<'a>| {
-                let tests = self.touching(mutants[left.mutant].statement);
-                tests.filter(|test| !left.passed.contains(test)).collect::<Vec<_>>()
-            };
-            let tests: BTreeSet<&Test> = group.iter().flat_map(to_meet).collect();
-            if tests.is_empty() {
-                break;
-            }
-            let tests: Vec<&Test> = tests.into_iter().collect();
-            let ran = self.tests(&self.replaced(&members), &tests, THREADS).await?;
-            let mut passed = ran.passed;
-            if let Ended::Red(test) | Ended::Hung(test) = ran.ended {
-                passed.push(test);
-                for (at, outcome) in self.culprits(&members, test).await? {
-                    self.tell(members[at], &format!("{outcome}"));
-                    self.known.ended(self.title(members[at]), &outcome)?;
-                    outcomes.push((group[at].mutant, outcome));
-                }
-                group.retain(|left| outcomes.iter().all(|(caught, _)| *caught != left.mutant));
-            }
-            for left in &mut group {
-                let new = passed.iter().filter(|test| !left.passed.contains(**test)).copied();
-                self.known.keep_passed(self.title(&mutants[left.mutant]), new)?;
-                left.passed.extend(&passed);
-            }
-        }
-        for left in group {
-            self.tell(&mutants[left.mutant], "SURVIVED");
-            outcomes.push((left.mutant, Outcome::Survived));
-        }
-        Ok(outcomes)
-    }
-
-    /// Which of these mutants make this test red: halves of them are tried, and halves of those that do.
-    async fn culprits(&self, members: &[&Mutant], test: &'a Test) -> Result<Vec<(usize, Outcome)>, Failure> {
-        let touched = |at: &usize| self.statements[members[*at].statement].tests.contains(test);
-        let mut parts = vec![(0..members.len()).filter(touched).collect::<Vec<_>>()];
-        let mut culprits = Vec::new();
-        while let Some(mut part) = parts.pop() {
-            if let [at] = part[..] {
-                culprits.extend(self.whose(members[at], test).await?.map(|outcome| (at, outcome)));
-                continue;
-            }
-            let other = part.split_off(part.len() / 2);
-            for half in [part, other].into_iter().filter(|half| !half.is_empty()) {
-                let together: Vec<&Mutant> = half.iter().map(|at| members[*at]).collect();
-                // One alone is tried when its turn comes.
-                let red = half.len() == 1
-                    || !matches!(self.tests(&self.replaced(&together), &[test], 1).await?.ended, Ended::Green);
-                if red {
-                    parts.push(half);
-                }
-            }
-        }
-        Ok(culprits)
     }
 
     /// Whether this test, which was red beside others or with other mutants, is red by itself with this one.
