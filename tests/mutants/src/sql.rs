@@ -75,7 +75,7 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
         }
     }
     let mut mutants = statements::mutants(&found.statements);
-    accepted.must_match(&found.statements, &mutants)?;
+    accepted.must_match(&found, &mutants)?;
     if let Some(pattern) = &options.statement {
         mutants.retain(|mutant| found.statements[mutant.statement].title(&mutant.change).contains(pattern));
     }

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::statements::{Mutant, Statement};
+use super::statements::{Found, Mutant, Statement, Unread};
 use crate::suite::Failure;
 
 /// Where they are listed.
 const FILE: &str = "tests/mutants/accepted.toml";
+
+/// Stands for the clauses that nobody has seen.
+pub const UNREAD: &str = "(not read)";
 
 /// The list.
 #[derive(Debug, Deserialize)]
@@ -26,7 +29,7 @@ pub struct Entry {
     pub file: String,
     /// What it is called there.
     pub statement: String,
-    /// As a run prints it.
+    /// As a run prints it; [`UNREAD`] for a script that the parser cannot read.
     pub clause: String,
     /// Why this may survive.
     pub reason: String,
@@ -43,9 +46,11 @@ impl Accepted {
     }
 
     /// An entry that fits nothing is about a statement that has changed since.
-    pub fn must_match(&self, statements: &[Statement], mutants: &[Mutant]) -> Result<(), Failure> {
+    pub fn must_match(&self, found: &Found, mutants: &[Mutant]) -> Result<(), Failure> {
         for entry in &self.accepted {
-            if !mutants.iter().any(|mutant| entry.fits(&statements[mutant.statement], mutant)) {
+            if !mutants.iter().any(|mutant| entry.fits(&found.statements[mutant.statement], mutant))
+                && !found.unread.iter().any(|script| entry.fits_unread(script))
+            {
                 let Entry { file, statement, clause, .. } = entry;
                 return Err(format!("{FILE}: there is no {file} {statement}: {clause}").into());
             }
@@ -56,6 +61,11 @@ impl Accepted {
     /// The first entry that fits, by its place.
     pub fn place(&self, statement: &Statement, mutant: &Mutant) -> Option<usize> {
         self.accepted.iter().position(|entry| entry.fits(statement, mutant))
+    }
+
+    /// The first that says why a script is not read.
+    pub fn place_of_unread(&self, script: &Unread) -> Option<usize> {
+        self.accepted.iter().position(|entry| entry.fits_unread(script))
     }
 
     /// All entries.
@@ -69,6 +79,10 @@ impl Entry {
         fits(&self.file, &statement.file)
             && fits(&self.statement, &statement.name)
             && fits(&self.clause, &mutant.change.clause())
+    }
+
+    fn fits_unread(&self, script: &Unread) -> bool {
+        self.clause == UNREAD && fits(&self.file, &script.file) && fits(&self.statement, &script.name)
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Report {
     mutants: Vec<Line>,
     /// Statements that no test has sent.
     never_sent: Vec<String>,
+    /// Scripts that the parser cannot read.
+    unread: Vec<String>,
     /// Accepted clauses that were all caught.
     not_needed: Vec<String>,
 }
@@ -62,10 +64,18 @@ impl Report {
                 accepted: place.map(|place| accepted.entries()[place].reason.clone()),
             });
         }
+        let mut unread = Vec::new();
+        for script in &found.unread {
+            match accepted.place_of_unread(script) {
+                Some(place) => needed[place] = true,
+                None => unread.push(format!("{} {}: {}", script.file, script.name, script.why)),
+            }
+        }
         let not_needed = accepted.entries().iter().zip(needed).filter(|(_, needed)| everything && !needed);
         Self {
             mutants: lines,
             never_sent: if everything { found.never_sent.clone() } else { Vec::new() },
+            unread,
             not_needed: not_needed
                 .map(|(entry, _)| format!("{} {}: {}", entry.file, entry.statement, entry.clause))
                 .collect(),
@@ -74,7 +84,10 @@ impl Report {
 
     /// Nothing survived that is not accepted, and nothing is accepted for nothing.
     pub fn is_clean(&self) -> bool {
-        self.survivors().next().is_none() && self.never_sent.is_empty() && self.not_needed.is_empty()
+        self.survivors().next().is_none()
+            && self.never_sent.is_empty()
+            && self.unread.is_empty()
+            && self.not_needed.is_empty()
     }
 
     fn survivors(&self) -> impl Iterator<Item = &Line> {
@@ -94,6 +107,9 @@ impl Report {
         }
         for statement in &self.never_sent {
             println!("\nNEVER SENT {statement}: no test has it sent");
+        }
+        for script in &self.unread {
+            println!("\nNOT READ {script}");
         }
         for clause in &self.not_needed {
             println!("\nACCEPTED FOR NOTHING {clause}: a test catches it");

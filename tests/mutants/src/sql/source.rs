@@ -32,11 +32,7 @@ pub fn fragments(root: &Path, dirs: &[&str]) -> Result<Vec<Fragment>, Failure> {
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("sql") => {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                fragments.push(Fragment {
-                    file,
-                    name,
-                    parts: vec![single_spaced(&std::fs::read_to_string(&path)?)],
-                });
+                fragments.push(Fragment { file, name, parts: parts(&std::fs::read_to_string(&path)?, &[COMMENT]) });
             }
             Some("rs") => {
                 let tokens: TokenStream =
@@ -72,7 +68,7 @@ fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragm
             TokenTree::Group(group) => strings(group.stream(), file, &name, names_function, fragments),
             TokenTree::Literal(literal) => {
                 if let Ok(string) = syn::parse_str::<syn::LitStr>(&literal.to_string()) {
-                    let parts = parts(&string.value());
+                    let parts = parts(&string.value(), &[COMMENT, BRACES]);
                     if looks_like_sql(&parts) {
                         fragments.push(Fragment { file: file.to_owned(), name: name.clone(), parts });
                     }
@@ -83,16 +79,28 @@ fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragm
     }
 }
 
-/// Cuts a string at its `{placeholders}`.
-fn parts(text: &str) -> Vec<String> {
+/// How a statement says that a part is put in there.
+type Placeholder = (&'static str, &'static str);
+const COMMENT: Placeholder = ("/*", "*/");
+const BRACES: Placeholder = ("{", "}");
+
+/// Cuts a text at its placeholders.
+fn parts(text: &str, placeholders: &[Placeholder]) -> Vec<String> {
+    let mut parts = vec![text];
+    for (open, close) in placeholders {
+        parts = parts.into_iter().flat_map(|part| cut(part, open, close)).collect();
+    }
+    parts.into_iter().map(single_spaced).filter(|part| !part.is_empty()).collect()
+}
+
+fn cut<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     let mut parts = Vec::new();
     let mut rest = text;
-    while let Some((part, after)) = rest.split_once('{') {
-        parts.push(single_spaced(part));
-        rest = after.split_once('}').map_or("", |(_, rest)| rest);
+    while let Some((part, after)) = rest.split_once(open) {
+        parts.push(part);
+        rest = after.split_once(close).map_or("", |(_, rest)| rest);
     }
-    parts.push(single_spaced(rest));
-    parts.retain(|part| !part.is_empty());
+    parts.push(rest);
     parts
 }
 

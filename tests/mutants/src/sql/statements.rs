@@ -59,6 +59,19 @@ pub struct Found {
     pub statements: Vec<Statement>,
     /// Where statements stand that no test has sent.
     pub never_sent: Vec<String>,
+    /// Those that the parser cannot read: they have no mutants.
+    pub unread: Vec<Unread>,
+}
+
+/// A script that the parser cannot read.
+#[derive(Debug)]
+pub struct Unread {
+    /// Where it stands.
+    pub file: String,
+    /// As with a statement.
+    pub name: String,
+    /// What the parser says.
+    pub why: String,
 }
 
 /// Finds the program's statements.
@@ -76,6 +89,7 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
     let common = |fragment: &Fragment| sent.iter().filter(|(_, text, _)| fragment.share_of(text).is_some()).count();
     let counts: Vec<usize> = ours.iter().map(common).collect();
     let mut statements = Vec::new();
+    let mut unread = Vec::new();
     let mut met: HashSet<usize> = HashSet::new();
     for (text, spaced, tests) in &sent {
         let mut shares: Vec<(usize, std::cmp::Reverse<usize>, usize)> = ours
@@ -93,8 +107,13 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
             return Err(format!("a statement was sent that does not stand in src: {spaced}").into());
         }
         let home = &ours[shares[0].2];
-        let script = Script::parse(text)
-            .map_err(|error| format!("{} {}: the parser cannot read it: {error}\n{text}", home.file, home.name))?;
+        let script = match Script::parse(text) {
+            Ok(script) => script,
+            Err(error) => {
+                unread.push(Unread { file: home.file.clone(), name: home.name.clone(), why: error.to_string() });
+                continue;
+            }
+        };
         let files: BTreeSet<&String> = shares.iter().map(|(.., at)| &ours[*at].file).collect();
         statements.push(Statement {
             file: home.file.clone(),
@@ -112,7 +131,7 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
         .filter(|(at, fragment)| fragment.is_whole() && !met.contains(at))
         .map(|(_, fragment)| format!("{} {}", fragment.file, fragment.name))
         .collect();
-    Ok(Found { statements, never_sent })
+    Ok(Found { statements, never_sent, unread })
 }
 
 /// All mutants of these statements; those that read like another one, or like the statement, count once or not at all.
