@@ -106,10 +106,11 @@ fn statements() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Whether a session has sent this statement, with whatever parts of others in the places that it has for them.
+/// Whether a session has sent this statement, with whatever parts of others in the places that it has for them. What was sent
+/// may have another text before it: the statement then says which one that was.
 fn is(sent: &str, statement: &str) -> bool {
     let mut parts = statement.split("/* effects */").flat_map(|part| part.split("/* admit */")).map(str::trim);
-    let Some((_, mut rest)) = parts.next().and_then(|first| sent.split_once(first)) else { return false };
+    let Some((_, mut rest)) = parts.next().and_then(|first| sent.rsplit_once(first)) else { return false };
     parts.all(|part| match rest.split_once(part) {
         Some((_, after)) => {
             rest = after;
