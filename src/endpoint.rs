@@ -1,6 +1,6 @@
 //! How an operation is asked for over HTTP.
 
-use crate::idempotency::Operation;
+use atomic_phases::idempotency::Operation;
 
 /// An operation that has a path of its own, which takes `POST`.
 pub trait Endpoint: Operation {

@@ -11,6 +11,10 @@ pub mod depths;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use atomic_phases::database::Database;
+use atomic_phases::queue::health::QueueHealth;
+use atomic_phases::queue::{Drained, postgres};
+use atomic_phases::roles::{Observer, Outcome};
 use hyper::{Method, StatusCode};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -20,9 +24,6 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::database::Database;
-use crate::jobs::health::QueueHealth;
-use crate::jobs::{Drained, postgres};
 use depths::Depths;
 
 /// The type of what [`Metrics::render`] gives.
@@ -64,27 +65,6 @@ struct ToQueue {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
     outcome: &'static str,
-}
-
-/// How an attempt at a job ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Outcome {
-    Done,
-    Retried,
-    Died,
-    LeaseLost,
-}
-
-impl Outcome {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Retried => "retried",
-            Self::Died => "died",
-            Self::LeaseLost => "lease_lost",
-        }
-    }
 }
 
 /// From a millisecond, which a replay takes, to 16 s, which two calls to a slow Stripe do.
@@ -135,20 +115,6 @@ impl Metrics {
         self.request_seconds.get_or_create(&Asked { method, path }).observe(took.as_secs_f64());
     }
 
-    /// One look at the outbox.
-    pub fn count_drained(&self, queue: &'static str, drained: &Drained) {
-        for (family, count) in
-            [(&self.delivered, drained.delivered), (&self.failed, drained.failed), (&self.died, drained.dead)]
-        {
-            family.get_or_create(&ToQueue { queue }).inc_by(count.unsigned_abs());
-        }
-    }
-
-    /// One attempt of the worker.
-    pub fn count_worked(&self, outcome: Outcome) {
-        self.worked.get_or_create(&Ended { outcome: outcome.name() }).inc();
-    }
-
     /// All of it, as text. Waits for the database no longer than [`depths::PATIENCE`].
     pub async fn render(&self, database: &Database, queue: Option<&QueueHealth>) -> String {
         let mut now = Registry::with_prefix(PREFIX);
@@ -179,6 +145,20 @@ impl Metrics {
             .and_then(|()| encode_eof(&mut text))
             .expect("a String takes all that is written");
         text
+    }
+}
+
+impl Observer for Metrics {
+    fn drained(&self, queue: &'static str, drained: &Drained) {
+        for (family, count) in
+            [(&self.delivered, drained.delivered), (&self.failed, drained.failed), (&self.died, drained.dead)]
+        {
+            family.get_or_create(&ToQueue { queue }).inc_by(count.unsigned_abs());
+        }
+    }
+
+    fn worked(&self, outcome: Outcome) {
+        self.worked.get_or_create(&Ended { outcome: outcome.name() }).inc();
     }
 }
 

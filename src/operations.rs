@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use atomic_phases::idempotency::{Engine, Executor, Operations};
+use atomic_phases::rules::{self, Rule};
+
 use crate::api::Serves;
 use crate::endpoint::Endpoint;
-use crate::idempotency::{Engine, Executor, Operations};
+use crate::receipts;
 use crate::refunds::Refunds;
 use crate::rides::{self, Rides};
 use crate::stripe;
@@ -19,6 +22,18 @@ pub struct Registry {
     pub endpoints: Vec<Arc<dyn Serves>>,
 }
 
+impl Registry {
+    fn add<O: Endpoint>(&mut self, operation: Executor<O>) {
+        self.operations.register(operation.clone());
+        self.endpoints.push(Arc::new(operation));
+    }
+
+    /// What must always hold.
+    pub fn rules(&self) -> Vec<Rule> {
+        [rules::engine(), rules::queue(), self.operations.rules(), receipts::rules()].concat()
+    }
+}
+
 /// Registers every operation.
 pub fn register(engine: &Engine, stripe: stripe::Client, key_retention: Duration) -> Registry {
     let mut registry = Registry { operations: Operations::default(), endpoints: Vec::new() };
@@ -26,11 +41,4 @@ pub fn register(engine: &Engine, stripe: stripe::Client, key_retention: Duration
     registry.add(Executor::new(engine.clone(), rides));
     registry.add(Executor::new(engine.clone(), Refunds { stripe, key_retention }));
     registry
-}
-
-impl Registry {
-    fn add<O: Endpoint>(&mut self, operation: Executor<O>) {
-        self.operations.register(operation.clone());
-        self.endpoints.push(Arc::new(operation));
-    }
 }

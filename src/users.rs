@@ -3,11 +3,11 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use atomic_phases::database::{Batched, Database, DatabaseError, column};
+use atomic_phases::errors::chain;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::database::{Batched, Database, DatabaseError, column};
-use crate::errors::chain;
 use crate::stripe;
 
 /// Somebody who books rides.

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use atomic_phases::database::Database;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 use tokio::time::Instant;
 
 use super::decode::single_header;
 use super::error::{ApiError, Unauthenticated};
-use crate::database::Database;
 use crate::users::{self, User};
 
 /// A user who was found is not looked up again for so long, which saves a busy client a read with each request. Somebody who

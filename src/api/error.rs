@@ -1,16 +1,16 @@
 //! Every way in which a request is not answered by its operation, and the one place that gives each its status.
 
+use atomic_phases::database::DatabaseError;
+use atomic_phases::errors::chain;
+use atomic_phases::idempotency::Stop;
+use atomic_phases::idempotency::key::KeyError;
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use serde_json::json;
 
-use crate::database::DatabaseError;
 use crate::demo::raise_error::Raised;
 use crate::endpoint::{ParamError, Refusal};
-use crate::errors::chain;
 use crate::http::BodyError;
-use crate::idempotency::Stop;
-use crate::idempotency::key::KeyError;
 
 /// Variants name the situation. The client's text and the log's differ: the client gets what it can act on.
 #[derive(Debug, thiserror::Error)]

@@ -10,12 +10,15 @@ mod error;
 mod operate;
 mod route;
 mod serve;
+mod settings;
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atomic_phases::database::Database;
+use atomic_phases::queue::health::QueueHealth;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -24,16 +27,15 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config;
-use crate::database::{Database, schema};
+use crate::database::schema;
 use crate::http::{self, Body, HangUp, Limits, Listener};
-use crate::jobs::health::QueueHealth;
 use crate::metrics::{self, Metrics};
 pub use auth::Seen;
 use error::ApiError;
 use operate::{Addressed, operate};
 use route::{Route, Service};
 pub use serve::Serves;
+pub use settings::{Auth, Settings};
 
 /// Marks an answer that was stored earlier.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -47,7 +49,7 @@ pub struct Api {
     /// What is served at paths of its own.
     pub operations: Vec<Arc<dyn Serves>>,
     /// `[api]`.
-    pub config: config::Api,
+    pub settings: Settings,
     /// `demo.enabled`: whether clients may ask for a failure.
     pub demo: bool,
     /// The queue that this process delivers to, if it does.
@@ -83,7 +85,7 @@ struct Trail {
 
 /// Answers requests until `stop`, then finishes those under way.
 pub async fn run(api: Arc<Api>, listener: Arc<Listener>, stop: CancellationToken) {
-    let limits = Limits { connections: api.config.connections, head_timeout: api.config.head_timeout };
+    let limits = Limits { connections: api.settings.connections, head_timeout: api.settings.head_timeout };
     let under_way = api.under_way.clone();
     let handler = move |request, peer| {
         let api = Arc::clone(&api);
@@ -142,13 +144,13 @@ async fn post(
     began: Instant,
 ) -> Reply {
     let (head, body) = request.into_parts();
-    let fields = decode::read(&head, body, api.config.body_timeout).await;
+    let fields = decode::read(&head, body, api.settings.body_timeout).await;
     let under_way = api.under_way.clone();
     let work = under_way.spawn(async move {
         let mut trail = Trail::default();
         let (operation, path) = (&*api.operations[place], head.uri.path());
         // Clients that hang up free their connections, not their requests, so these have a bound of their own.
-        let answer = if api.under_way.len() > api.config.connections {
+        let answer = if api.under_way.len() > api.settings.connections {
             Err(ApiError::Overloaded)
         } else {
             let addressed = Addressed { operation, path, id, origin_ip: peer.ip() };

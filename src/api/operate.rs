@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use atomic_phases::idempotency::{Answer, IdempotencyKey, Response};
 use hyper::header::HeaderName;
 use hyper::{HeaderMap, StatusCode};
 
@@ -9,7 +10,6 @@ use super::decode::{Fields, single_header};
 use super::error::ApiError;
 use super::serve::{Asked, Serves};
 use super::{Api, Reply, Trail, auth};
-use crate::idempotency::{Answer, IdempotencyKey, Response};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 

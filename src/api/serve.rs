@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use atomic_phases::idempotency::{Executed, Executor, IdempotencyKey, Request};
 use futures_util::future::BoxFuture;
 
 use crate::demo::raise_error::RaiseError;
 use crate::endpoint::{Endpoint, ParamError, Refusal};
-use crate::idempotency::{Executed, Executor, IdempotencyKey, Request};
 
 /// What comes with a request besides its parameters.
 #[derive(Debug)]

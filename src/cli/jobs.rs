@@ -1,10 +1,10 @@
 //! `jobs`: looking after dead letters.
 
+use atomic_phases::database::{Database, DatabaseError};
+use atomic_phases::queue::dead;
 use clap::Subcommand;
 
 use super::print;
-use crate::database::{Database, DatabaseError};
-use crate::jobs::dead;
 
 /// Dead letters handled by one statement of `--all`.
 const PAGE: i64 = 1000;

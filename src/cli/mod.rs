@@ -8,15 +8,21 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use atomic_phases::database::{Database, DatabaseError};
+use atomic_phases::errors::chain;
+use atomic_phases::idempotency::Engine;
+use atomic_phases::idempotency::parked;
+use atomic_phases::idempotency::points::PointsError;
+use atomic_phases::rules::{Check, Circumstances, RuleError};
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config, ConfigError, Flags, Role};
+use crate::config::{Config, ConfigError, Flags};
+use crate::database::OpenError;
 use crate::database::schema::{self, SchemaError};
-use crate::database::{Database, DatabaseError};
-use crate::errors::chain;
-use crate::idempotency::parked;
-use crate::invariants::{self, Traffic, VerifyError};
 use crate::open_files;
+use crate::operations;
+use crate::queues::Queue;
+use crate::role::Role;
 use crate::supervisor::{RunError, Signals, StartError, Supervisor};
 use crate::telemetry;
 use jobs::Jobs;
@@ -104,7 +110,7 @@ enum CliError {
     #[error("the database did not carry this out")]
     Database(#[from] DatabaseError),
     #[error("cannot verify")]
-    Verify(#[from] VerifyError),
+    Verify(#[from] RuleError),
     #[error("{0} of the invariants do not hold")]
     Violated(usize),
 }
@@ -114,9 +120,11 @@ impl CliError {
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Config(_) | Self::LogFilter(_) => 78,
-            Self::Start(StartError::Schema(_) | StartError::Url(_) | StartError::Stripe(_)) => 78,
+            Self::Start(StartError::Schema(_) | StartError::Open(OpenError::Url(_)) | StartError::Stripe(_)) => 78,
             Self::Start(StartError::Redis(_) | StartError::Nats(_)) => 78,
-            Self::Start(StartError::Embedded(_) | StartError::Database(_)) | Self::Database(_) => 69,
+            Self::Start(StartError::Points(PointsError::Unknown { .. })) => 78,
+            Self::Start(StartError::Open(_) | StartError::Database(_) | StartError::Points(_))
+            | Self::Database(_) => 69,
             Self::Verify(_) => 69,
             Self::Violated(_) => 3,
             Self::Signals(_) | Self::Start(_) | Self::Run(_) => 1,
@@ -148,7 +156,7 @@ impl Cli {
                 print(&format!("{config:#?}"));
                 Ok(())
             }
-            Command::Verify { quiet } => verify(&config, if quiet { Traffic::Quiet } else { Traffic::Live }).await,
+            Command::Verify { quiet } => verify(&config, quiet).await,
             Command::Migrate { plan } => migrate(&config, plan).await,
             Command::Keys { command } => keys(&config, command).await,
             Command::Jobs { command } => jobs(&config, command).await,
@@ -168,14 +176,16 @@ async fn run(config: Config) -> Result<(), CliError> {
     Ok(supervisor.run(signals.first()).await?)
 }
 
-async fn verify(config: &Config, traffic: Traffic) -> Result<(), CliError> {
+async fn verify(config: &Config, at_rest: bool) -> Result<(), CliError> {
     let mut visit = Visit::begin(config).await?;
     let stripe = visit.stripe(config).await?;
-    let queue = match config.enqueuer.queue {
-        config::Queue::Postgres => invariants::Queue::InDatabase,
-        config::Queue::Redis | config::Queue::Nats => invariants::Queue::Elsewhere,
-    };
-    let report = invariants::verify(&visit.database, &stripe, traffic, queue).await;
+    let jobs_stay = config.enqueuer.queue == Queue::Postgres;
+    let (lock_timeout, grace) = (config.idempotency.lock_timeout, config.completer.grace);
+    let engine = Engine::new(visit.database.clone(), lock_timeout, grace);
+    let rules = operations::register(&engine, stripe, config.stripe.key_retention).rules();
+    drop(engine);
+    let check = Check { database: &visit.database, circumstances: Circumstances { at_rest, jobs_stay } };
+    let report = check.ask(&rules).await;
     visit.end().await;
     let report = report?;
     print(report.to_string().trim_end());

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use atomic_phases::database::Database;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Role};
-use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
-use crate::database::{Database, schema, tls};
+use crate::config::Config;
+use crate::database::embedded::EmbeddedPostgres;
+use crate::database::{self, Opened, Other, schema};
 use crate::http::Listener;
+use crate::role::Role;
 use crate::stripe;
 use crate::stripe::sandbox::{self, FaultControl, Faults, Ledger, LedgerError};
-use crate::supervisor::{StartError, open_database, stripe_client};
+use crate::supervisor::StartError;
 
 /// How long the private Postgres may take to end, if it was started for this visit.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -35,14 +37,7 @@ impl Visit {
 
     /// The same, whatever the database holds.
     pub(super) async fn without_check(config: &Config) -> Result<Self, StartError> {
-        let (embedded, database) = match open_database(config).await {
-            Ok((embedded, _, database)) => (embedded, database),
-            Err(StartError::Embedded(EmbeddedError::Owned { url, .. })) => {
-                let (postgres, tls) = tls::parse(&url)?;
-                (None, Database::connect(postgres, tls, config.database.pool_settings()).await?)
-            }
-            Err(error) => return Err(error),
-        };
+        let Opened { embedded, database, .. } = database::open(&config.database, Other::Join).await?;
         Ok(Self { database, embedded, sandbox: None })
     }
 
@@ -51,18 +46,18 @@ impl Visit {
     pub(super) async fn stripe(&mut self, config: &Config) -> Result<stripe::Client, StartError> {
         let settings = &config.stripe_sandbox;
         if !config.runs(Role::StripeSandbox) || config.stripe.api_base.is_some() {
-            return Ok(stripe_client(config, None)?);
+            return Ok(config.stripe.client(None)?);
         }
         let ledger = match Ledger::open(&settings.ledger, settings.key_retention) {
             Ok(ledger) => Arc::new(ledger),
-            Err(LedgerError::InUse(_)) => return Ok(stripe_client(config, Some(settings.listen))?),
+            Err(LedgerError::InUse(_)) => return Ok(config.stripe.client(Some(settings.listen))?),
             Err(error) => return Err(error.into()),
         };
         let key = "stripe_sandbox.listen";
         let address = ([127, 0, 0, 1], 0).into();
         let listener =
             Listener::bind(address).await.map_err(|source| StartError::Listen { key, address, source })?;
-        let client = stripe_client(config, Some(listener.address()))?;
+        let client = config.stripe.client(Some(listener.address()))?;
         let stop = CancellationToken::new();
         let faults = Arc::new(FaultControl::new(Faults::default()));
         let served = tokio::spawn(sandbox::serve(Arc::new(listener), ledger, faults, stop.clone()));

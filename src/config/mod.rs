@@ -6,22 +6,36 @@
 
 mod queues;
 mod roles;
-mod sections;
 mod validate;
 mod worker;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+pub use atomic_phases::idempotency::Settings as Idempotency;
+pub use atomic_phases::roles::completer::Settings as Completer;
+pub use atomic_phases::roles::reaper::Settings as Reaper;
+pub use atomic_phases::roles::worker::Settings as Worker;
 use figment::error::Kind;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
+use serde::Deserialize;
 
-pub use queues::{Nats, Queue, Redis};
-pub use roles::{Role, Roles};
-pub use sections::*;
-pub use worker::{Receipts, Transport, Worker};
+pub use crate::api::Settings as Api;
+pub use crate::database::Settings as Database;
+pub use crate::demo::Settings as Demo;
+pub use crate::demo::simulator::Settings as Simulator;
+pub use crate::queues::Settings as Enqueuer;
+pub use crate::queues::nats::Settings as Nats;
+pub use crate::queues::redis::Settings as Redis;
+pub use crate::receipts::Settings as Receipts;
+use crate::role::Role;
+pub use crate::stripe::Settings as Stripe;
+pub use crate::stripe::sandbox::Settings as StripeSandbox;
+pub use crate::telemetry::Settings as Log;
+pub use roles::Roles;
 
 /// Variables with this prefix set a key: `ROCKET_RIDES__API__LISTEN` is `api.listen`.
 const PREFIX: &str = "ROCKET_RIDES__";
@@ -36,6 +50,49 @@ const PLAIN_VARIABLES: [(&str, &str); 4] = [
 
 /// Sets the port of `api.listen` and leaves its address alone.
 const PORT_VARIABLE: &str = "API_PORT";
+
+/// Everything that one process needs to know.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "each section's type says what it is")]
+pub struct Config {
+    pub roles: Roles,
+    pub database: Database,
+    pub api: Api,
+    pub idempotency: Idempotency,
+    pub completer: Completer,
+    pub enqueuer: Enqueuer,
+    pub worker: Worker,
+    pub receipts: Receipts,
+    pub redis: Redis,
+    pub nats: Nats,
+    pub reaper: Reaper,
+    pub stripe: Stripe,
+    pub stripe_sandbox: StripeSandbox,
+    pub simulator: Simulator,
+    pub demo: Demo,
+    pub log: Log,
+    pub shutdown: Shutdown,
+}
+
+/// `[shutdown]`: leaving.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// Time for the whole ordered drain. Below the 30 s that orchestrators wait before they kill.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+    /// Time between `/readyz` turning 503 and the listener closing. Behind a load balancer, a little longer
+    /// than its health checks are apart; 0 where nobody asks.
+    #[serde(with = "humantime_serde")]
+    pub notice: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(25), notice: Duration::ZERO }
+    }
+}
 
 /// What the command line says about the config.
 #[derive(Debug, Default, Clone)]
@@ -204,6 +261,11 @@ impl Provider for Setting {
     }
 }
 
+/// Whether the key at `path` holds a secret that no error may repeat.
+fn is_secret(path: &[String]) -> bool {
+    matches!(path.last().map(String::as_str), Some("api_key" | "url" | "smtp_url"))
+}
+
 fn describe(error: &figment::Error) -> ConfigError {
     let origin = error.metadata.as_ref().map_or_else(|| "config".to_owned(), |metadata| metadata.name.to_string());
     let path = &error.path;
@@ -212,7 +274,7 @@ fn describe(error: &figment::Error) -> ConfigError {
             format!("there is no such key here; there are {}", expected.join(", "))
         }
         // A secret must not be repeated in an error, and a secret of the wrong type is one that figment prints.
-        Kind::InvalidType(_, expected) if sections::is_secret(path) => format!("expected {expected}"),
+        Kind::InvalidType(_, expected) if is_secret(path) => format!("expected {expected}"),
         kind => kind.to_string(),
     };
     let key = if path.is_empty() { "(whole file)".to_owned() } else { path.join(".") };

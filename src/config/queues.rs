@@ -1,35 +1,9 @@
-//! Which queue the enqueuer delivers to, and what the sections of the queues must satisfy.
-
-use serde::{Deserialize, Serialize};
+//! What the sections of the queues must satisfy.
 
 use super::validate::require;
-use super::{Config, ConfigError, Role};
-pub use crate::jobs::nats::Settings as Nats;
-pub use crate::jobs::redis::Settings as Redis;
-use crate::jobs::{nats, postgres, redis};
-
-/// A job queue that the enqueuer can deliver to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Queue {
-    /// The table `jobs` in the same database: nothing to install, and nothing can come between.
-    Postgres,
-    /// A list in Redis, worked by Sidekiq.
-    Redis,
-    /// A stream in NATS JetStream.
-    Nats,
-}
-
-impl Queue {
-    /// Its name in config, logs and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => postgres::NAME,
-            Self::Redis => redis::NAME,
-            Self::Nats => nats::NAME,
-        }
-    }
-}
+use super::{Config, ConfigError};
+use crate::queues::Queue;
+use crate::role::Role;
 
 impl Config {
     pub(super) fn check_queues(&self) -> Result<(), ConfigError> {

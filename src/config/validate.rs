@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use atomic_phases::database::LOCK_TIMEOUT;
 use hyper::Uri;
 use secrecy::ExposeSecret;
 
-use super::{Auth, Config, ConfigError, Role};
-use crate::database::LOCK_TIMEOUT;
+use super::{Config, ConfigError};
+use crate::api::Auth;
+use crate::role::Role;
 
 /// What a lease should outlast besides the two calls to Stripe that one attempt may make (a look-up and a charge):
 /// the phases, and a short wait for connections. Where that is too little, the fence holds.

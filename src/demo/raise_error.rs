@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use atomic_phases::idempotency::operation::BoxError;
+use atomic_phases::idempotency::{Attempt, Next, Operation, Phases, Stop};
+use atomic_phases::rules::Rule;
 use serde_json::Value;
-
-use crate::idempotency::operation::BoxError;
-use crate::idempotency::{Attempt, Next, Operation, Phases, Stop};
 
 /// An operation whose attempts fail right before the foreign call. What is stored is the operation's own, so an attempt
 /// that does not ask for a failure finishes it.
@@ -26,6 +26,10 @@ impl<O: Operation> Operation for RaiseError<O> {
 
     fn terms(&self) -> Value {
         self.0.terms()
+    }
+
+    fn rules(&self) -> Vec<Rule> {
+        self.0.rules()
     }
 
     async fn advance(&self, _: &Attempt<O::Params>, _: O::State) -> Result<Next<O::State>, Stop> {

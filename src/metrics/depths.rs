@@ -6,11 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use atomic_phases::database::{Database, DatabaseError};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::Mutex;
-
-use crate::database::{Database, DatabaseError};
 
 /// Counts end here.
 pub const MOST: i64 = 100_000;

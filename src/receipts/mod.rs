@@ -16,27 +16,29 @@
 pub mod file;
 mod refund;
 mod render;
+mod rules;
 pub mod smtp;
 mod store;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use atomic_phases::database::{Database, DatabaseError};
+use atomic_phases::idempotency::Job;
+use atomic_phases::queue::handler::{Handler, HandlerError};
+use atomic_phases::queue::leases::Held;
+use atomic_phases::queue::work::Claimed;
 use futures_util::future::BoxFuture;
 use lettre::address::Envelope;
 use lettre::message::Mailbox;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::config;
-use crate::database::{Database, DatabaseError};
-use crate::idempotency::Job;
-use crate::jobs::handler::{Handler, HandlerError};
-use crate::jobs::leases::Held;
-use crate::jobs::work::Claimed;
 use file::Directory;
 pub use refund::{REFUND_RECEIPT, RefundReceipt, RefundReceipts};
+pub use rules::rules;
 use smtp::Smtp;
 
 /// Sends receipts.
@@ -51,16 +53,58 @@ pub struct Receipts {
     pub sender: Sender,
 }
 
+/// `[receipts]`: how receipts leave.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// To a directory or to a mail server.
+    pub transport: Transport,
+    /// Where `transport = "file"` puts receipts, one file each, as any mail program opens them.
+    pub dir: PathBuf,
+    /// The mail server of `transport = "smtp"`, with user and password: `smtps://` speaks TLS from the first byte,
+    /// `smtp://` insists on STARTTLS before it says anything. To this machine itself `smtp://` is plain; `?tls=none`
+    /// makes it so anywhere, and `?tls=required` nowhere.
+    pub smtp_url: Option<SecretString>,
+    /// Whom receipts are from, as in `Rocket Rides <receipts@your.domain>`. Its domain ends their message ids.
+    pub from: String,
+    /// Deadline for handing one receipt over, from connecting to being told that it was taken. It fits into the
+    /// worker's lease, so that nobody else starts meanwhile, and into the shutdown's deadline.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            transport: Transport::File,
+            dir: PathBuf::from("var/receipts"),
+            smtp_url: None,
+            from: "Rocket Rides <receipts@rocket-rides.example>".to_owned(),
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A way in which receipts leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Each a file in `receipts.dir`: nothing to install, and a repeated delivery replaces the file with itself.
+    File,
+    /// To the mail server at `receipts.smtp_url`.
+    Smtp,
+}
+
 /// How receipts leave, and from whom: all that can be known and checked without a database.
 #[derive(Debug, Clone)]
 pub struct Sender {
     from: Mailbox,
-    transport: Transport,
+    way: Way,
     timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
-enum Transport {
+enum Way {
     File(Directory),
     Smtp(Box<Smtp>),
 }
@@ -135,18 +179,18 @@ impl ReceiptError {
 
 impl Sender {
     /// Checks all of the config, and that files can be written where receipts are to be files.
-    pub fn new(config: &config::Receipts) -> Result<Self, SetupError> {
-        let transport = match config.transport {
-            config::Transport::File => {
-                let open = Directory::open(&config.dir);
-                Transport::File(open.map_err(|source| SetupError::Directory { dir: config.dir.clone(), source })?)
+    pub fn new(settings: &Settings) -> Result<Self, SetupError> {
+        let way = match settings.transport {
+            Transport::File => {
+                let open = Directory::open(&settings.dir);
+                Way::File(open.map_err(|source| SetupError::Directory { dir: settings.dir.clone(), source })?)
             }
-            config::Transport::Smtp => {
-                let url = config.smtp_url.as_ref().map_or("", |url| url.expose_secret());
-                Transport::Smtp(Box::new(Smtp::parse(url)?))
+            Transport::Smtp => {
+                let url = settings.smtp_url.as_ref().map_or("", |url| url.expose_secret());
+                Way::Smtp(Box::new(Smtp::parse(url)?))
             }
         };
-        Ok(Self { from: config.from.parse()?, transport, timeout: config.timeout })
+        Ok(Self { from: settings.from.parse()?, way, timeout: settings.timeout })
     }
 
     /// The longest that [`Sender::send`] takes.
@@ -157,12 +201,12 @@ impl Sender {
     /// Hands the mail over. When it returns without an error the mail is on disk, or the server has taken it.
     pub async fn send(&self, mail: &Mail) -> Result<(), ReceiptError> {
         let late = |_| ReceiptError::TimedOut(self.timeout);
-        match &self.transport {
-            Transport::File(directory) => {
+        match &self.way {
+            Way::File(directory) => {
                 let written = tokio::time::timeout(self.timeout, directory.put(&mail.file_name, &mail.bytes));
                 written.await.map_err(late)?.map_err(ReceiptError::File)
             }
-            Transport::Smtp(smtp) => {
+            Way::Smtp(smtp) => {
                 let sent = tokio::time::timeout(self.timeout, smtp.send(&mail.envelope, &mail.bytes));
                 // Only now is the server told goodbye: a farewell that takes too long must not look like a mail that
                 // was not taken.

@@ -1,14 +1,14 @@
 //! The receipt of a refund.
 
+use atomic_phases::idempotency::Job;
+use atomic_phases::queue::handler::{Handler, HandlerError};
+use atomic_phases::queue::leases::Held;
+use atomic_phases::queue::work::Claimed;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Mail, ReceiptError, Receipts, render, store};
-use crate::idempotency::Job;
-use crate::jobs::handler::{Handler, HandlerError};
-use crate::jobs::leases::Held;
-use crate::jobs::work::Claimed;
 
 /// The job that is staged with a refund.
 pub const REFUND_RECEIPT: &str = "send_refund_receipt";

@@ -1,8 +1,7 @@
 //! What a receipt needs to know of its ride or refund.
 
+use atomic_phases::database::{Database, DatabaseError};
 use tokio_postgres::Row;
-
-use crate::database::{Database, DatabaseError};
 
 /// A ride, and whom it was for.
 #[derive(Debug)]

@@ -2,16 +2,17 @@
 //!
 //! The row in `refunds` says that a request is about to refund the ride; its unique `ride_id` lets no second one begin.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use atomic_phases::idempotency::{Attempt, Next, Opening, Operation, Phases, Response, Stop};
+use atomic_phases::rules::{Found, Rule, When};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::endpoint::{Endpoint, ParamError, Refusal};
-use crate::idempotency::operation::BoxError;
-use crate::idempotency::{Attempt, Next, Opening, Operation, Phases, Response, Stop};
 use crate::receipts::RefundReceipt;
-use crate::stripe::{self, LookupError, Refund, RefundOutcome, RefundRequest};
+use crate::stripe::{self, Refund, RefundOutcome, RefundRequest, Unsettled, books};
 
 /// Refunds rides.
 #[derive(Debug, Clone)]
@@ -44,23 +45,6 @@ pub enum RefundState {
     },
 }
 
-/// Why an attempt did not refund the charge, as far as it knows.
-#[derive(Debug, thiserror::Error)]
-pub enum RefundError {
-    /// Stripe has not seen the request.
-    #[error("the ride was not refunded")]
-    NotSent(#[source] stripe::NotSent),
-    /// Stripe turned it down.
-    #[error("Stripe refused the refund")]
-    Refused(#[source] stripe::ErrorReply),
-    /// The refund may have been made; asking again with the same key tells.
-    #[error("it is not known whether the ride was refunded")]
-    Unknown(#[source] stripe::Unknown),
-    /// It was not found out whether the refund was made earlier.
-    #[error("it was not found out whether the ride was refunded earlier")]
-    LookUp(#[source] LookupError),
-}
-
 impl Operation for Refunds {
     const NAME: &'static str = "refund";
     const PHASES: Phases = Phases {
@@ -75,6 +59,19 @@ impl Operation for Refunds {
 
     type Params = RefundParams;
     type State = RefundState;
+
+    fn rules(&self) -> Vec<Rule> {
+        let ledger = Arc::new(books::Refunds(self.stripe.clone()));
+        let made = Some((When::Always, include_str!("rule_made.sql")));
+        let found = vec![Found::Ledger { ledger, sql: include_str!("rule_made_found.sql") }];
+        vec![
+            Rule::rows(
+                "a refund is of its user's paid ride, and made when it says so",
+                include_str!("rule_books.sql"),
+            ),
+            Rule::pairs("a ride is refunded here if it is at Stripe, and once", made, found),
+        ]
+    }
 
     async fn advance(
         &self,
@@ -126,9 +123,11 @@ impl Refunds {
         ride_id: i64,
         charge_id: String,
     ) -> Result<Refund, Stop> {
+        const WHAT: &str = "refund";
+        let look_up = |error| Unsettled::LookUp(WHAT, error);
         let call = attempt.lease.foreign_call;
         if call.age >= self.key_retention
-            && let Some(refund) = self.stripe.find_refund(&charge_id).await.map_err(RefundError::LookUp)?
+            && let Some(refund) = self.stripe.find_refund(&charge_id).await.map_err(look_up)?
         {
             return Ok(refund);
         }
@@ -137,24 +136,12 @@ impl Refunds {
         Err(match self.stripe.refund(&request).await {
             RefundOutcome::Refunded(refund) => return Ok(refund),
             RefundOutcome::AlreadyRefunded(reply) => {
-                let found = self.stripe.find_refund(&request.charge_id).await.map_err(RefundError::LookUp)?;
-                return found.ok_or_else(|| RefundError::Refused(reply).into());
+                let found = self.stripe.find_refund(&request.charge_id).await.map_err(look_up)?;
+                return found.ok_or_else(|| Unsettled::Refused(WHAT, reply).into());
             }
-            RefundOutcome::NotSent(error) => RefundError::NotSent(error).into(),
-            RefundOutcome::Refused(reply) => RefundError::Refused(reply).into(),
-            RefundOutcome::Unknown(error) => RefundError::Unknown(error).into(),
+            RefundOutcome::NotSent(error) => Unsettled::NotSent(WHAT, error).into(),
+            RefundOutcome::Refused(reply) => Unsettled::Refused(WHAT, reply).into(),
+            RefundOutcome::Unknown(error) => Unsettled::Unknown(WHAT, error).into(),
         })
-    }
-}
-
-impl From<RefundError> for Stop {
-    fn from(error: RefundError) -> Self {
-        match error {
-            RefundError::LookUp(LookupError::Undecidable(_)) => Self::Park(BoxError::from(error)),
-            RefundError::NotSent(_)
-            | RefundError::Refused(_)
-            | RefundError::Unknown(_)
-            | RefundError::LookUp(LookupError::Transient(_)) => Self::Retry(BoxError::from(error)),
-        }
     }
 }

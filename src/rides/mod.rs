@@ -5,24 +5,27 @@
 //! attempts changes new rides only.
 
 mod params;
+mod rules;
 
 use std::time::Duration;
 
+use atomic_phases::idempotency::{Attempt, Next, Opening, Operation, Phases, Response, Stop};
+use atomic_phases::rules::Rule;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use params::RideParams;
-
 use crate::endpoint::{Endpoint, ParamError, Refusal};
-use crate::idempotency::operation::BoxError;
-use crate::idempotency::{Attempt, Next, Opening, Operation, Phases, Response, Stop};
 use crate::receipts::RideReceipt;
-use crate::stripe::{self, ChargeOutcome, ChargeRequest, LookupError};
+use crate::stripe::{self, ChargeOutcome, ChargeRequest, Unsettled};
+pub use params::RideParams;
 
 /// What a ride costs, in cents.
 pub const PRICE: u32 = 2000;
 /// And in which currency.
 pub const CURRENCY: &str = "usd";
+
+/// As errors call it.
+const WHAT: &str = "charge";
 
 /// Books rides.
 #[derive(Debug, Clone)]
@@ -58,23 +61,6 @@ pub struct Charge {
     pub description: String,
 }
 
-/// Why an attempt did not charge the card, as far as it knows.
-#[derive(Debug, thiserror::Error)]
-pub enum ChargeError {
-    /// Stripe has not seen the charge.
-    #[error("the card was not charged")]
-    NotSent(#[source] stripe::NotSent),
-    /// Stripe turned the charge down for a reason that is not the card's.
-    #[error("Stripe refused the charge")]
-    Refused(#[source] stripe::ErrorReply),
-    /// The charge may have been made; asking again with the same key tells.
-    #[error("it is not known whether the card was charged")]
-    Unknown(#[source] stripe::Unknown),
-    /// Stripe may have forgotten the charge's key, and it was not found out whether the charge was made.
-    #[error("it was not found out whether the card was charged earlier")]
-    LookUp(#[source] LookupError),
-}
-
 impl Operation for Rides {
     const NAME: &'static str = "ride";
     const PHASES: Phases = Phases {
@@ -94,14 +80,18 @@ impl Operation for Rides {
         json!({ "amount": self.price, "currency": CURRENCY })
     }
 
+    fn rules(&self) -> Vec<Rule> {
+        rules::rules(&self.stripe)
+    }
+
     async fn advance(&self, attempt: &Attempt<RideParams>, state: RideState) -> Result<Next<RideState>, Stop> {
         let RideState::RideCreated { ride_id, charge } = state;
         match self.look_up_or_charge(attempt, ride_id, &charge).await? {
             ChargeOutcome::Charged { charge_id } => Ok(paid(attempt.user_id, ride_id, &charge, &charge_id)),
             ChargeOutcome::Declined { message } => Ok(declined(&message)),
-            ChargeOutcome::NotSent(error) => Err(ChargeError::NotSent(error).into()),
-            ChargeOutcome::Refused(reply) => Err(ChargeError::Refused(reply).into()),
-            ChargeOutcome::Unknown(error) => Err(ChargeError::Unknown(error).into()),
+            ChargeOutcome::NotSent(error) => Err(Unsettled::NotSent(WHAT, error).into()),
+            ChargeOutcome::Refused(reply) => Err(Unsettled::Refused(WHAT, reply).into()),
+            ChargeOutcome::Unknown(error) => Err(Unsettled::Unknown(WHAT, error).into()),
         }
     }
 }
@@ -133,7 +123,7 @@ impl Rides {
         let call = attempt.lease.foreign_call;
         if call.age >= self.key_retention {
             let found = self.stripe.find_charge(&charge.customer, call.key, call.intended_at).await;
-            if let Some(charge_id) = found.map_err(ChargeError::LookUp)? {
+            if let Some(charge_id) = found.map_err(|error| Unsettled::LookUp(WHAT, error))? {
                 return Ok(ChargeOutcome::Charged { charge_id });
             }
         }
@@ -162,16 +152,4 @@ fn declined(reason: &str) -> Next<RideState> {
 
 fn message(code: u16, key: &str, text: &str) -> Response {
     Response::new(code, json!({ key: text }).to_string())
-}
-
-impl From<ChargeError> for Stop {
-    fn from(error: ChargeError) -> Self {
-        match error {
-            ChargeError::LookUp(LookupError::Undecidable(_)) => Self::Park(BoxError::from(error)),
-            ChargeError::NotSent(_)
-            | ChargeError::Refused(_)
-            | ChargeError::Unknown(_)
-            | ChargeError::LookUp(LookupError::Transient(_)) => Self::Retry(BoxError::from(error)),
-        }
-    }
 }

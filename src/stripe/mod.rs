@@ -9,17 +9,26 @@
 //! retry outlive this process. Nor is there a trait over client and sandbox: the sandbox speaks HTTP, so tests
 //! and demonstrations run the very client that production runs.
 
+pub mod books;
 mod client;
 pub mod sandbox;
 #[cfg(test)]
 mod testing;
+mod unsettled;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use secrecy::SecretString;
+use serde::Deserialize;
 use uuid::Uuid;
 
 pub use client::{Client, ClientError, LedgerPage, ListedCharge, ListedRefund};
+pub use unsettled::Unsettled;
+
+/// Where Stripe is when nothing else is said.
+const STRIPE: &str = "https://api.stripe.com";
 
 /// The metadata field of a charge that carries its idempotency key, by which [`Client::find_charge`] finds it
 /// after Stripe has forgotten the key itself.
@@ -27,6 +36,47 @@ const KEY_METADATA: &str = "idempotency_key";
 
 /// The metadata field of a charge that names the ride, for whoever looks at it from Stripe's side.
 const RIDE_METADATA: &str = "ride_id";
+
+/// `[stripe]`: the foreign call.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Scheme, host and port. Left out, it is this process's sandbox if that role runs, or else Stripe.
+    pub api_base: Option<String>,
+    /// The secret key; `STRIPE_API_KEY` is the place to set it.
+    pub api_key: SecretString,
+    /// Deadline for one whole call: connect, send, answer. An attempt makes two at most, and both must fit into
+    /// the lease and into the shutdown's deadline.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// How long after the charge was first intended Stripe surely still knows our idempotency key. Stripe
+    /// promises 24 h; past this, a charge is looked up before it is made.
+    #[serde(with = "humantime_serde")]
+    pub key_retention: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            api_base: None,
+            api_key: SecretString::default(),
+            timeout: Duration::from_secs(10),
+            key_retention: Duration::from_secs(23 * 3600),
+        }
+    }
+}
+
+impl Settings {
+    /// A client of the Stripe that is meant: the one that `api_base` names, else this process's sandbox, else Stripe.
+    pub fn client(&self, sandbox: Option<SocketAddr>) -> Result<Client, ClientError> {
+        let api_base = match (&self.api_base, sandbox) {
+            (Some(api_base), _) => api_base.clone(),
+            (None, Some(sandbox)) => format!("http://{sandbox}"),
+            (None, None) => STRIPE.to_owned(),
+        };
+        Client::new(&api_base, &self.api_key, self.timeout)
+    }
+}
 
 /// One charge to be made, once.
 #[derive(Debug, Clone, PartialEq, Eq)]

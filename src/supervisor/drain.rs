@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::{RoleTask, RunError, Supervisor};
-use crate::config::Role;
+use crate::role::Role;
 
 /// Who ends together, and in which order: first who makes work, then who takes it, then who works by themselves,
 /// and last what all of them need. The pool goes with its last user.

@@ -4,12 +4,12 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use atomic_phases::errors::chain;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::Role;
-use crate::errors::chain;
+use crate::role::Role;
 
 /// Why one run of a role ended although nobody asked it to.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 pub use keep_running::GaveUp;
 pub use signals::Signals;
 pub use start::StartError;
-pub(crate) use start::{open_database, stripe_client};
 
-use crate::config::{Config, Role};
+use crate::config::Config;
+use crate::role::Role;
 use keep_running::keep_running;
 
 /// Everything that runs, and how to end it.

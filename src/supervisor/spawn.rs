@@ -3,34 +3,37 @@
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::Engine;
+use atomic_phases::idempotency::points::PointsError;
+use atomic_phases::queue::Outlet;
+use atomic_phases::queue::foreign::ToForeign;
+use atomic_phases::queue::handler::Handlers;
+use atomic_phases::queue::health::QueueHealth;
+use atomic_phases::queue::postgres::ToPostgres;
+use atomic_phases::roles::completer::Completer;
+use atomic_phases::roles::enqueuer::Enqueuer;
+use atomic_phases::roles::periodic::{Periodic, poll};
+use atomic_phases::roles::reaper::Reaper;
+use atomic_phases::roles::worker::Worker;
 use tokio::sync::{Mutex, Notify};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{StartError, Supervisor, never_fails};
 use crate::api::{self, Api, Seen};
-use crate::clock::Clock;
-use crate::config::{Config, Queue, Role};
-use crate::database::Database;
+use crate::config::Config;
 use crate::database::embedded::EmbeddedPostgres;
+use crate::database::keeper;
+use crate::demo::simulator;
 use crate::http::Listener;
-use crate::idempotency::Engine;
-use crate::jobs::Outlet;
-use crate::jobs::foreign::ToForeign;
-use crate::jobs::handler::Handlers;
-use crate::jobs::health::QueueHealth;
-use crate::jobs::nats::Nats;
-use crate::jobs::postgres::ToPostgres;
-use crate::jobs::redis::Redis;
 use crate::metrics::Metrics;
 use crate::operations::{self, Registry};
+use crate::queues::Queue;
+use crate::queues::nats::Nats;
+use crate::queues::redis::Redis;
 use crate::receipts::{Receipts, RefundReceipts, Sender};
-use crate::roles::completer::Completer;
-use crate::roles::enqueuer::Enqueuer;
-use crate::roles::periodic::{Periodic, poll};
-use crate::roles::reaper::Reaper;
-use crate::roles::worker::Worker;
-use crate::roles::{postgres, simulator};
+use crate::role::Role;
 use crate::stripe;
 use crate::stripe::sandbox::{self, FaultControl, Ledger};
 
@@ -50,14 +53,9 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(config: &Config, database: Database, stripe: stripe::Client, installation: Uuid) -> Self {
+        let (lock_timeout, grace) = (config.idempotency.lock_timeout, config.completer.grace);
         let staged = Arc::new(Notify::new());
-        let engine = Engine {
-            database: database.clone(),
-            lock_timeout: config.idempotency.lock_timeout,
-            grace: config.completer.grace,
-            staged: Arc::clone(&staged),
-            clock: Clock::default(),
-        };
+        let engine = Engine { staged: Arc::clone(&staged), ..Engine::new(database.clone(), lock_timeout, grace) };
         let registry = operations::register(&engine, stripe, config.stripe.key_retention);
         let health = Arc::new(QueueHealth::new(config.enqueuer.queue.name()));
         Self {
@@ -70,6 +68,11 @@ impl Shared {
             delivered: Arc::default(),
         }
     }
+
+    /// Whether this release can go on with what it finds.
+    pub(super) async fn check_points(&self) -> Result<(), PointsError> {
+        self.registry.operations.check_points(&self.database).await
+    }
 }
 
 impl Supervisor {
@@ -77,7 +80,7 @@ impl Supervisor {
         let running = Arc::new(Mutex::new(Some(embedded)));
         let data_dir = config.database.data_dir.clone();
         self.spawn(Role::Postgres, move |stop| {
-            let run = postgres::run(Arc::clone(&running), data_dir.clone(), stop);
+            let run = keeper::run(Arc::clone(&running), data_dir.clone(), stop);
             async move { Ok(run.await?) }
         });
     }
@@ -102,7 +105,7 @@ impl Supervisor {
         let api = Arc::new(Api {
             database: shared.database.clone(),
             operations: shared.registry.endpoints.clone(),
-            config: config.api.clone(),
+            settings: config.api.clone(),
             demo: config.demo.enabled,
             queue: config.runs(Role::Enqueuer).then(|| Arc::clone(&shared.health)),
             metrics: Arc::clone(&shared.metrics),
@@ -114,10 +117,10 @@ impl Supervisor {
     }
 
     pub(super) fn spawn_completer(&mut self, config: &Config, shared: &Shared) {
-        self.spawn_periodic(config, || Completer {
+        self.spawn_periodic(Role::Completer, config, || Completer {
             database: shared.database.clone(),
             operations: shared.registry.operations.clone(),
-            config: config.completer.clone(),
+            settings: config.completer.clone(),
             lock_timeout: config.idempotency.lock_timeout,
         });
     }
@@ -144,13 +147,13 @@ impl Supervisor {
     }
 
     fn spawn_enqueuer_to(&mut self, outlet: impl Outlet + 'static, config: &Config, shared: &Shared) {
-        self.spawn_periodic(config, || Enqueuer {
+        self.spawn_periodic(Role::Enqueuer, config, || Enqueuer {
             outlet,
             health: Arc::clone(&shared.health),
             poll_interval: config.enqueuer.poll_interval,
             staged: Arc::clone(&shared.staged),
             delivered: Arc::clone(&shared.delivered),
-            metrics: Arc::clone(&shared.metrics),
+            observer: Arc::clone(&shared.metrics) as _,
         });
     }
 
@@ -163,17 +166,17 @@ impl Supervisor {
         let worker = Arc::new(Worker {
             database,
             handlers,
-            config: config.worker.clone(),
+            settings: config.worker.clone(),
             delivered: Arc::clone(&shared.delivered),
-            metrics: Arc::clone(&shared.metrics),
+            observer: Arc::clone(&shared.metrics) as _,
         });
         self.spawn(Role::Worker, move |stop| never_fails(Arc::clone(&worker).run(stop)));
     }
 
     pub(super) fn spawn_reaper(&mut self, config: &Config, shared: &Shared) {
-        self.spawn_periodic(config, || Reaper {
+        self.spawn_periodic(Role::Reaper, config, || Reaper {
             database: shared.database.clone(),
-            config: config.reaper.clone(),
+            settings: config.reaper.clone(),
             keep_finished: config.worker.keep_finished,
             lock_timeout: config.idempotency.lock_timeout,
         });
@@ -190,10 +193,10 @@ impl Supervisor {
         }
     }
 
-    fn spawn_periodic<P: Periodic + 'static>(&mut self, config: &Config, role: impl FnOnce() -> P) {
-        if config.runs(P::ROLE) {
-            let role = Arc::new(role());
-            self.spawn(P::ROLE, move |stop| never_fails(poll(Arc::clone(&role), stop)));
+    fn spawn_periodic<P: Periodic + 'static>(&mut self, role: Role, config: &Config, new: impl FnOnce() -> P) {
+        if config.runs(role) {
+            let periodic = Arc::new(new());
+            self.spawn(role, move |stop| never_fails(poll(Arc::clone(&periodic), stop)));
         }
     }
 }

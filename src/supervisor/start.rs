@@ -4,26 +4,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
+use atomic_phases::database::{Database, DatabaseError};
+use atomic_phases::errors::chain;
+use atomic_phases::idempotency::points::PointsError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::spawn::Shared;
 use super::{Addresses, Supervisor};
-use crate::config::{Config, Role};
-use crate::database::embedded::{EmbeddedError, EmbeddedPostgres};
+use crate::config::Config;
 use crate::database::schema::{self, SchemaError};
-use crate::database::{Database, DatabaseError, tls};
-use crate::errors::chain;
+use crate::database::{self, OpenError, Opened, Other};
 use crate::http::Listener;
-use crate::jobs;
+use crate::queues;
 use crate::receipts::{self, Sender};
+use crate::role::Role;
 use crate::stripe::{self, ClientError, sandbox};
 use crate::users::{self, SeedError};
 
-/// Where Stripe is when nothing else is said.
-const STRIPE: &str = "https://api.stripe.com";
 /// Seeding asks Stripe, which may be in another process that is only just starting.
 const SEED_TRIES: u32 = 5;
 const SEED_PAUSE: Duration = Duration::from_secs(1);
@@ -42,18 +41,18 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The private Postgres did not start.
-    #[error("cannot start the private Postgres")]
-    Embedded(#[from] EmbeddedError),
-    /// `database.url` makes no sense.
-    #[error("database.url")]
-    Url(#[from] tls::UrlError),
-    /// The database does not answer.
+    /// There is no database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database went away.
     #[error("the database is unavailable")]
     Database(#[from] DatabaseError),
     /// The database is not one for us.
     #[error("cannot use this database")]
     Schema(#[source] SchemaError),
+    /// Requests are where this release has no way on.
+    #[error("cannot go on with what is in the database")]
+    Points(#[from] PointsError),
     /// The sandbox cannot open its books.
     #[error("stripe_sandbox.ledger")]
     Ledger(#[from] sandbox::LedgerError),
@@ -65,10 +64,10 @@ pub enum StartError {
     Receipts(#[from] receipts::SetupError),
     /// The settings for Redis make no sense.
     #[error("enqueuer.queue is \"redis\"")]
-    Redis(#[from] jobs::redis::SettingsError),
+    Redis(#[from] queues::redis::SettingsError),
     /// The settings for NATS make no sense.
     #[error("enqueuer.queue is \"nats\"")]
-    Nats(#[from] jobs::nats::SettingsError),
+    Nats(#[from] queues::nats::SettingsError),
     /// The demonstration's users could not be made.
     #[error("demo.enabled: cannot seed the users")]
     Seed(#[from] SeedError),
@@ -80,25 +79,6 @@ pub(super) struct DatabaseAccess {
     pub(super) config: tokio_postgres::Config,
     /// Taken when the last role that uses it has ended.
     pub(super) pool: Option<Database>,
-}
-
-/// Opens the database that the config names: the private one, started first if need be, or yours.
-pub(crate) async fn open_database(
-    config: &Config,
-) -> Result<(Option<EmbeddedPostgres>, tokio_postgres::Config, Database), StartError> {
-    let (embedded, postgres, tls) = match &config.database.url {
-        Some(url) => {
-            let (postgres, tls) = tls::parse(url.expose_secret())?;
-            (None, postgres, tls)
-        }
-        None => {
-            let embedded = EmbeddedPostgres::start(&config.database.data_dir).await?;
-            let postgres = embedded.config();
-            (Some(embedded), postgres, tls::none())
-        }
-    };
-    let database = Database::connect(postgres.clone(), tls, config.database.pool_settings()).await?;
-    Ok((embedded, postgres, database))
 }
 
 pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
@@ -113,11 +93,11 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
 
     let sender = config.runs(Role::Worker).then(|| Sender::new(&config.receipts)).transpose()?;
 
-    let (embedded, postgres, database) = open_database(&config).await?;
+    let Opened { embedded, address, database } = database::open(&config.database, Other::Refuse).await?;
     if let Some(embedded) = &embedded {
         tracing::info!(look_inside = embedded.psql_command(), "private Postgres is up");
     }
-    let mut supervisor = Supervisor::new(&config, addresses, postgres, database.clone());
+    let mut supervisor = Supervisor::new(&config, addresses, address, database.clone());
     if let Some(embedded) = embedded {
         supervisor.spawn_postgres(embedded, &config);
     }
@@ -128,12 +108,15 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     if let Some(listener) = sandbox_listener {
         supervisor.spawn_sandbox(listener, &config).await?;
     }
-    let stripe = stripe_client(&config, addresses.stripe_sandbox)?;
+    let stripe = config.stripe.client(addresses.stripe_sandbox)?;
     let installation = schema::installation(&database).await.map_err(StartError::Schema)?;
     if config.demo.enabled && config.runs(Role::Api) {
         seed(&database, installation, &stripe).await?;
     }
     let shared = Shared::new(&config, database, stripe, installation);
+    if config.runs(Role::Api) || config.runs(Role::Completer) {
+        shared.check_points().await?;
+    }
     if let Some(listener) = api_listener {
         supervisor.spawn_api(&config, &shared, listener);
     }
@@ -159,17 +142,6 @@ async fn listen(
     }
     let listener = Listener::bind(address).await;
     Ok(Some(Arc::new(listener.map_err(|source| StartError::Listen { key, address, source })?)))
-}
-
-/// A client of the Stripe that the config means: the one it names, else the sandbox if that role is on, else Stripe.
-pub(crate) fn stripe_client(config: &Config, sandbox: Option<SocketAddr>) -> Result<stripe::Client, ClientError> {
-    let sandbox = sandbox.filter(|_| config.runs(Role::StripeSandbox));
-    let api_base = match (&config.stripe.api_base, sandbox) {
-        (Some(api_base), _) => api_base.clone(),
-        (None, Some(sandbox)) => format!("http://{sandbox}"),
-        (None, None) => STRIPE.to_owned(),
-    };
-    stripe::Client::new(&api_base, &config.stripe.api_key, config.stripe.timeout)
 }
 
 async fn seed(database: &Database, installation: Uuid, stripe: &stripe::Client) -> Result<(), SeedError> {

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rocket_rides_atomic::config::Queue;
+use rocket_rides_atomic::queues::Queue;
 
 use crate::say;
 use crate::support::broker::Broker;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::clock::Clock;
+use atomic_phases::clock::Clock;
+use atomic_phases::database::tls;
+use atomic_phases::idempotency::Engine;
+use atomic_phases::roles::completer::Completer;
 use rocket_rides_atomic::config;
-use rocket_rides_atomic::database::tls;
-use rocket_rides_atomic::idempotency::Engine;
 use rocket_rides_atomic::operations;
-use rocket_rides_atomic::roles::completer::Completer;
 use rocket_rides_atomic::stripe;
 use secrecy::SecretString;
 use tokio::sync::Notify;
@@ -47,7 +47,7 @@ impl Crew {
             clock: Clock::default(),
         };
         let operations = operations::register(&engine, stripe, KEY_RETENTION).operations;
-        let completer = Completer { database, operations, config: config::Completer::default(), lock_timeout };
+        let completer = Completer { database, operations, settings: config::Completer::default(), lock_timeout };
         let api = world
             .neighbour(|config| {
                 config.database.url = Some(SecretString::from(url));

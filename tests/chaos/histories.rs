@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rocket_rides_atomic::invariants::Traffic;
 use serde_json::json;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::kind::ride;
+use crate::support::books::AT_REST;
 use crate::support::client::{Answer, Http, Post};
 use crate::support::world::World;
 use crate::{number, say, seed};
@@ -65,7 +65,7 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
         attempts += booked.attempts + run(world, posts, forgets, &mut rng).await.attempts;
     }
     younger.until_count("staged_jobs", 0).await;
-    let report = younger.verify(Traffic::Quiet).await;
+    let report = younger.verify(AT_REST).await;
     assert!(report.violated().is_empty(), "seed {seed}: {report}");
     let (charged, declined) =
         (younger.charges().await.len(), younger.count("idempotency_keys WHERE response_code = 402").await);

@@ -5,12 +5,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::parked;
+use atomic_phases::queue;
 use futures_util::FutureExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::parked;
-use rocket_rides_atomic::jobs;
 
 use super::kind::Books;
 use super::proxy::{Proxy, Script};
@@ -155,7 +155,7 @@ impl Lane {
     /// jobs, which are then passed over; so this looks until there are none.
     pub async fn deliver(&self) {
         eventually("an empty outbox", async || {
-            jobs::postgres::deliver(&self.database, jobs::START, 1000).await.unwrap();
+            queue::postgres::deliver(&self.database, queue::START, 1000).await.unwrap();
             (self.world.count("staged_jobs").await == 0).then_some(())
         })
         .await;

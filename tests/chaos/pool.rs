@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use rocket_rides_atomic::database::{Database, DatabaseError, PoolSettings, tls};
+use atomic_phases::database::{Database, DatabaseError, PoolSettings, tls};
+use rocket_rides_atomic::config;
 
 use super::lane::Route;
 use super::proxy::{Fault, Strike};
@@ -14,7 +15,12 @@ async fn a_connection_that_hangs_costs_one_statement_its_time_and_no_other() {
     let route = Route::new(&world).await;
     let (postgres, _) = tls::parse(&route.database_url()).unwrap();
     let statement_timeout = Duration::from_millis(300);
-    let settings = PoolSettings { size: 1, checkout_timeout: Duration::from_secs(30), statement_timeout };
+    let settings = PoolSettings {
+        size: 1,
+        checkout_timeout: Duration::from_secs(30),
+        statement_timeout,
+        ..config::Database::default().pool_settings()
+    };
     let database = Database::connect(postgres, tls::none(), settings).await.unwrap();
     assert_eq!(database.query("SELECT 1", &[]).await.unwrap().len(), 1);
 

@@ -1,6 +1,6 @@
-//! The checker is checked: bugs are planted, and `verify` must name the invariant that each of them breaks.
+//! The checker is checked: bugs are planted, and `verify` must name the rule that each of them breaks.
 //!
-//! Each bug of the [table](bugs) is played twice on a database of its own: planted, when its invariant must be violated,
+//! Each bug of the [table](bugs) is played twice on a database of its own: planted, when its rule must be violated,
 //! and not planted, when none may be. What is planted is changed on its way between program and Postgres or Stripe, so
 //! the program under test is the one that ships. Where a constraint or a trigger would refuse the bug before it does
 //! harm, that guard is lifted for the scenario, with the bug or without it: the constraints have tests of their own
@@ -17,11 +17,11 @@ mod work;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atomic_phases::idempotency::reap::reap;
+use atomic_phases::queue;
+use atomic_phases::roles::periodic::Periodic;
+use atomic_phases::rules::Report;
 use futures_util::{StreamExt, stream};
-use rocket_rides_atomic::idempotency::reap::reap;
-use rocket_rides_atomic::invariants::{Invariant, Report, Traffic};
-use rocket_rides_atomic::jobs;
-use rocket_rides_atomic::roles::periodic::Periodic;
 use tokio::task::JoinHandle;
 
 use self::bugs::SEEDED;
@@ -30,12 +30,19 @@ use super::crew::Crew;
 use super::proxy::{Bug, Fault, Strike};
 use super::zombie::expire_lease;
 use crate::say;
+use crate::support::books::{AT_REST, rules};
 use crate::support::client::{Answer, DECLINED_USER, Post};
-use crate::support::world::World;
+use crate::support::world::{World, pool};
 
 /// Bugs played side by side.
 const SIDE_BY_SIDE: usize = 4;
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Rules that `books.rs` tries by hand: here the stage lifts the guards itself, and works what is queued.
+const ELSEWHERE: [&str; 2] = [
+    "the database refuses to turn a key back, change its answer, or remove it unfinished",
+    "every queued job has been worked",
+];
 
 /// A bug, and what must come of it.
 struct Seeded {
@@ -43,7 +50,7 @@ struct Seeded {
     bug: Bug,
     lifted: &'static [Guard],
     scenario: Scenario,
-    caught_by: Invariant,
+    caught_by: &'static str,
 }
 
 /// What the schema has against bugs.
@@ -130,11 +137,10 @@ async fn every_seeded_bug_is_caught() {
     let seconds = began.elapsed().as_secs_f64();
     say(&format!("seeded: {caught} of {all} seeded bugs caught, {seconds:.1} s"));
     assert!(missed.is_empty(), "{missed:#?}");
-    for invariant in Invariant::ALL {
-        assert!(
-            SEEDED.iter().any(|seeded| seeded.caught_by == invariant),
-            "nothing was planted against {invariant:?}"
-        );
+    let world = World::start().await;
+    for rule in rules(&pool(&world.database_config).await, world.stripe()) {
+        let planted = SEEDED.iter().any(|seeded| seeded.caught_by == rule.name) || ELSEWHERE.contains(&rule.name);
+        assert!(planted, "nothing was planted against {:?}", rule.name);
     }
 }
 
@@ -149,9 +155,9 @@ impl Seeded {
         if let Some(why) = stage.crew.route.script.not_planted() {
             return Err(format!("not planted: {why}"));
         }
-        let found = report.findings().find(|(invariant, _)| *invariant == self.caught_by);
-        match found.and_then(|(invariant, finding)| Some((invariant, finding.named.first()?))) {
-            Some((invariant, offender)) => Ok(format!("{} {}: {offender}", invariant.number(), invariant.name())),
+        let found = report.findings().find(|(rule, _)| *rule == self.caught_by);
+        match found.and_then(|(rule, finding)| Some((rule, finding.named.first()?))) {
+            Some((rule, offender)) => Ok(format!("{rule}: {offender}")),
             None => Err(format!("not caught by {:?}: {report}", self.caught_by)),
         }
     }
@@ -173,7 +179,7 @@ impl Seeded {
                 stage.house.execute(&format!("ALTER TABLE idempotency_keys ENABLE TRIGGER {name}")).await;
             }
         }
-        let report = stage.house.verify(Traffic::Quiet).await;
+        let report = stage.house.verify(AT_REST).await;
         (stage, report)
     }
 }
@@ -215,7 +221,7 @@ impl Scenario {
             }
             Self::Abandoned => {
                 stage.ask(&post.raising(), &[]).await;
-                house.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 minute'").await;
+                house.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '2 hours'").await;
                 stage.crew.completer.run_once().await.unwrap();
             }
             Self::Refunded => stage.refund(Post::refund, &[]).await,
@@ -285,7 +291,7 @@ impl Stage {
     }
 
     async fn deliver(&self) {
-        jobs::postgres::deliver(&self.crew.completer.database, jobs::START, 1000).await.unwrap();
+        queue::postgres::deliver(&self.crew.completer.database, queue::START, 1000).await.unwrap();
     }
 
     /// Three days after all that was done so far.

@@ -14,12 +14,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rocket_rides_atomic::database::embedded::EmbeddedPostgres;
 use rocket_rides_atomic::http::Listener;
-use rocket_rides_atomic::invariants::{self, Queue, Traffic};
 use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::stripe::sandbox::{self, FaultControl, Faults, Ledger};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::books::{AT_REST, verify};
 use crate::support::client::{DECLINED_USER, GOOD_USER, Http, Post, new_key};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments, free_port};
@@ -99,14 +99,11 @@ async fn nothing_is_lost_or_doubled_while_everything_is_killed() {
     let database = pool(&postgres.config()).await;
     let stripe = stripe::Client::new(&stripe, &"sk_test_soak".into(), Duration::from_secs(10)).unwrap();
     let report = eventually("everything to come to rest", async || {
-        let report = invariants::verify(&database, &stripe, Traffic::Quiet, Queue::InDatabase).await.unwrap();
+        let report = verify(&database, stripe.clone(), AT_REST).await;
         report.violated().is_empty().then_some(report)
     });
     let Ok(report) = tokio::time::timeout(Duration::from_secs(25), report).await else {
-        panic!(
-            "seed {seed}: {}",
-            invariants::verify(&database, &stripe, Traffic::Quiet, Queue::InDatabase).await.unwrap()
-        );
+        panic!("seed {seed}: {}", verify(&database, stripe.clone(), AT_REST).await);
     };
     assert!(kills + crashes > 0 && slowest < READY_AGAIN, "ready {slowest:?} after Postgres came back");
     say(&format!(

@@ -16,10 +16,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atomic_phases::roles::periodic::Periodic;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rocket_rides_atomic::roles::periodic::Periodic;
 use tokio::task::JoinHandle;
 
 use super::crew::Crew;

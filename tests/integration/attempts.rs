@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rocket_rides_atomic::config::{Config, Transport};
-use rocket_rides_atomic::jobs::foreign::{PushPolicy, ToForeign};
-use rocket_rides_atomic::jobs::health::QueueHealth;
-use rocket_rides_atomic::jobs::{Drained, Outlet};
+use atomic_phases::queue::foreign::{PushPolicy, ToForeign};
+use atomic_phases::queue::health::QueueHealth;
+use atomic_phases::queue::{Drained, Outlet};
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::receipts::Transport;
 use rocket_rides_atomic::receipts::file::Directory;
 use secrecy::SecretString;
 

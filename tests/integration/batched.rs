@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use rocket_rides_atomic::database::{Batched, Database, DatabaseError, column};
+use atomic_phases::database::{Batched, Database, DatabaseError, column};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 

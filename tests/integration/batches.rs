@@ -1,4 +1,4 @@
-//! Whatever goes through [`Batched`](rocket_rides_atomic::database::Batched): each caller in a batch gets its own answer,
+//! Whatever goes through [`Batched`](atomic_phases::database::Batched): each caller in a batch gets its own answer,
 //! and no other's.
 //!
 //! Every implementation is a [`Case`]: callers of all kinds that its statement can meet (found and missing, of another
@@ -14,16 +14,15 @@ mod rides;
 mod users;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
+use atomic_phases::database::{Database, DatabaseError};
 use futures_util::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rocket_rides_atomic::database::{Database, DatabaseError};
 use tokio::task::JoinHandle;
 
-use crate::support::sources::sources;
+use crate::support::sources::code;
 use crate::support::world::{World, pool_of};
 use gate::{Gate, LANES};
 
@@ -181,11 +180,9 @@ cases! {
 
 #[test]
 fn every_implementation_has_a_case() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut implemented = BTreeSet::new();
-    for file in sources(&src, "rs") {
+    for (name, file) in code("rs") {
         let text = std::fs::read_to_string(&file).unwrap();
-        let name = file.strip_prefix(&src).unwrap().display();
         for implementation in text.split("impl Batched for ").skip(1) {
             let kind: String = implementation.chars().take_while(|c| c.is_alphanumeric()).collect();
             implemented.insert(format!("{name}: {kind}"));

@@ -1,9 +1,10 @@
-//! What `verify` says of a job's life: nothing while all is well, and which invariant is broken when one is.
+//! What `verify` says of a job's life: nothing while all is well, and which rule is broken when one is.
 
 use std::time::Duration;
 
-use rocket_rides_atomic::invariants::{self, Invariant, Queue, Report, Traffic};
+use atomic_phases::rules::{Check, Circumstances, Report, Rule};
 
+use crate::support::books::{self, AT_REST, LIVE};
 use crate::support::client::Post;
 use crate::support::world::{World, pool};
 
@@ -24,9 +25,14 @@ async fn receipted() -> World {
     world
 }
 
-async fn verify(world: &World, queue: Queue) -> Report {
-    let database = pool(&world.database_config).await;
-    invariants::verify(&database, &world.stripe(), Traffic::Quiet, queue).await.unwrap()
+/// Another queue takes the jobs out of the database.
+const JOBS_LEAVE: Circumstances = Circumstances { jobs_stay: false, ..LIVE };
+
+const ONE_PLACE: &str = "a job is in one place";
+const RECEIPTS: &str = "a ride that was paid has one receipt, and no other has any";
+
+async fn verify(world: &World, circumstances: Circumstances) -> Report {
+    books::verify(&pool(&world.database_config).await, world.stripe(), circumstances).await
 }
 
 const RESTORE: &str = "
@@ -49,50 +55,77 @@ async fn each_stage_of_a_jobs_life_is_in_order() {
     for change in ["", "DELETE FROM jobs", DIE, GIVE_UP, NONSENSE] {
         world.database.batch_execute(RESTORE).await.unwrap();
         world.database.batch_execute(change).await.unwrap();
-        let report = verify(&world, Queue::InDatabase).await;
+        let report = verify(&world, AT_REST).await;
         assert!(report.violated().is_empty(), "{change}: {report}");
     }
 }
 
 #[tokio::test]
 async fn each_wrong_turn_in_a_jobs_life_is_found() {
-    use Invariant as I;
     let world = receipted().await;
-    for (what, change, invariants) in [
-        (
-            "a receipt of no ride",
-            "INSERT INTO receipts VALUES (99, 99, 'x')",
-            &[I::BookedIsChargedAndReceipted][..],
-        ),
-        ("finished without a receipt", "DELETE FROM receipts", &[I::StagedIsDelivered]),
-        ("lost", "DELETE FROM receipts; DELETE FROM jobs", &[I::BookedIsChargedAndReceipted]),
+    for (what, change, rules) in [
+        ("a receipt of no ride", "INSERT INTO receipts VALUES (99, 99, 'x')", &[RECEIPTS][..]),
+        ("finished without a receipt", "DELETE FROM receipts", &[RECEIPTS]),
+        ("lost", "DELETE FROM receipts; DELETE FROM jobs", &[RECEIPTS]),
         (
             "two jobs for a ride",
             "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, finished_at)
              SELECT 99, job_name, job_args, staged_at, finished_at FROM jobs",
-            &[I::BookedIsChargedAndReceipted],
+            &[RECEIPTS],
         ),
         (
-            "in two tables",
-            "INSERT INTO staged_jobs (id, job_name, job_args) OVERRIDING SYSTEM VALUE
-             SELECT staged_id, job_name, job_args FROM jobs",
-            &[I::StagedIsDelivered],
+            "staged, and delivered",
+            "INSERT INTO staged_jobs (id, job_name, job_args, next_attempt_at) OVERRIDING SYSTEM VALUE
+             SELECT staged_id, job_name, job_args, 'infinity' FROM jobs",
+            &[ONE_PLACE, "every staged job has been delivered", RECEIPTS],
+        ),
+        (
+            "staged, and dead",
+            "INSERT INTO staged_jobs (id, job_name, job_args, next_attempt_at) OVERRIDING SYSTEM VALUE
+             SELECT staged_id, 'x', '{}', 'infinity' FROM jobs;
+             INSERT INTO dead_jobs SELECT staged_id, 'x', '{}', staged_at, now(), 'outbox', 1, 'x' FROM jobs;
+             UPDATE jobs SET staged_id = 99; UPDATE receipts SET staged_id = 99",
+            &[ONE_PLACE, "every staged job has been delivered"],
+        ),
+        (
+            "staged, and given up",
+            "INSERT INTO staged_jobs (id, job_name, job_args, next_attempt_at) OVERRIDING SYSTEM VALUE
+             SELECT staged_id, 'x', '{}', 'infinity' FROM jobs;
+             INSERT INTO purged_jobs SELECT staged_id, 'x', '{}', now(), 'x' FROM jobs;
+             UPDATE jobs SET staged_id = 99; UPDATE receipts SET staged_id = 99",
+            &[ONE_PLACE, "every staged job has been delivered"],
+        ),
+        (
+            "delivered, and dead",
+            "INSERT INTO dead_jobs SELECT staged_id, 'x', '{}', staged_at, now(), 'queue', 1, 'x' FROM jobs",
+            &[ONE_PLACE, RECEIPTS],
+        ),
+        (
+            "delivered, and given up",
+            "INSERT INTO purged_jobs SELECT staged_id, 'x', '{}', now(), 'x' FROM jobs",
+            &[ONE_PLACE],
+        ),
+        (
+            "dead, and given up",
+            "INSERT INTO dead_jobs VALUES (98, 'x', '{}', now(), now(), 'queue', 1, 'x');
+             INSERT INTO purged_jobs VALUES (98, 'x', '{}', now(), 'x')",
+            &[ONE_PLACE],
         ),
         (
             "sent, and to be sent again",
             "UPDATE jobs SET finished_at = NULL, next_attempt_at = 'infinity'",
-            &[I::StagedIsDelivered],
+            &["every queued job has been worked", RECEIPTS],
         ),
         (
             "not worked",
             "DELETE FROM receipts; UPDATE jobs SET finished_at = NULL, next_attempt_at = 'infinity'",
-            &[I::StagedIsDelivered],
+            &["every queued job has been worked"],
         ),
     ] {
         world.database.batch_execute(RESTORE).await.unwrap();
         world.database.batch_execute(change).await.unwrap();
-        let report = verify(&world, Queue::InDatabase).await;
-        assert_eq!(report.violated(), invariants, "{what}: {report}");
+        let report = verify(&world, AT_REST).await;
+        assert_eq!(report.violated(), rules, "{what}: {report}");
     }
 }
 
@@ -100,20 +133,14 @@ async fn each_wrong_turn_in_a_jobs_life_is_found() {
 async fn jobs_that_left_for_another_queue_are_not_missed() {
     let world = receipted().await;
     world.database.batch_execute("DELETE FROM jobs; DELETE FROM receipts").await.unwrap();
-    let report = verify(&world, Queue::Elsewhere).await;
+    let report = verify(&world, Circumstances { at_rest: true, ..JOBS_LEAVE }).await;
     assert!(report.violated().is_empty(), "{report}");
-    assert!(report.to_string().contains("(jobs leave this database for their queue"), "{report}");
+    assert!(report.to_string().contains("(jobs leave this database"), "{report}");
     let twice = "INSERT INTO staged_jobs (job_name, job_args) SELECT job_name, job_args FROM kept_jobs";
     for _ in 0..2 {
         world.execute(twice).await;
     }
-    assert_eq!(
-        invariants::verify(&pool(&world.database_config).await, &world.stripe(), Traffic::Live, Queue::Elsewhere)
-            .await
-            .unwrap()
-            .violated(),
-        [Invariant::BookedIsChargedAndReceipted]
-    );
+    assert_eq!(verify(&world, JOBS_LEAVE).await.violated(), [RECEIPTS]);
 }
 
 #[tokio::test]
@@ -132,7 +159,7 @@ async fn a_live_system_is_sound_at_every_moment() {
     };
     let look = async {
         loop {
-            let report = world.verify(Traffic::Live).await;
+            let report = world.verify(LIVE).await;
             assert!(report.violated().is_empty(), "{report}");
         }
     };
@@ -143,4 +170,33 @@ async fn a_live_system_is_sound_at_every_moment() {
     world.until_count("jobs", 0).await;
     assert_eq!(world.count("receipts").await, 60);
     world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_guard_that_is_gone_is_found() {
+    let world = World::start().await;
+    for trigger in ["recovery_point_never_moves_back", "answer_never_changes", "unfinished_is_never_removed"] {
+        for off in ["DISABLE", "ENABLE REPLICA"] {
+            world.execute(&format!("ALTER TABLE idempotency_keys {off} TRIGGER {trigger}")).await;
+            let report = world.verify(LIVE).await;
+            assert_eq!(report.violated().len(), 1, "{report}");
+            assert!(report.to_string().contains(&format!("{trigger} is missing or disabled")), "{report}");
+            world.execute(&format!("ALTER TABLE idempotency_keys ENABLE TRIGGER {trigger}")).await;
+        }
+    }
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_rule_that_cannot_be_asked_is_named() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let rules =
+        [Rule::rows("a rule of nonsense", "SELECT id, nonsense AS offence FROM rides WHERE id > $1 LIMIT $2")];
+    let error = Check { database: &database, circumstances: LIVE }.ask(&rules).await.expect_err("nonsense");
+    let said = atomic_phases::errors::chain(&error);
+    assert!(
+        said.contains("\"a rule of nonsense\"") && said.contains("column \"nonsense\" does not exist"),
+        "{said}"
+    );
 }

@@ -91,7 +91,7 @@ async fn a_hopeless_request_is_parked_and_can_be_tried_again() {
     world.sandbox.call(hyper::Method::PUT, "/_sandbox/faults", "{}").await;
     let id: i64 = world.get("SELECT id FROM idempotency_keys").await;
     let database = crate::support::world::pool(&world.database_config).await;
-    let retried = rocket_rides_atomic::idempotency::parked::retry(&database, &[id]).await.unwrap();
+    let retried = atomic_phases::idempotency::parked::retry(&database, &[id]).await.unwrap();
     assert_eq!(retried, [id]);
     world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
     world.assert_one_of_each().await;

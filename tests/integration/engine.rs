@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::idempotency::open::Opened;
-use rocket_rides_atomic::idempotency::settle::{park, release};
-use rocket_rides_atomic::idempotency::{Answer, Job, Request, Response, Stop};
+use atomic_phases::idempotency::open::Opened;
+use atomic_phases::idempotency::settle::{park, release};
+use atomic_phases::idempotency::{Answer, Job, Request, Response, Stop};
 use serde_json::{Value, json};
 
 use crate::support::client::{Post, new_key};

@@ -5,16 +5,15 @@
 //! the test, and so does one that the test never saw writing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
 
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::claim::RetryPolicy;
-use rocket_rides_atomic::idempotency::{parked, reap, settle};
-use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
-use rocket_rides_atomic::jobs::postgres::ToPostgres;
-use rocket_rides_atomic::jobs::work;
-use rocket_rides_atomic::jobs::{Outlet, START, dead};
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::claim::RetryPolicy;
+use atomic_phases::idempotency::{parked, reap, settle};
+use atomic_phases::queue::outbox::{self, Verdicts};
+use atomic_phases::queue::postgres::ToPostgres;
+use atomic_phases::queue::work;
+use atomic_phases::queue::{Outlet, START, dead};
 use rocket_rides_atomic::users;
 use serde_json::Value;
 use uuid::Uuid;
@@ -22,7 +21,7 @@ use uuid::Uuid;
 use crate::support::client::{Post, new_key};
 use crate::support::keys::{PlainState, claim, lease, plain, request, take_over};
 use crate::support::receipts::{SentReceipt, finish};
-use crate::support::sources::sources;
+use crate::support::sources::code;
 use crate::support::world::{World, pool, stage};
 
 /// Whether the commit waits until it is on disk, and why.
@@ -50,20 +49,20 @@ const COMMITS: [(&str, Commit); 19] = [
     // A lease that is not given back runs out.
     ("idempotency/settle_release.sql", Later),
     // A job is pushed again under the same id, and the queue drops the repetition.
-    ("jobs/outbox_claim.sql", Later),
-    ("jobs/outbox_settle.sql", Later),
+    ("queue/outbox_claim.sql", Later),
+    ("queue/outbox_settle.sql", Later),
     // The job leaves one table and enters the other; the work follows, and is not to be done twice.
-    ("jobs/postgres_deliver.sql", Flushed),
-    ("jobs/postgres_deliver_these.sql", Flushed),
-    ("jobs/work_claim.sql", Flushed),
-    ("jobs/work_extend.sql", Flushed),
-    ("jobs/work_finish.sql", Flushed),
-    ("jobs/work_fail.sql", Flushed),
-    ("jobs/work_sweep.sql", Flushed),
-    ("jobs/dead_bury.sql", Flushed),
+    ("queue/postgres_deliver.sql", Flushed),
+    ("queue/postgres_deliver_these.sql", Flushed),
+    ("queue/work_claim.sql", Flushed),
+    ("queue/work_extend.sql", Flushed),
+    ("queue/work_finish.sql", Flushed),
+    ("queue/work_fail.sql", Flushed),
+    ("queue/work_sweep.sql", Flushed),
+    ("queue/dead_bury.sql", Flushed),
 ];
 /// What a person or a start-up does: rare, and reported as done.
-const BY_HAND: [&str; 3] = ["jobs/dead_retry.sql", "jobs/dead_purge.sql", "users_store.sql"];
+const BY_HAND: [&str; 3] = ["queue/dead_retry.sql", "queue/dead_purge.sql", "users_store.sql"];
 
 fn table() -> BTreeMap<&'static str, Commit> {
     COMMITS.into_iter().chain(BY_HAND.map(|file| (file, Flushed))).collect()
@@ -84,9 +83,7 @@ fn writes(sql: &str) -> bool {
 
 /// The program's statements that write, by file.
 fn statements() -> BTreeMap<String, String> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let name = |file: &Path| file.strip_prefix(&src).unwrap().display().to_string();
-    for file in sources(&src, "rs") {
+    for (name, file) in code("rs") {
         let text = std::fs::read_to_string(&file).unwrap();
         // Unit tests write what they like.
         if file.ends_with("tests.rs") {
@@ -94,11 +91,11 @@ fn statements() -> BTreeMap<String, String> {
         }
         let code: String =
             text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join(" ");
-        assert!(!writes(&code), "{}: a statement that writes belongs into a file of its own", name(&file));
+        assert!(!writes(&code), "{name}: a statement that writes belongs into a file of its own");
     }
-    sources(&src, "sql")
-        .iter()
-        .map(|file| (name(file), normal(&std::fs::read_to_string(file).unwrap())))
+    code("sql")
+        .into_iter()
+        .map(|(name, file)| (name, normal(&std::fs::read_to_string(file).unwrap())))
         // A step of a migration that was forgotten is carried out again.
         .filter(|(name, _)| !name.starts_with("database/schema/"))
         // What begins with a comma is an operation's or a handler's own part of another statement.

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use atomic_phases::queue::foreign::ToForeign;
+use atomic_phases::queue::health::QueueHealth;
+use atomic_phases::queue::outbox::{self, Verdicts};
+use atomic_phases::queue::{Delivery, Queue, QueueDown, START, StagedJob};
+use atomic_phases::roles::enqueuer::Enqueuer;
+use atomic_phases::roles::periodic::poll;
 use rocket_rides_atomic::config;
-use rocket_rides_atomic::jobs::foreign::ToForeign;
-use rocket_rides_atomic::jobs::health::QueueHealth;
-use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
-use rocket_rides_atomic::jobs::{Delivery, Queue, QueueDown, START, StagedJob};
 use rocket_rides_atomic::metrics::Metrics;
-use rocket_rides_atomic::roles::enqueuer::Enqueuer;
-use rocket_rides_atomic::roles::periodic::poll;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -114,7 +114,7 @@ pub async fn enqueue_to(shelf: &Shelf, world: &World, change: impl FnOnce(&mut c
         health: Arc::clone(&health),
         staged: Arc::clone(&staged),
         delivered: Arc::default(),
-        metrics: Arc::clone(&metrics),
+        observer: Arc::clone(&metrics) as _,
     };
     tokio::spawn(poll(enqueuer, stop.clone()));
     Running { health, staged, metrics, _stop: stop.drop_guard() }

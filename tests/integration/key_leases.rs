@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::claim::{LONGEST_PAUSE, RetryPolicy};
-use rocket_rides_atomic::idempotency::open::Opened;
-use rocket_rides_atomic::idempotency::settle::{park, release};
-use rocket_rides_atomic::idempotency::{Lease, Request, Response, parked};
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::claim::{LONGEST_PAUSE, RetryPolicy};
+use atomic_phases::idempotency::open::Opened;
+use atomic_phases::idempotency::settle::{park, release};
+use atomic_phases::idempotency::{Lease, Request, Response, parked};
 use serde_json::Value;
 use uuid::Uuid;
 

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use atomic_phases::database::Database;
+use atomic_phases::queue::outbox::{self, Verdicts};
+use atomic_phases::queue::work::{self, Failed, JobLease, RetryPolicy};
+use atomic_phases::queue::{START, dead};
 use rocket_rides_atomic::config::Config;
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
-use rocket_rides_atomic::jobs::work::{self, Failed, JobLease, RetryPolicy};
-use rocket_rides_atomic::jobs::{START, dead};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use atomic_phases::queue::START;
+use atomic_phases::queue::outbox::{self, Verdicts};
+use atomic_phases::queue::work::{self, Failed, JobLease, RetryPolicy};
 use rocket_rides_atomic::config::Config;
-use rocket_rides_atomic::jobs::START;
-use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
-use rocket_rides_atomic::jobs::work::{self, Failed, JobLease, RetryPolicy};
 use rocket_rides_atomic::receipts::file::Directory;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

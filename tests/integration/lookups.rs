@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::clock::Clock;
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::claim::RetryPolicy;
-use rocket_rides_atomic::idempotency::{Answer, Engine, Executor, Lease, Request, Stop, parked};
-use rocket_rides_atomic::invariants::Traffic;
+use atomic_phases::clock::Clock;
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::claim::RetryPolicy;
+use atomic_phases::idempotency::{Answer, Engine, Executor, Lease, Request, Stop, parked};
 use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
 use rocket_rides_atomic::stripe::{self, ChargeOutcome, ChargeRequest};
 use rocket_rides_atomic::users;
 use uuid::Uuid;
 
+use crate::support::books::LIVE;
 use crate::support::client::{self, GOOD_USER, Post, new_key};
 use crate::support::keys::{claim, engine, expect_lease, ride_request, rides};
 use crate::support::world::{World, pool};
@@ -56,7 +56,7 @@ async fn assert_each_paid_once(world: &World, rides: usize) {
         let charge = charges.iter().find(|charge| charge["id"] == charge_id).unwrap();
         assert_eq!(charge["metadata"]["ride_id"], ride_id.to_string());
     }
-    let report = world.verify(Traffic::Live).await;
+    let report = world.verify(LIVE).await;
     assert!(report.violated().is_empty(), "{report}");
 }
 

@@ -33,6 +33,7 @@ mod metrics;
 mod migrations;
 mod nats;
 mod plans;
+mod points;
 mod pool;
 mod private_postgres;
 mod process;

@@ -5,9 +5,9 @@ use std::pin::pin;
 use std::task::Poll;
 
 use rocket_rides_atomic::database::schema::{self, SchemaError};
-use rocket_rides_atomic::invariants::Traffic;
 use tokio_postgres::Config;
 
+use crate::support::books::LIVE;
 use crate::support::client::{Post, new_key};
 use crate::support::process::{Process, arguments};
 use crate::support::world::{TempDir, World, pool_of};
@@ -313,7 +313,7 @@ async fn requests_of_the_release_before_are_finished() {
     let again = world.post(Post::default().key(&done)).await;
     assert_eq!((again.status, again.body), (answered.status, answered.body));
     assert_eq!(world.charges().await.len(), 4);
-    let report = world.verify(Traffic::Live).await;
+    let report = world.verify(LIVE).await;
     assert!(report.violated().is_empty(), "{report}");
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
+use atomic_phases::queue::Delivery;
 use rocket_rides_atomic::config;
-use rocket_rides_atomic::jobs::Delivery;
-use rocket_rides_atomic::jobs::nats::Nats;
+use rocket_rides_atomic::queues::nats::Nats;
 use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -191,7 +191,7 @@ async fn tls_and_passwords_are_checked_and_never_told() {
         settings("nats://rides:hunter2@"),
     ] {
         let error = Nats::new(&wrong, Uuid::nil()).unwrap_err();
-        let error = rocket_rides_atomic::errors::chain(&error);
+        let error = atomic_phases::errors::chain(&error);
         assert!(error.starts_with("nats.") && !error.contains("hunter"), "{error}");
     }
 }

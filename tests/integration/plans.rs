@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
+use atomic_phases::database::Database;
+use atomic_phases::queue::outbox::{self, Verdicts};
+use atomic_phases::queue::postgres::{ToPostgres, deliver};
+use atomic_phases::queue::work::{self, Failed, RetryPolicy};
+use atomic_phases::queue::{Outlet, START, dead};
 use rocket_rides_atomic::config::Config;
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::jobs::outbox::{self, Verdicts};
-use rocket_rides_atomic::jobs::postgres::{ToPostgres, deliver};
-use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy};
-use rocket_rides_atomic::jobs::{Outlet, START, dead};
 use rocket_rides_atomic::metrics::Metrics;
 
 use crate::support::client::{Post, new_key};

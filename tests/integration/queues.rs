@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use atomic_phases::queue::{Delivery, Queue, StagedJob};
 use hyper::Method;
 use nix::sys::signal::Signal;
-use rocket_rides_atomic::jobs::{Delivery, Queue, StagedJob};
 use serde_json::json;
 use serde_json::value::RawValue;
 
@@ -28,7 +28,7 @@ pub fn batch(ids: std::ops::RangeInclusive<i64>) -> Vec<StagedJob> {
 /// What became of the jobs, or the whole chain of why nothing did.
 pub async fn push(queue: &impl Queue, jobs: &[StagedJob]) -> Result<Vec<Delivery>, String> {
     let pushed = tokio::time::timeout(DEADLINE, queue.push(jobs)).await.expect("an answer");
-    pushed.map_err(|error| rocket_rides_atomic::errors::chain(&error))
+    pushed.map_err(|error| atomic_phases::errors::chain(&error))
 }
 
 /// The numbers of the jobs that wait, in the order in which workers get them.

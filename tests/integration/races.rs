@@ -4,12 +4,13 @@
 //! The other is a session that has written and not committed yet, so that the race has one outcome. What may happen
 //! between a look and the take-over that follows is a case of [`batches`](crate::batches).
 
-use rocket_rides_atomic::idempotency::Request;
-use rocket_rides_atomic::idempotency::claim::RetryPolicy;
-use rocket_rides_atomic::idempotency::open::Opened;
-use rocket_rides_atomic::idempotency::settle::release;
-use serde_json::Value;
 use std::time::Duration;
+
+use atomic_phases::idempotency::Request;
+use atomic_phases::idempotency::claim::RetryPolicy;
+use atomic_phases::idempotency::open::Opened;
+use atomic_phases::idempotency::settle::release;
+use serde_json::Value;
 use tokio_postgres::Client;
 
 use crate::support::client::{Post, new_key};
@@ -148,7 +149,7 @@ async fn a_lease_lost_just_before_the_end_ends_nothing() {
     let held = lease(&database, &request(&new_key())).await;
     let take_over = "UPDATE idempotency_keys SET lease_token = gen_random_uuid(), locked_at = now(), attempts = 2";
     let other = session(&world, take_over).await;
-    let response = rocket_rides_atomic::idempotency::Response::new(201, "{}");
+    let response = atomic_phases::idempotency::Response::new(201, "{}");
     let (finished, ()) = tokio::join!(finish(&database, &held, &response, &[]), async {
         until_it_waits(&world).await;
         other.batch_execute("COMMIT").await.unwrap();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use atomic_phases::idempotency::parked;
+use atomic_phases::idempotency::reap::reap;
+use atomic_phases::idempotency::settle::release;
 use rocket_rides_atomic::config::Config;
-use rocket_rides_atomic::idempotency::parked;
-use rocket_rides_atomic::idempotency::reap::reap;
-use rocket_rides_atomic::idempotency::settle::release;
 
 use crate::support::client::{Post, new_key};
 use crate::support::cluster;

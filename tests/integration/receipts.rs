@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailparse::{MailHeaderMap, ParsedMail};
-use rocket_rides_atomic::config::{Config, Transport};
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::receipts::Transport;
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -1,8 +1,8 @@
 //! Against a real Redis: Sidekiq's format, and each job once whatever fails.
 
+use atomic_phases::queue::Delivery;
 use rocket_rides_atomic::config;
-use rocket_rides_atomic::jobs::Delivery;
-use rocket_rides_atomic::jobs::redis::{Redis, Timestamps};
+use rocket_rides_atomic::queues::redis::{Redis, Timestamps};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -215,7 +215,7 @@ async fn tls_and_passwords_are_checked_and_never_told() {
         settings("rides:hunter2"),
     ] {
         let error = Redis::new(&wrong, Uuid::nil()).unwrap_err();
-        let error = rocket_rides_atomic::errors::chain(&error);
+        let error = atomic_phases::errors::chain(&error);
         assert!(error.starts_with("redis.") && !error.contains("hunter"), "{error}");
     }
 }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::invariants::Traffic;
-
 use super::receipts::receipts;
+use crate::support::books::LIVE;
 use crate::support::client::{Answer, DECLINED_USER, Post, new_key};
 use crate::support::world::World;
 
@@ -31,7 +30,7 @@ async fn assert_refunded_once(world: &World, ride_id: i64) {
     let job =
         format!("staged_jobs WHERE job_name = 'send_refund_receipt' AND job_args ->> 'ride_id' = '{ride_id}'");
     assert_eq!(world.count(&job).await, 1);
-    let report = world.verify(Traffic::Live).await;
+    let report = world.verify(LIVE).await;
     assert!(report.violated().is_empty(), "{report}");
 }
 
@@ -230,4 +229,31 @@ async fn an_old_refund_is_reaped_like_any_request() {
     world.until_count("idempotency_keys", 0).await;
     assert_eq!(world.post(Post::refund(ride_id)).await.status, 409, "the ride stays refunded");
     assert_eq!(world.refunds().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_refund_of_a_charge_that_stripe_does_not_know_waits_for_a_person() {
+    let world = World::start().await;
+    let ride_id = paid_ride(&world).await;
+    let charge: String = world.get("SELECT stripe_charge_id FROM rides").await;
+    world.execute("UPDATE rides SET stripe_charge_id = 'ch_forgotten'").await;
+    let refund = Post::refund(ride_id);
+    assert_eq!(world.post(refund.clone()).await.status, 503);
+    let _completer = world
+        .neighbour(|config| {
+            config.roles.api = false;
+            config.roles.completer = true;
+            config.completer.max_attempts = 1;
+            config.completer.retry_after = Duration::from_millis(10);
+        })
+        .await;
+    world.execute("UPDATE idempotency_keys SET next_attempt_at = now() WHERE response_code IS NULL").await;
+    world.until_count("idempotency_keys WHERE operation = 'refund' AND parked_at IS NOT NULL", 1).await;
+    assert_eq!(world.post(refund).await.status, 503);
+    let error: String = world.get("SELECT last_error FROM idempotency_keys WHERE operation = 'refund'").await;
+    assert!(error.contains("Stripe refused the refund") && error.contains("ch_forgotten"), "{error}");
+    assert_eq!(world.refunds().await.len(), 0);
+    world.execute(&format!("UPDATE rides SET stripe_charge_id = '{charge}'")).await;
+    let report = world.verify(LIVE).await;
+    assert!(report.violated().is_empty(), "{report}");
 }

@@ -1,5 +1,6 @@
 //! Databases that are ours, somebody else's, or of another time.
 
+use rocket_rides_atomic::database::OpenError;
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 
 use crate::support::world::{TempDir, World, config};
@@ -36,8 +37,8 @@ async fn a_database_that_is_away_is_named() {
     let mut database = cluster::database().await;
     database.dbname("no_such_database");
     let error = start_on(&database).await.expect_err("no database");
-    let StartError::Database(error) = error else { panic!("{error:?}") };
-    assert!(rocket_rides_atomic::errors::chain(&error).contains("no_such_database"), "{error:?}");
+    let StartError::Open(OpenError::Database(error)) = error else { panic!("{error:?}") };
+    assert!(atomic_phases::errors::chain(&error).contains("no_such_database"), "{error:?}");
 }
 
 #[tokio::test]

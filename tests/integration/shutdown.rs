@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hyper::Method;
-use rocket_rides_atomic::config::Role;
+use rocket_rides_atomic::role::Role;
 use rocket_rides_atomic::supervisor::RunError;
 
 use crate::support::client::{Http, Post};

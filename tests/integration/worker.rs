@@ -1,13 +1,22 @@
 //! The worker: every job is worked, once if nothing breaks, and until it succeeds or is given up if something does.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atomic_phases::queue::handler::{Handler, HandlerError, Handlers};
+use atomic_phases::queue::leases::Held;
+use atomic_phases::queue::work::{self, Failed, RetryPolicy};
+use atomic_phases::roles::worker::{Settings, Worker};
+use futures_util::future::BoxFuture;
 use nix::sys::signal::Signal;
-use rocket_rides_atomic::config::{Config, Role, Transport};
-use rocket_rides_atomic::jobs::work::{self, Failed, RetryPolicy};
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::receipts::Transport;
+use rocket_rides_atomic::role::Role;
 use rocket_rides_atomic::supervisor::RunError;
 use secrecy::SecretString;
+use serde_json::Value;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::receipts::receipts;
 use crate::support::client::{Http, Post};
@@ -163,7 +172,7 @@ async fn a_job_is_tried_again_and_is_a_dead_letter_in_the_end() {
     std::fs::create_dir(&world.config.receipts.dir).unwrap();
     let id: i64 = world.get("SELECT staged_id FROM dead_jobs").await;
     let database = pool(&world.database_config).await;
-    assert_eq!(rocket_rides_atomic::jobs::dead::retry(&database, &[id]).await.unwrap(), [id]);
+    assert_eq!(atomic_phases::queue::dead::retry(&database, &[id]).await.unwrap(), [id]);
     world.until_count("receipts", 1).await;
     assert_eq!(receipts(&world.config.receipts.dir).len(), 1);
     world.assert_sound().await;
@@ -355,4 +364,34 @@ async fn killed_while_it_works_it_leaves_one_file_for_each_ride() {
     world.until_count("jobs WHERE finished_at IS NOT NULL", 60).await;
     assert_eq!(receipts(&receipted).len(), 60);
     world.assert_sound().await;
+}
+
+/// Panics at the jobs called `n`, which nobody else knows.
+struct Panics;
+
+impl Handler for Panics {
+    fn name(&self) -> &'static str {
+        "n"
+    }
+
+    fn work<'a>(&'a self, _: &'a work::Claimed, _: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>> {
+        Box::pin(async { panic!("as a handler may") })
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_its_job_an_attempt_and_no_other_anything() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    let mut handlers = Handlers::default();
+    handlers.register(Panics);
+    queue(&world, 3).await;
+    let settings = Settings { max_attempts: 2, retry_after: Duration::from_millis(20), ..Settings::default() };
+    let worker = Worker { database, handlers, settings, delivered: Arc::default(), observer: Arc::new(()) };
+    let stop = CancellationToken::new();
+    let ran = tokio::spawn(Arc::new(worker).run(stop.clone()));
+    let died = "dead_jobs WHERE attempts = 2 AND error = 'the worker panicked'";
+    world.until_count(died, 3).await;
+    stop.cancel();
+    ran.await.expect("it goes on after a panic, and ends when told");
 }

@@ -1,6 +1,7 @@
 //! What the tests ask of any queue outside the database.
 
-use rocket_rides_atomic::config::{Config, Queue};
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::queues::Queue;
 use serde_json::Value;
 
 use super::server::Server;

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::clock::Clock;
-use rocket_rides_atomic::database::{Database, DatabaseError};
-use rocket_rides_atomic::idempotency::claim::{self, Claims, RetryPolicy};
-use rocket_rides_atomic::idempotency::open::Opened;
-use rocket_rides_atomic::idempotency::{
+use atomic_phases::clock::Clock;
+use atomic_phases::database::{Database, DatabaseError};
+use atomic_phases::idempotency::claim::{self, Claims, RetryPolicy};
+use atomic_phases::idempotency::open::Opened;
+use atomic_phases::idempotency::{
     Attempt, Engine, Executor, Job, Lease, Next, Opening, Operation, Phase, Phases, Request, Response, Stop,
 };
 use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};

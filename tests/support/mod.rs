@@ -1,5 +1,6 @@
 //! What every test stands on: a database of its own, a whole supervisor on free ports, and a client.
 
+pub mod books;
 pub mod broker;
 pub mod client;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod server;
 pub mod smtp;
 pub mod sources;
 pub mod tap;
+pub mod temp;
 pub mod tls;
 pub mod world;
 

@@ -3,7 +3,8 @@
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, Context};
 use futures_util::StreamExt;
-use rocket_rides_atomic::config::{Config, Queue};
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::queues::Queue;
 use secrecy::SecretString;
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! The end of a receipt's job, as the worker brings it about.
 
-use rocket_rides_atomic::database::{Database, DatabaseError};
-use rocket_rides_atomic::jobs::work::{self, FinishStatement, JobLease};
+use atomic_phases::database::{Database, DatabaseError};
+use atomic_phases::queue::work::{self, FinishStatement, JobLease};
 use serde_json::{Value, json};
 
 /// A receipt that was handed over.

@@ -2,7 +2,8 @@
 
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
-use rocket_rides_atomic::config::{Config, Queue};
+use rocket_rides_atomic::config::Config;
+use rocket_rides_atomic::queues::Queue;
 use secrecy::SecretString;
 use serde_json::Value;
 

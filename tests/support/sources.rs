@@ -2,6 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
+/// Where the code of the program is, and that of the library.
+const CODE: [&str; 2] = ["src", "crates/atomic-phases/src"];
+
+/// The code's files with this extension, each with its path below `src`.
+pub fn code(extension: &str) -> Vec<(String, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    CODE.iter()
+        .map(|dir| root.join(dir))
+        .flat_map(|dir| {
+            let files = sources(&dir, extension);
+            files.into_iter().map(move |file| (file.strip_prefix(&dir).expect("below").display().to_string(), file))
+        })
+        .collect()
+}
+
 /// The files with this extension below `dir`.
 pub fn sources(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());

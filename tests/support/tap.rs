@@ -16,7 +16,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
 use super::framing::{self, Messages, TERMINATE, tagged, untagged};
-use super::world::TempDir;
+use super::temp::TempDir;
 
 /// A file to which a line of JSON is added for each statement of each test: `{"test": …, "sql": …}`.
 const RECORD: &str = "SQL_TAP_RECORD";

@@ -1,14 +1,14 @@
 //! A whole supervisor in this process, with everything that it talks to.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use atomic_phases::database::{Database, PoolSettings, tls};
+use atomic_phases::rules::{Circumstances, Report};
 use hyper::Method;
 use rocket_rides_atomic::config::{self, Config};
-use rocket_rides_atomic::database::{Database, PoolSettings, tls};
-use rocket_rides_atomic::invariants::{self, Queue, Report, Traffic};
 use rocket_rides_atomic::supervisor::{RunError, Supervisor};
 use rocket_rides_atomic::{open_files, stripe};
 use secrecy::SecretString;
@@ -17,9 +17,10 @@ use tokio::task::JoinHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use super::books::{self, AT_REST, LIVE};
 use super::client::{Answer, Http, Post};
+pub use super::temp::TempDir;
 use super::{cluster, eventually};
 
 /// Once for all tests: room for both ends of every connection, and logs when `RUST_LOG` asks for them.
@@ -41,27 +42,6 @@ pub struct World {
     stop: CancellationToken,
     ran: Option<JoinHandle<Result<(), RunError>>>,
     dir: TempDir,
-}
-
-/// A directory that goes with its test.
-pub struct TempDir(PathBuf);
-
-impl TempDir {
-    pub fn new() -> Self {
-        let dir = std::env::temp_dir().join(format!("rocket-rides-{}", Uuid::new_v4().simple()));
-        std::fs::create_dir_all(&dir).expect("create");
-        Self(dir)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// API and sandbox on free ports over the given database; other roles off, delays short.
@@ -228,13 +208,13 @@ impl World {
         stripe::Client::new(&sandbox, &"sk_test_world".into(), Duration::from_secs(10)).expect("a client")
     }
 
-    /// All invariants, over the database and the sandbox's ledger.
-    pub async fn verify(&self, traffic: Traffic) -> Report {
-        if traffic == Traffic::Quiet && !self.config.roles.worker {
+    /// All rules, over the database and the sandbox's ledger.
+    pub async fn verify(&self, circumstances: Circumstances) -> Report {
+        if circumstances.at_rest && !self.config.roles.worker {
             self.finish_jobs().await;
         }
         let database = pool(&self.database_config).await;
-        invariants::verify(&database, &self.stripe(), traffic, Queue::InDatabase).await.expect("verify")
+        books::verify(&database, self.stripe(), circumstances).await
     }
 
     /// Finishes what is queued as a worker does, for tests that have none.
@@ -258,7 +238,7 @@ impl World {
 
     /// Nothing is under way, and every invariant holds.
     pub async fn assert_sound(&self) {
-        let report = self.verify(Traffic::Quiet).await;
+        let report = self.verify(AT_REST).await;
         assert!(report.violated().is_empty(), "{report}");
     }
 
@@ -328,7 +308,7 @@ impl World {
         assert_eq!(self.count("audit_records").await, 1, "audit records");
         let charge: String = self.get("SELECT stripe_charge_id FROM rides").await;
         assert_eq!(self.charges().await[0]["id"], charge.as_str());
-        let report = self.verify(Traffic::Live).await;
+        let report = self.verify(LIVE).await;
         assert!(report.violated().is_empty(), "{report}");
     }
 }

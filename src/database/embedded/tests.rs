@@ -115,7 +115,7 @@ async fn a_second_start_learns_who_owns_the_cluster() {
     assert!(matches!(error, EmbeddedError::Owned { pid, .. } if pid == std::process::id()), "{error}");
 
     let EmbeddedError::Owned { url, .. } = error else { unreachable!() };
-    let (config, tls) = crate::database::tls::parse(&url).unwrap();
+    let (config, tls) = atomic_phases::database::tls::parse(&url).unwrap();
     drop(config.connect(tls).await.unwrap());
     postgres.stop(GRACE).await;
 }

@@ -7,11 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::SimpleQueryMessage;
+use atomic_phases::database::{Database, Session};
+use atomic_phases::errors::chain;
 
 use super::{SchemaError, VERSION};
-use crate::database::{Connection, Database, DatabaseError};
-use crate::errors::chain;
 
 /// How long a step waits for a lock, and with it everybody who wants the table after it.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
@@ -103,13 +102,13 @@ fn switch() -> String {
 
 /// What a database still needs, in order.
 pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
-    let session = Session::open(database).await?;
-    let version = session.version().await?;
+    let migration = Migration::open(database).await?;
+    let version = migration.version().await?;
     if version != VERSION && steps_from(version).is_none() {
         return Err(SchemaError::Version { found: version });
     }
     let mut steps: Vec<Step> = (version..VERSION).filter_map(steps_from).flatten().collect();
-    if version < VERSION || session.has_rest().await? {
+    if version < VERSION || migration.has_rest().await? {
         steps.extend(steps_after());
     }
     Ok(steps)
@@ -117,16 +116,16 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
 
 /// Carries it out. Several processes may do so at once: one works, and the others wait and find it done.
 pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
-    let session = Session::open(database).await?;
+    let migration = Migration::open(database).await?;
     // At most starts there is nothing to do, and those need not wait for each other.
-    if session.next_steps().await?.is_none() {
+    if migration.next_steps().await?.is_none() {
         return Ok(());
     }
-    session.wait_for_turn().await?;
-    while let Some(steps) = session.next_steps().await? {
+    migration.wait_for_turn().await?;
+    while let Some(steps) = migration.next_steps().await? {
         for step in steps {
             let begun = Instant::now();
-            session.carry_out(&step).await?;
+            migration.carry_out(&step).await?;
             let (to, ms) = (step.to, begun.elapsed().as_millis());
             tracing::info!(version = to, ms, "schema: {}", step.what);
         }
@@ -135,24 +134,24 @@ pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
 }
 
 /// One connection for the whole way: a lock that it holds ends with it, however the process ends.
-struct Session<'a>(bb8::PooledConnection<'a, crate::database::Manager>);
+struct Migration<'a>(Session<'a>);
 
-impl<'a> Session<'a> {
+impl<'a> Migration<'a> {
     async fn open(database: &'a Database) -> Result<Self, SchemaError> {
         if !super::is_ours(database).await? {
             return Err(SchemaError::Absent);
         }
-        let session = Self(database.checkout().await?);
+        let session = Session::open(database).await?;
         // A step may read a whole table, for which a limit that a role was given for its requests is too short. And compiling
         // a statement under a lock costs more than to carry it out.
         session.run("SET statement_timeout = 0; SET jit = off").await?;
-        Ok(session)
+        Ok(Self(session))
     }
 
     async fn wait_for_turn(&self) -> Result<(), SchemaError> {
         const SQL: &str = "SELECT pg_try_advisory_lock(7265736375)::text AS mine";
         let mut said = false;
-        while self.run(SQL).await?.as_deref() != Some("true") {
+        while self.0.run(SQL).await?.as_deref() != Some("true") {
             if !said {
                 tracing::info!("another process migrates the schema; waiting for it");
                 said = true;
@@ -173,14 +172,14 @@ impl<'a> Session<'a> {
 
     async fn version(&self) -> Result<i32, SchemaError> {
         const SQL: &str = "SELECT version FROM rocket_rides_schema WHERE singleton";
-        Ok(self.run(SQL).await?.and_then(|version| version.parse().ok()).unwrap_or(0))
+        Ok(self.0.run(SQL).await?.and_then(|version| version.parse().ok()).unwrap_or(0))
     }
 
     /// Whether an earlier process switched and did not get to the end.
     async fn has_rest(&self) -> Result<bool, SchemaError> {
         const SQL: &str = "SELECT true FROM pg_constraint WHERE conrelid = 'idempotency_keys'::regclass
             AND (NOT convalidated OR conname = 'call_was_intended')";
-        Ok(self.run(SQL).await?.is_some())
+        Ok(self.0.run(SQL).await?.is_some())
     }
 
     async fn carry_out(&self, step: &Step) -> Result<(), SchemaError> {
@@ -188,7 +187,7 @@ impl<'a> Session<'a> {
         let sql = format!("SET LOCAL lock_timeout = {}; {}", LOCK_TIMEOUT.as_millis(), step.sql);
         let mut since = Instant::now();
         loop {
-            match self.run(&sql).await {
+            match self.0.run(&sql).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(changed)) if step.work == Work::Once || changed == "0" => return Ok(()),
                 Ok(Some(_)) => since = Instant::now(),
@@ -202,22 +201,5 @@ impl<'a> Session<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// The first column of the last row.
-    async fn run(&self, sql: &str) -> Result<Option<String>, DatabaseError> {
-        let connection: &Connection = &self.0;
-        let messages = connection.client.simple_query(sql).await.map_err(|error| connection.judge(error))?;
-        Ok(messages.iter().rev().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        }))
-    }
-}
-
-impl Drop for Session<'_> {
-    /// Its settings are not those of the pool, and its lock goes with it.
-    fn drop(&mut self) {
-        self.0.unusable.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use form_urlencoded::Serializer;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ pub(super) const MAX_PAGES: usize = 50;
 pub(super) const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
 /// A charge as Stripe's books have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedCharge {
     /// `ch_…`.
     pub id: String,
@@ -36,7 +36,7 @@ pub struct ListedCharge {
 }
 
 /// A refund as Stripe's books have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedRefund {
     /// `re_…`.
     pub id: String,

@@ -36,11 +36,14 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Response;
 use hyper::header::{ALLOW, HeaderValue};
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,6 +58,32 @@ pub use self::record::{Charge, ChargeStatus, ChargeTerms, Metadata, Refund, Refu
 
 /// More connections than the service ever opens to it, and long enough idle that the client closes first.
 const LIMITS: Limits = Limits { connections: 4096, head_timeout: Duration::from_secs(60) };
+
+/// `[stripe_sandbox]`: the stand-in for Stripe.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The file with every customer and charge.
+    pub ledger: PathBuf,
+    /// How long an idempotency key is remembered; Stripe promises 24 h.
+    #[serde(with = "humantime_serde")]
+    pub key_retention: Duration,
+    /// What goes wrong, and how often.
+    pub faults: Faults,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 5001)),
+            ledger: PathBuf::from("var/stripe-sandbox.jsonl"),
+            key_retention: Duration::from_secs(24 * 3600),
+            faults: Faults::default(),
+        }
+    }
+}
 
 /// Serves the sandbox until `stop`, then drains: requests in flight are answered, without the delays they were
 /// to suffer, and charges whose clients have hung up are completed.

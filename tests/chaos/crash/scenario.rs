@@ -1,6 +1,6 @@
 //! What is broken, and what must be true afterwards.
 
-use rocket_rides_atomic::idempotency::parked;
+use atomic_phases::idempotency::parked;
 
 use super::work::{LAST, work};
 use crate::kind::Kind;

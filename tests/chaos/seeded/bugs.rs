@@ -1,10 +1,25 @@
 //! The bugs.
 
-use rocket_rides_atomic::invariants::Invariant as I;
 use uuid::Uuid;
 
 use super::Guard::{Constraint, Trigger};
 use super::{Bug, Scenario, Seeded};
+
+/// The rules that are to catch them.
+mod rule {
+    pub(super) const NOT_FORGOTTEN: &str = "every key is finished, parked or not long due";
+    pub(super) const ENDED: &str = "every key has ended finished or parked";
+    pub(super) const NOT_TOUCHED: &str = "a finished key is not written to";
+    pub(super) const ONE_PLACE: &str = "a job is in one place";
+    pub(super) const DELIVERED: &str = "every staged job has been delivered";
+    pub(super) const RIDE: &str = "a ride is what its request asked for, and its answer says what became of it";
+    pub(super) const RIDE_ONCE: &str = "a ride is made once";
+    pub(super) const CHARGE: &str = "a ride that says so has one charge at Stripe, and no other has any";
+    pub(super) const REFUND: &str = "a refund is of its user's paid ride, and made when it says so";
+    pub(super) const REFUND_ONCE: &str = "a ride is refunded here if it is at Stripe, and once";
+    pub(super) const RIDE_RECEIPT: &str = "a ride that was paid has one receipt, and no other has any";
+    pub(super) const REFUND_RECEIPT: &str = "a refund that was made has one receipt, and no other has any";
+}
 
 const ONE_RIDE: super::Guard = Constraint("rides", "rides_idempotency_key_id_key");
 const ONE_JOB: super::Guard = Constraint("jobs", "jobs_pkey");
@@ -29,7 +44,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[(DELIVERED, "FROM taken ORDER BY id LIMIT 2")]),
         lifted: &[],
         scenario: Scenario::Delivered,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "original: any error at Stripe is answered for good",
@@ -40,28 +55,28 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Unanswered,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE,
     },
     Seeded {
         name: "original: a worker that outlives its lock repeats what follows",
         bug: Bug::Sql(&[(FENCE, "WHERE k.id = i.key_id")]),
         lifted: &[],
         scenario: Scenario::LateAnswer,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "original: unlocking does not ask whose lock it is",
         bug: Bug::Sql(&[("WHERE k.id = mine.id AND k.lease_token = mine.lease_token", "WHERE k.id = mine.id")]),
         lifted: &[],
         scenario: Scenario::LateRelease,
-        caught_by: I::StaleLeaseWritesNothing,
+        caught_by: rule::NOT_TOUCHED,
     },
     Seeded {
         name: "original: the reaper removes unfinished keys",
         bug: Bug::Sql(&[("AND old.finished", ""), ("AND NOT old.finished", "AND false")]),
         lifted: &[NEVER_REMOVED],
         scenario: Scenario::OldUnfinished,
-        caught_by: I::UnfinishedIsNeverRemoved,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "original: the reaper removes keys that are locked",
@@ -72,7 +87,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         ]),
         lifted: &[NEVER_REMOVED],
         scenario: Scenario::OldUnderWay,
-        caught_by: I::UnfinishedIsNeverRemoved,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "original: the completer never gives up on a hopeless key",
@@ -82,14 +97,14 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Hopeless,
-        caught_by: I::NothingIsForgotten,
+        caught_by: rule::ENDED,
     },
     Seeded {
         name: "original: another address is recorded as the client's",
         bug: Bug::Sql(&[("user_id, request_params, origin_ip, state,", "user_id, request_params, inet '192.0.2.1' AS origin_ip, state,")]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::OnlyTheRequestIsExecuted,
+        caught_by: rule::RIDE_ONCE,
     },
     Seeded {
         name: "original: Stripe is asked within a transaction, which a failure rolls back",
@@ -104,7 +119,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Unanswered,
-        caught_by: I::RecoveryPointAgrees,
+        caught_by: rule::RIDE,
     },
     // Leases and fences.
     Seeded {
@@ -112,7 +127,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[(FENCE, "WHERE k.id = i.key_id AND k.step = i.step")]),
         lifted: &[],
         scenario: Scenario::LateDecline,
-        caught_by: I::DeclinedIsNotCharged,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "a lease that is taken over keeps its token",
@@ -122,7 +137,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         ]),
         lifted: &[],
         scenario: Scenario::LateDecline,
-        caught_by: I::DeclinedIsNotCharged,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "a finished request is executed again",
@@ -137,7 +152,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         ]),
         lifted: &[NEVER_MOVES_BACK, NEVER_CHANGES],
         scenario: Scenario::Repeated,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     // Money.
     Seeded {
@@ -145,42 +160,42 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::ToStripe(with_a_key_of_its_own),
         lifted: &[],
         scenario: Scenario::Unanswered,
-        caught_by: I::OneChargePerKey,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "Stripe's key is made anew with each lease",
         bug: Bug::Sql(&[(TAKEN_OVER, "SET foreign_call_key = gen_random_uuid(), lease_token = i.token,")]),
         lifted: &[],
         scenario: Scenario::Unanswered,
-        caught_by: I::OneChargePerKey,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "a 500 from Stripe is taken for a decline",
         bug: Bug::FromStripe(declined_for_500),
         lifted: &[],
         scenario: Scenario::Unanswered,
-        caught_by: I::DeclinedIsNotCharged,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "a 500 from Stripe is taken for a success",
         bug: Bug::FromStripe(charged_for_500),
         lifted: &[],
         scenario: Scenario::Failed,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "the look-up finds nothing, whatever there is",
         bug: Bug::FromStripe(empty_list),
         lifted: &[],
         scenario: Scenario::Forgotten,
-        caught_by: I::OneChargePerKey,
+        caught_by: rule::CHARGE,
     },
     Seeded {
         name: "the ride does not learn its charge",
         bug: Bug::Sql(&[("SET stripe_charge_id = c.data ->> 'charge_id'", "SET stripe_charge_id = NULL")]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     // Answers and receipts.
     Seeded {
@@ -188,7 +203,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[("response_code = i.response_code", "response_code = 201")]),
         lifted: &[],
         scenario: Scenario::Declined,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE,
     },
     Seeded {
         name: "a failure that was asked for is answered for good",
@@ -199,14 +214,14 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Raised,
-        caught_by: I::AnswerNeverChanges,
+        caught_by: rule::RIDE,
     },
     Seeded {
         name: "the receipt is not staged",
         bug: Bug::Sql(&[(STAGED, "SELECT '', '{}'::jsonb WHERE false")]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "a decline gets a receipt",
@@ -217,14 +232,14 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Declined,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "the enqueuer delivers a job twice",
         bug: Bug::Sql(&[(DELIVERED, "FROM taken, generate_series(1, 2) ORDER BY id")]),
         lifted: &[ONE_JOB],
         scenario: Scenario::Delivered,
-        caught_by: I::StagedIsDelivered,
+        caught_by: rule::ONE_PLACE,
     },
     Seeded {
         name: "the enqueuer passes a job over for ever",
@@ -234,7 +249,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Delivered,
-        caught_by: I::StagedIsDelivered,
+        caught_by: rule::DELIVERED,
     },
     // Rides and who asked for them.
     Seeded {
@@ -244,7 +259,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         ]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::OnlyTheRequestIsExecuted,
+        caught_by: rule::RIDE,
     },
     Seeded {
         name: "a request makes two rides",
@@ -254,7 +269,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[ONE_RIDE],
         scenario: Scenario::Booked,
-        caught_by: I::OneRidePerKey,
+        caught_by: rule::RIDE,
     },
     Seeded {
         name: "a request is opened without its ride",
@@ -264,28 +279,28 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::RecoveryPointAgrees,
+        caught_by: rule::RIDE,
     },
     Seeded {
         name: "the ride is recorded twice",
         bug: Bug::Sql(&[(RECORD, "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened, generate_series(1, 2)")]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::StaleLeaseWritesNothing,
+        caught_by: rule::RIDE_ONCE,
     },
     Seeded {
         name: "the ride is not recorded",
         bug: Bug::Sql(&[(RECORD, "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened WHERE false")]),
         lifted: &[],
         scenario: Scenario::Booked,
-        caught_by: I::RecoveryPointAgrees,
+        caught_by: rule::RIDE_ONCE,
     },
     Seeded {
         name: "the completer never picks anything up",
         bug: Bug::Sql(&[("k.next_attempt_at <= now()", "k.next_attempt_at > 'infinity'")]),
         lifted: &[],
         scenario: Scenario::Abandoned,
-        caught_by: I::NothingIsForgotten,
+        caught_by: rule::NOT_FORGOTTEN,
     },
     // Refunds.
     Seeded {
@@ -293,7 +308,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[("SET stripe_refund_id = c.data ->> 'stripe_refund_id'", "SET stripe_refund_id = NULL")]),
         lifted: &[],
         scenario: Scenario::Refunded,
-        caught_by: I::RefundedOnce,
+        caught_by: rule::REFUND,
     },
     Seeded {
         name: "the refund is another ride's",
@@ -303,21 +318,29 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Refunded,
-        caught_by: I::RefundedOnce,
+        caught_by: rule::REFUND_ONCE,
     },
     Seeded {
         name: "a 500 from Stripe is taken for a refund",
         bug: Bug::FromStripe(refunded_for_500),
         lifted: &[],
         scenario: Scenario::RefundFailed,
-        caught_by: I::RefundedOnce,
+        caught_by: rule::REFUND_ONCE,
     },
     Seeded {
         name: "a user refunds another user's ride",
         bug: Bug::Sql(&[("AND r.user_id = f.user_id", "")]),
         lifted: &[],
         scenario: Scenario::RefundedByStranger,
-        caught_by: I::RefundedOnce,
+        caught_by: rule::REFUND,
+    },
+    Seeded {
+        name: "the refund's receipt is not staged",
+        bug: Bug::Sql(&[(STAGED, "SELECT job ->> 'name', job -> 'args' FROM closed, jsonb_array_elements(jobs) AS job
+             WHERE job ->> 'name' <> 'send_refund_receipt'")]),
+        lifted: &[],
+        scenario: Scenario::Refunded,
+        caught_by: rule::REFUND_RECEIPT,
     },
     // Jobs and who works them.
     Seeded {
@@ -325,7 +348,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         bug: Bug::Sql(&[(RECEIPT, "SELECT 0, 0, '' WHERE false")]),
         lifted: &[],
         scenario: Scenario::Worked,
-        caught_by: I::StagedIsDelivered,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "the receipt is recorded with another ride, which was not paid",
@@ -335,7 +358,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::Worked,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "a receipt is recorded whoever has the lease on its job",
@@ -346,7 +369,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::LateReceipt,
-        caught_by: I::StagedIsDelivered,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "giving up a job does not ask whose it is",
@@ -356,7 +379,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         )]),
         lifted: &[],
         scenario: Scenario::LateFailure,
-        caught_by: I::StagedIsDelivered,
+        caught_by: rule::RIDE_RECEIPT,
     },
     Seeded {
         name: "a job that failed is deleted, not tried again",
@@ -367,7 +390,7 @@ pub(super) const SEEDED: &[Seeded] = &[
         ]),
         lifted: &[],
         scenario: Scenario::FailedOnce,
-        caught_by: I::BookedIsChargedAndReceipted,
+        caught_by: rule::RIDE_RECEIPT,
     },
 ];
 

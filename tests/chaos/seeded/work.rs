@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use atomic_phases::database::Database;
+use atomic_phases::queue::handler::Handlers;
+use atomic_phases::roles::worker::Worker;
 use rocket_rides_atomic::config;
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::jobs::handler::Handlers;
 use rocket_rides_atomic::receipts::{Receipts, Sender};
-use rocket_rides_atomic::roles::worker::Worker;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -83,9 +83,9 @@ impl Stage {
         let worker = Arc::new(Worker {
             database: database.clone(),
             handlers,
-            config: config::Worker { max_attempts, ..config::Worker::default() },
+            settings: config::Worker { max_attempts, ..config::Worker::default() },
             delivered: Arc::new(Notify::new()),
-            metrics: Arc::default(),
+            observer: Arc::new(()),
         });
         let stop = CancellationToken::new();
         // It has begun to take jobs before it hears that it is to stop.

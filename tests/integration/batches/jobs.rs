@@ -1,7 +1,7 @@
 //! The end of jobs that were worked.
 
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::jobs::work::JobLease;
+use atomic_phases::database::Database;
+use atomic_phases::queue::work::JobLease;
 use uuid::Uuid;
 
 use super::{Case, Stage, WaitsFor, refusal};
@@ -17,7 +17,7 @@ pub(super) struct Finishes {
 }
 
 impl Case for Finishes {
-    const COVERS: &'static str = "jobs/work.rs: Finish";
+    const COVERS: &'static str = "queue/work.rs: Finish";
     const WAITS_FOR: WaitsFor = WaitsFor::Row("jobs", "staged_id");
     const WRITES: Option<(&'static str, &'static str)> = Some(("jobs", "staged_id"));
 

@@ -1,9 +1,9 @@
 //! The engine's own statements: a request asks its key, takes a lease over, and ends it.
 
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::open::Opened;
-use rocket_rides_atomic::idempotency::settle::{park, release};
-use rocket_rides_atomic::idempotency::{Job, Lease, Request, Response};
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::open::Opened;
+use atomic_phases::idempotency::settle::{park, release};
+use atomic_phases::idempotency::{Job, Lease, Request, Response};
 use serde_json::{Value, json};
 use tokio_postgres::types::Json;
 use uuid::Uuid;

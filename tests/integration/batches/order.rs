@@ -1,7 +1,7 @@
 //! Statements that lock rows lock them in one order, whatever order their callers come in, so that two batches are never
 //! in a deadlock.
 
-use rocket_rides_atomic::idempotency::open::Opened;
+use atomic_phases::idempotency::open::Opened;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::database::Database;
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::open::Opened;
+use atomic_phases::idempotency::{Answer, Executor, Lease, Request, Stop};
 use rocket_rides_atomic::demo::raise_error::{RaiseError, Raised};
-use rocket_rides_atomic::idempotency::open::Opened;
-use rocket_rides_atomic::idempotency::{Answer, Executor, Lease, Request, Stop};
 use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
 use uuid::Uuid;
 

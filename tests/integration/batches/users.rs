@@ -1,6 +1,6 @@
 //! Look-ups of users.
 
-use rocket_rides_atomic::database::{Database, DatabaseError};
+use atomic_phases::database::{Database, DatabaseError};
 use rocket_rides_atomic::users::{self, User};
 use uuid::Uuid;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use rocket_rides_atomic::idempotency::claim::{RetryPolicy, claim};
-use rocket_rides_atomic::idempotency::parked;
-use rocket_rides_atomic::idempotency::reap::{Reaped, reap};
+use atomic_phases::idempotency::claim::{RetryPolicy, claim};
+use atomic_phases::idempotency::parked;
+use atomic_phases::idempotency::reap::{Reaped, reap};
 use rocket_rides_atomic::stripe::sandbox::Fault;
 
 use super::gate::{self, Fate};

@@ -4,15 +4,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::clock::Clock;
-use rocket_rides_atomic::config;
-use rocket_rides_atomic::database::Database;
-use rocket_rides_atomic::idempotency::{
+use atomic_phases::clock::Clock;
+use atomic_phases::database::Database;
+use atomic_phases::idempotency::{
     Answer, Engine, Executor, FINISHED, FINISHED_STEP, Operation, Operations, Request, Stop,
 };
+use atomic_phases::roles::completer::Completer;
+use atomic_phases::roles::periodic::Periodic;
+use rocket_rides_atomic::config;
 use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
-use rocket_rides_atomic::roles::completer::Completer;
-use rocket_rides_atomic::roles::periodic::Periodic;
 use rocket_rides_atomic::stripe;
 use rocket_rides_atomic::users::User;
 
@@ -104,7 +104,7 @@ pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts
     let completer = Completer {
         operations,
         database: means.database,
-        config: config::Completer {
+        settings: config::Completer {
             retry_after: RETRY_AFTER,
             max_attempts,
             poll_interval: Duration::MAX,
@@ -131,7 +131,7 @@ pub(super) fn told<O: Walked>(operation: O, answer: Answer) -> Told {
         Answer::Stopped(Stop::LeaseLost) => Told::LeaseLost,
         Answer::Stopped(Stop::Retry(_)) => Told::Again,
         Answer::Stopped(Stop::Database(error)) if error.is_transient() => Told::Again,
-        Answer::Stopped(stop) => Told::Strange(rocket_rides_atomic::errors::chain(&stop)),
+        Answer::Stopped(stop) => Told::Strange(atomic_phases::errors::chain(&stop)),
         Answer::Refused(refusal) => Told::Strange(refusal),
     }
 }

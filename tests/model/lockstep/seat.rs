@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::clock::Clock;
-use rocket_rides_atomic::database::{Database, tls};
+use atomic_phases::clock::Clock;
+use atomic_phases::database::{Database, tls};
 use rocket_rides_atomic::stripe;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;

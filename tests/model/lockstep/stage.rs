@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_rides_atomic::clock::Clock;
-use rocket_rides_atomic::database::Database;
+use atomic_phases::clock::Clock;
+use atomic_phases::database::Database;
 use rocket_rides_atomic::database::schema::{self, Older};
 use rocket_rides_atomic::http::Listener;
 use rocket_rides_atomic::stripe;

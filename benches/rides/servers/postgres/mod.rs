@@ -32,7 +32,7 @@ impl Postgres {
         let configured = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-postgres");
         let started = EmbeddedPostgres::start(&configured).await;
         binaries::remove_wrapper();
-        let server = started.map_err(|error| rocket_rides_atomic::errors::chain(&error))?;
+        let server = started.map_err(|error| atomic_phases::errors::chain(&error))?;
         let admin = connect(&server.config()).await;
         let data_dir = PathBuf::from(show(&admin, "data_directory").await);
         refuse_memory(&data_dir);

@@ -32,7 +32,7 @@ pub fn fragments(root: &Path, dirs: &[&str]) -> Result<Vec<Fragment>, Failure> {
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("sql") => {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                fragments.push(Fragment { file, name, parts: parts(&std::fs::read_to_string(&path)?, &[COMMENT]) });
+                fragments.push(Fragment { file, name, parts: parts(&std::fs::read_to_string(&path)?) });
             }
             Some("rs") => {
                 let tokens: TokenStream =
@@ -68,7 +68,7 @@ fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragm
             TokenTree::Group(group) => strings(group.stream(), file, &name, names_function, fragments),
             TokenTree::Literal(literal) => {
                 if let Ok(string) = syn::parse_str::<syn::LitStr>(&literal.to_string()) {
-                    let parts = parts(&string.value(), &[COMMENT, BRACES]);
+                    let parts = parts(&string.value());
                     if looks_like_sql(&parts) {
                         fragments.push(Fragment { file: file.to_owned(), name: name.clone(), parts });
                     }
@@ -80,14 +80,12 @@ fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragm
 }
 
 /// How a statement says that a part is put in there.
-type Placeholder = (&'static str, &'static str);
-const COMMENT: Placeholder = ("/*", "*/");
-const BRACES: Placeholder = ("{", "}");
+const PLACEHOLDERS: [(&str, &str); 2] = [("/*", "*/"), ("{", "}")];
 
 /// Cuts a text at its placeholders.
-fn parts(text: &str, placeholders: &[Placeholder]) -> Vec<String> {
+fn parts(text: &str) -> Vec<String> {
     let mut parts = vec![text];
-    for (open, close) in placeholders {
+    for (open, close) in PLACEHOLDERS {
         parts = parts.into_iter().flat_map(|part| cut(part, open, close)).collect();
     }
     parts.into_iter().map(single_spaced).filter(|part| !part.is_empty()).collect()

@@ -76,7 +76,7 @@ pub struct Unread {
 
 /// Finds the program's statements.
 pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
-    let ours = source::fragments(root, &["src", "schema.sql"])?;
+    let ours = source::fragments(root, &["src", "crates/atomic-phases", "schema.sql"])?;
     let of_tests = source::fragments(root, &["tests"])?;
     let sent: Vec<(&String, String, &BTreeSet<Test>)> = record
         .statements
@@ -104,7 +104,7 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
             if of_tests.iter().any(|fragment| fragment.share_of(spaced).is_some()) {
                 continue;
             }
-            return Err(format!("a statement was sent that does not stand in src: {spaced}").into());
+            return Err(format!("a statement was sent that does not stand in the code: {spaced}").into());
         }
         let home = &ours[shares[0].2];
         let script = match Script::parse(text) {

@@ -1,0 +1,342 @@
+//! The one pool that all roles share.
+//!
+//! [`Database`] runs single statements, and that is all it does: outside this module nobody can hold a
+//! connection, so nobody can hold one while Stripe is asked, and nobody can leave a transaction open. A phase
+//! that must be atomic is one statement, and many requests' phases go together in one ([`Batched`]).
+
+mod batched;
+mod session;
+pub mod tls;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use bb8_postgres::PostgresConnectionManager;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use batched::Queues;
+pub use batched::{Batched, column};
+pub use session::Session;
+
+/// Parameters of a statement.
+pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// A server that does not answer a connection attempt by now is down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a statement waits for a row that another session has locked. The program locks none for longer than a flush: a
+/// statement that waits for longer waits for a person or a hung process, and must not keep others waiting.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
+/// still empty that reading all of it, or all of an index for a merge, a hash or a materialized join, is best, and then
+/// keep that plan, prepared, while the table grows. Nested loops over index look-ups are right at every size. (An update
+/// that was planned just after a table of a few hundred rows was analyzed may still walk its index; the next analyze, a
+/// minute later, ends that.)
+///
+/// What must be flushed is flushed, even for a role or database that was set to commit without; stricter settings
+/// than `on` stay.
+const SESSION: &str = "
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;
+    SET enable_memoize = off; SET plan_cache_mode = force_generic_plan;
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// Why a statement did not give an answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DatabaseError {
+    /// All connections were busy for the whole of `database.pool_timeout`, or none could be opened.
+    #[error("no database connection became free in time")]
+    Busy,
+    /// The server cannot be reached.
+    #[error("cannot connect to the database")]
+    Connect(#[source] Arc<tokio_postgres::Error>),
+    /// The connection broke or the server went away, so the statement may or may not have been carried out.
+    #[error("the database connection was lost")]
+    Lost(#[source] Option<Arc<tokio_postgres::Error>>),
+    /// The server refused the statement; nothing of it was carried out.
+    #[error("the database refused a statement: {}", refusal(.0))]
+    Refused(Arc<tokio_postgres::Error>),
+}
+
+impl DatabaseError {
+    /// Whether the same statement may well succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Busy | Self::Connect(_) | Self::Lost(_) => true,
+            Self::Refused(error) => is_transient(error),
+        }
+    }
+
+    /// Whether the values given are to blame, so that the statement would do for others: classes 22 (a value does not
+    /// fit), 23 (a constraint) and 54 (too large for an index).
+    pub fn blames_data(&self) -> bool {
+        match self {
+            Self::Busy | Self::Connect(_) | Self::Lost(_) => false,
+            Self::Refused(error) => {
+                error.code().is_some_and(|code| matches!(code.code().get(..2), Some("22" | "23" | "54")))
+            }
+        }
+    }
+
+    /// Whether what was to be written broke a constraint (class 23): a row that is there already excludes it, say.
+    pub fn is_constraint_violation(&self) -> bool {
+        matches!(self, Self::Refused(error) if class(error) == Some("23"))
+    }
+
+    /// Whether one row of many is to blame, so that the statement would do for the others: its values, or that somebody
+    /// else has it locked.
+    fn blames_a_row(&self) -> bool {
+        let Self::Refused(error) = self else { return false };
+        // What cannot even be encoded has no code.
+        self.blames_data() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether another session holds a lock that the statement needs; the same statement succeeds once it is released.
+    pub fn is_lock_trouble(&self) -> bool {
+        self.is_conflict()
+            || matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
+    /// Whether the statement met others in a way that undid it as a whole: a deadlock or a serialization failure.
+    fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused(error) if class(error) == Some("40"))
+    }
+}
+
+/// tokio-postgres says only "db error" by itself. The detail stays out: it quotes rows.
+fn refusal(error: &tokio_postgres::Error) -> String {
+    error
+        .as_db_error()
+        .map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()))
+}
+
+/// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica), 55P03 (a
+/// lock was not given within the session's time).
+fn is_transient(error: &tokio_postgres::Error) -> bool {
+    matches!(class(error), Some("40" | "53" | "57"))
+        || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+        || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+/// The first two characters of an SQLSTATE say of what kind it is.
+fn class(error: &tokio_postgres::Error) -> Option<&str> {
+    error.code().and_then(|code| code.code().get(..2))
+}
+
+/// A statement that is put together when the program starts. Equal texts are one, and last for as long as the process.
+pub fn intern(sql: String) -> &'static str {
+    static TEXTS: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    match texts.get(sql.as_str()) {
+        Some(known) => known,
+        None => {
+            let sql: &'static str = sql.leak();
+            texts.insert(sql);
+            sql
+        }
+    }
+}
+
+/// How the pool behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolSettings {
+    /// Connections at most.
+    pub size: u32,
+    /// How long a statement waits for a free connection.
+    pub checkout_timeout: Duration,
+    /// How long a statement may take. One that takes longer hangs on a dead network, and its connection is given up.
+    pub statement_timeout: Duration,
+    /// By which people know these sessions in `pg_stat_activity`.
+    pub application_name: &'static str,
+}
+
+impl PoolSettings {
+    /// Small, and patient for some seconds.
+    pub fn new(application_name: &'static str) -> Self {
+        Self {
+            size: 16,
+            checkout_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
+            application_name,
+        }
+    }
+}
+
+/// The pool.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: bb8::Pool<Manager>,
+    statement_timeout: Duration,
+    queues: Arc<Queues>,
+}
+
+impl Database {
+    /// Opens the pool and its first connection, so that a wrong address or password is reported here, by name,
+    /// and not by the first request as "timed out".
+    pub async fn connect(
+        config: tokio_postgres::Config,
+        tls: MakeRustlsConnect,
+        settings: PoolSettings,
+    ) -> Result<Self, DatabaseError> {
+        let mut config = config;
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        config.application_name(settings.application_name);
+        let manager = Manager { postgres: PostgresConnectionManager::new(config, tls) };
+        let probe = bb8::ManageConnection::connect(&manager).await?;
+        drop(probe);
+        let pool = bb8::Pool::builder()
+            .max_size(settings.size)
+            .connection_timeout(settings.checkout_timeout)
+            // A broken connection is noticed when it is returned; asking the server at each checkout costs 20 to
+            // 70 µs a statement.
+            .test_on_check_out(false)
+            .error_sink(Box::new(LogConnectErrors))
+            .build(manager)
+            .await?;
+        Ok(Self { pool, statement_timeout: settings.statement_timeout, queues: Arc::default() })
+    }
+
+    /// Runs one prepared statement in a transaction of its own and returns its rows.
+    ///
+    /// `sql` is prepared once per connection. When the caller is cancelled, the statement may still be carried out.
+    pub async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DatabaseError> {
+        let connection = self.checkout().await?;
+        match tokio::time::timeout(self.statement_timeout, connection.query(sql, params)).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => Err(connection.judge(error)),
+            Err(_) => {
+                connection.unusable.store(true, Ordering::Relaxed);
+                Err(DatabaseError::Lost(None))
+            }
+        }
+    }
+
+    /// As [`Database::query`], for a statement that returns one row or none.
+    pub async fn query_opt(&self, sql: &'static str, params: Params<'_>) -> Result<Option<Row>, DatabaseError> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Connections that somebody uses, and those that lie idle.
+    pub fn connections(&self) -> (u32, u32) {
+        let state = self.pool.state();
+        (state.connections.saturating_sub(state.idle_connections), state.idle_connections)
+    }
+
+    /// Runs statements that take no parameters and return nothing of interest, as one transaction.
+    pub async fn script(&self, sql: &str) -> Result<(), DatabaseError> {
+        let connection = self.checkout().await?;
+        connection.client.batch_execute(sql).await.map_err(|error| connection.judge(error))
+    }
+
+    /// A connection that was open a moment ago. Those that closed while they lay idle are passed over, or after a
+    /// restart of the server each of them would cost somebody a statement.
+    async fn checkout(&self) -> Result<bb8::PooledConnection<'_, Manager>, DatabaseError> {
+        loop {
+            let connection = self.pool.get().await.map_err(|error| match error {
+                bb8::RunError::User(error) => error,
+                bb8::RunError::TimedOut => DatabaseError::Busy,
+            })?;
+            if !connection.client.is_closed() {
+                return Ok(connection);
+            }
+        }
+    }
+}
+
+/// A client with the statements that it has prepared so far.
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    /// By where their text lies: two words to hash, where the text has a thousand characters.
+    statements: Mutex<HashMap<(usize, usize), Statement>>,
+    /// Set when the server no longer answers, or answers, but no longer as a primary: after a failover, say.
+    unusable: AtomicBool,
+}
+
+impl Connection {
+    async fn query(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let statement = self.prepare(sql).await?;
+        self.client.query(&statement, params).await
+    }
+
+    async fn prepare(&self, sql: &'static str) -> Result<Statement, tokio_postgres::Error> {
+        let place = (sql.as_ptr().addr(), sql.len());
+        let known = self.statements.lock().expect("no panic while locked").get(&place).cloned();
+        if let Some(statement) = known {
+            return Ok(statement);
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.statements.lock().expect("no panic while locked").insert(place, statement.clone());
+        Ok(statement)
+    }
+
+    fn judge(&self, error: tokio_postgres::Error) -> DatabaseError {
+        let Some(code) = error.code() else {
+            return if self.client.is_closed() || error.is_closed() || is_io(&error) {
+                DatabaseError::Lost(Some(Arc::new(error)))
+            } else {
+                DatabaseError::Refused(Arc::new(error))
+            };
+        };
+        if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+            self.unusable.store(true, Ordering::Relaxed);
+        }
+        DatabaseError::Refused(Arc::new(error))
+    }
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
+}
+
+fn connect_error(error: tokio_postgres::Error) -> DatabaseError {
+    DatabaseError::Connect(Arc::new(error))
+}
+
+/// Opens connections for the pool: bb8-postgres connects, we add the session's settings and a place for
+/// prepared statements.
+#[derive(Debug, Clone)]
+struct Manager {
+    postgres: PostgresConnectionManager<MakeRustlsConnect>,
+}
+
+impl bb8::ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = DatabaseError;
+
+    async fn connect(&self) -> Result<Connection, DatabaseError> {
+        let client = self.postgres.connect().await.map_err(connect_error)?;
+        let session = format!("SET lock_timeout = {}; {SESSION}", LOCK_TIMEOUT.as_millis());
+        client.batch_execute(&session).await.map_err(connect_error)?;
+        Ok(Connection { client, statements: Mutex::default(), unusable: AtomicBool::new(false) })
+    }
+
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), DatabaseError> {
+        connection.client.simple_query("").await.map(|_| ()).map_err(|error| connection.judge(error))
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        connection.client.is_closed() || *connection.unusable.get_mut()
+    }
+}
+
+/// The pool retries a failed connect by itself and then says only "timed out"; this says why.
+#[derive(Debug, Clone, Copy)]
+struct LogConnectErrors;
+
+impl bb8::ErrorSink<DatabaseError> for LogConnectErrors {
+    fn sink(&self, error: DatabaseError) {
+        tracing::warn!(error = crate::errors::chain(&error), "a database connection could not be opened");
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<DatabaseError>> {
+        Box::new(*self)
+    }
+}

@@ -1,0 +1,55 @@
+//! Moves staged jobs into the queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::Observer;
+use super::periodic::{Periodic, Progress};
+use crate::database::DatabaseError;
+use crate::queue::Outlet;
+use crate::queue::health::QueueHealth;
+
+/// Drains the outbox whenever a ride of this process is done, and looks at intervals for those of others.
+#[derive(Debug)]
+pub struct Enqueuer<O> {
+    /// The way to the queue.
+    pub outlet: O,
+    /// What is known of the queue.
+    pub health: Arc<QueueHealth>,
+    /// `enqueuer.poll_interval`.
+    pub poll_interval: Duration,
+    /// Notified of each job that this process stages.
+    pub staged: Arc<Notify>,
+    /// Notified of deliveries, for a worker in this process.
+    pub delivered: Arc<Notify>,
+    /// Told of each look at the outbox.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl<O: Outlet> Periodic for Enqueuer<O> {
+    const NAME: &'static str = "enqueuer";
+
+    fn interval(&self) -> Duration {
+        self.health.pause().unwrap_or(self.poll_interval)
+    }
+
+    fn wake(&self) -> Option<&Notify> {
+        Some(&self.staged)
+    }
+
+    /// A queue that is down is left alone, however many rides wake us meanwhile.
+    async fn run_once(&self) -> Result<Progress, DatabaseError> {
+        if self.health.pause().is_some() {
+            return Ok(Progress::Idle);
+        }
+        let drained = self.outlet.drain().await?;
+        self.observer.drained(self.health.queue(), &drained);
+        if drained.delivered > 0 {
+            self.delivered.notify_one();
+            tracing::info!(delivered = drained.delivered, "moved staged jobs into the queue");
+        }
+        Ok(if drained.more { Progress::More } else { Progress::Idle })
+    }
+}

@@ -1,0 +1,150 @@
+//! What must always hold, as queries that look for what does not.
+//!
+//! The engine and the queue bring rules of their own ([`engine`], [`queue`]), each operation brings its own, and a [`Check`]
+//! asks whatever it is given.
+//!
+//! Rules are asked on a live system. A statement sees one moment, and what spans two is read in the order in which it can only
+//! come true: a finished request before its job, a recorded charge before the other side's list of them. So nothing that is
+//! merely under way looks wrong. Nothing is locked, and no snapshot is held for longer than a page.
+
+mod check;
+mod engine;
+mod queue;
+mod report;
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+pub use check::{Check, RuleError};
+pub use engine::engine;
+pub use queue::queue;
+pub use report::{Finding, Report};
+
+/// What must always hold.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// A sentence in the present tense, which says whose it is: "a ride has one charge".
+    pub name: &'static str,
+    /// How it is asked.
+    pub ask: Ask,
+}
+
+/// How a rule is asked.
+///
+/// SQL is paged: it takes `$1`, the `id` behind which to go on, and `$2`, how many rows at most, and is ordered by `id`, a
+/// bigint above 0.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// Each row by itself: `id`, and `offence`, a text that says what is wrong and with what, or null.
+    Rows {
+        /// When it can be asked.
+        when: When,
+        /// The page.
+        sql: &'static str,
+    },
+    /// Two sides: what is expected is found, and nothing is found twice that may be there once.
+    Pairs(Pairs),
+}
+
+/// Two sides that agree.
+#[derive(Debug, Clone)]
+pub struct Pairs {
+    /// Pages of `id` and `item`, a text: what must be found. Read first. Without it only what is found is looked at.
+    pub expected: Option<(When, &'static str)>,
+    /// Where to look for it, in this order.
+    pub found: Vec<Found>,
+}
+
+/// One place where things are found.
+#[derive(Clone)]
+pub enum Found {
+    /// Pages of `id`; `thing`, a bigint that is the same wherever this thing is seen again; and what a [`Found::Ledger`]
+    /// returns.
+    Rows(&'static str),
+    /// What a foreign system has in its books.
+    Ledger {
+        /// Lists them.
+        ledger: Arc<dyn Ledger>,
+        /// Takes `$1`, a page's entries as `jsonb[]`, and returns a row for each that is ours: `items`, an array of what it is
+        /// among what is expected; `once`, an array of names that no other thing may have; and `offence`, as in
+        /// [`Ask::Rows`]. Nulls in the arrays count for nothing.
+        sql: &'static str,
+    },
+}
+
+/// A foreign system's books.
+pub trait Ledger: Send + Sync {
+    /// One page, beginning where the page before it said.
+    fn page(&self, after: Option<String>) -> BoxFuture<'_, Result<LedgerPage, BoxError>>;
+}
+
+/// A page of a ledger.
+#[derive(Debug)]
+pub struct LedgerPage {
+    /// What stands in it.
+    pub entries: Vec<Value>,
+    /// Where the next one begins, if there is one.
+    pub next: Option<String>,
+}
+
+/// Whatever keeps a ledger from being read.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// When a rule can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// At any time.
+    Always,
+    /// When all has come to rest: every request has ended, and every job is finished or dead.
+    AtRest,
+    /// When jobs stay in this database until they are finished: they are not delivered to a queue outside it.
+    JobsStay,
+}
+
+/// The system as it is when rules are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Circumstances {
+    /// All has come to rest.
+    pub at_rest: bool,
+    /// See [`When::JobsStay`].
+    pub jobs_stay: bool,
+}
+
+impl When {
+    fn is_now(self, circumstances: Circumstances) -> bool {
+        match self {
+            Self::Always => true,
+            Self::AtRest => circumstances.at_rest,
+            Self::JobsStay => circumstances.jobs_stay,
+        }
+    }
+}
+
+impl Rule {
+    /// One that looks at each row by itself, at any time.
+    pub const fn rows(name: &'static str, sql: &'static str) -> Self {
+        Self { name, ask: Ask::Rows { when: When::Always, sql } }
+    }
+
+    /// One that looks at two sides.
+    pub const fn pairs(name: &'static str, expected: Option<(When, &'static str)>, found: Vec<Found>) -> Self {
+        Self { name, ask: Ask::Pairs(Pairs { expected, found }) }
+    }
+
+    /// One that looks at each row by itself once all has come to rest.
+    pub const fn rows_at_rest(name: &'static str, sql: &'static str) -> Self {
+        Self { name, ask: Ask::Rows { when: When::AtRest, sql } }
+    }
+}
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows(sql) => f.debug_tuple("Rows").field(sql).finish(),
+            Self::Ledger { sql, .. } => f.debug_struct("Ledger").field("sql", sql).finish_non_exhaustive(),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! A release that does not know where unfinished requests are does not start: it could only park them.
+
+use rocket_rides_atomic::supervisor::{StartError, Supervisor};
+
+use crate::support::client::Post;
+use crate::support::world::World;
+
+/// A request that stopped half-way.
+async fn half_way() -> World {
+    let world = World::start().await;
+    assert_eq!(world.post(Post::default().raising()).await.status, 500);
+    world
+}
+
+#[tokio::test]
+async fn a_recovery_point_that_this_release_does_not_have_is_refused_at_the_start() {
+    let world = half_way().await;
+    for (change, parked) in [
+        ("recovery_point = 'ride_booked'", "NULL"),
+        ("step = 2", "NULL"),
+        ("recovery_point = 'ride_booked'", "now()"),
+        ("step = 300", "now()"),
+    ] {
+        let reason = if parked == "NULL" { "NULL" } else { "'for a test'" };
+        let set = format!("SET {change}, parked_at = {parked}, parked_reason = {reason}");
+        world.tamper(&format!("UPDATE idempotency_keys {set}")).await;
+        let mut config = world.config.clone();
+        config.roles.stripe_sandbox = false;
+        config.stripe.api_base = Some(format!("http://{}", world.sandbox_address));
+        let error = Supervisor::start(config).await.expect_err(change);
+        assert!(matches!(error, StartError::Points(_)), "{change}: {error:?}");
+        let said = atomic_phases::errors::chain(&error);
+        assert!(said.contains("1 unfinished requests of the operation \"ride\" (key 1 is one)"), "{said}");
+        world.tamper("UPDATE idempotency_keys SET recovery_point = 'ride_created', step = 1").await;
+    }
+    world.restarted(|_| {}).await;
+}
+
+#[tokio::test]
+async fn what_is_finished_or_of_another_operation_is_no_matter() {
+    let world = half_way().await;
+    world
+        .tamper("UPDATE idempotency_keys SET operation = 'of the next release', recovery_point = 'x', step = 7")
+        .await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
+    let world = world.restarted(|_| {}).await;
+    assert_eq!(world.count("idempotency_keys").await, 2);
+}
