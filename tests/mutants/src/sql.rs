@@ -45,6 +45,9 @@ pub struct Options {
     /// Mutants under way at once
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Keeps what was found out before the tests were built anew: for statements that read as before
+    #[arg(long)]
+    keep: bool,
     /// Only tests that this file names, `BINARY NAME` a line: what do these catch by themselves?
     #[arg(long, value_name = "FILE")]
     tests: Option<PathBuf>,
@@ -77,11 +80,13 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     let mut mutants = statements::mutants(&found.statements);
     accepted.must_match(&found, &mutants)?;
     if let Some(pattern) = &options.statement {
-        mutants.retain(|mutant| found.statements[mutant.statement].title(&mutant.change).contains(pattern));
+        mutants.retain(|mutant| mutant.title().contains(pattern));
     }
     if let Some(revision) = &options.changed {
         let changed = changed_files(root, revision).await?;
-        mutants.retain(|mutant| found.statements[mutant.statement].files.iter().any(|file| changed.contains(file)));
+        mutants.retain(|mutant| {
+            mutant.statements().any(|at| found.statements[at].files.iter().any(|file| changed.contains(file)))
+        });
     }
     if let Some((k, n)) = options.shard {
         let mut number = 0;
@@ -95,7 +100,7 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
         return Ok(true);
     }
     let unviable = viable::refused(root, &found.statements, &mutants).await?;
-    let mut trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs)?;
+    let mut trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs, options.keep)?;
     trial.identity(&mutants).await?;
     let outcomes = trial.run(&mutants, unviable).await?;
     let everything = options.statement.is_none()
@@ -111,7 +116,7 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
 #[expect(clippy::print_stdout, reason = "the list is what was asked for")]
 fn list(statements: &[Statement], mutants: &[Mutant]) {
     for mutant in mutants {
-        println!("{}", statements[mutant.statement].title(&mutant.change));
+        println!("{}", mutant.title());
     }
     println!("{} mutants of {} statements", mutants.len(), statements.len());
 }

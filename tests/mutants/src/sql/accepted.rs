@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::statements::{Found, Mutant, Statement, Unread};
+use super::statements::{Found, Mutant, Unread};
 use crate::suite::Failure;
 
 /// Where they are listed.
@@ -48,7 +48,7 @@ impl Accepted {
     /// An entry that fits nothing is about a statement that has changed since.
     pub fn must_match(&self, found: &Found, mutants: &[Mutant]) -> Result<(), Failure> {
         for entry in &self.accepted {
-            if !mutants.iter().any(|mutant| entry.fits(&found.statements[mutant.statement], mutant))
+            if !mutants.iter().any(|mutant| entry.fits(mutant))
                 && !found.unread.iter().any(|script| entry.fits_unread(script))
             {
                 let Entry { file, statement, clause, .. } = entry;
@@ -59,8 +59,8 @@ impl Accepted {
     }
 
     /// The first entry that fits, by its place.
-    pub fn place(&self, statement: &Statement, mutant: &Mutant) -> Option<usize> {
-        self.accepted.iter().position(|entry| entry.fits(statement, mutant))
+    pub fn place(&self, mutant: &Mutant) -> Option<usize> {
+        self.accepted.iter().position(|entry| entry.fits(mutant))
     }
 
     /// The first that says why a script is not read.
@@ -75,9 +75,9 @@ impl Accepted {
 }
 
 impl Entry {
-    fn fits(&self, statement: &Statement, mutant: &Mutant) -> bool {
-        fits(&self.file, &statement.file)
-            && fits(&self.statement, &statement.name)
+    fn fits(&self, mutant: &Mutant) -> bool {
+        fits(&self.file, &mutant.file)
+            && fits(&self.statement, &mutant.name)
             && fits(&self.clause, &mutant.change.clause())
     }
 

@@ -1,7 +1,9 @@
-//! What was found out about mutants, kept as it is found out: a run that was stopped goes on where it was.
+//! What was found out about mutants, kept as it is found out: a run that was stopped goes on where it was, and one that is
+//! told to keep it goes on although the tests were built anew.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
@@ -16,9 +18,25 @@ use crate::suite::{Failure, Test};
 /// By a mutant's title.
 #[derive(Debug)]
 pub struct Known {
-    outcomes: HashMap<String, Outcome>,
-    passed: HashMap<String, HashSet<Test>>,
+    outcomes: HashMap<Key, Outcome>,
+    passed: HashMap<Key, HashSet<Test>>,
     file: Mutex<File>,
+}
+
+/// A mutant, whose clause is still the same where its statement is: by its title, and by what is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
+    title: String,
+    text: u64,
+}
+
+impl Key {
+    /// Of a mutant that is so called and sends this.
+    pub fn new(title: String, text: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        Self { title, text: hasher.finish() }
+    }
 }
 
 /// A line of the file. The first says of which binaries the others are.
@@ -26,24 +44,24 @@ pub struct Known {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Of(Identities),
-    Ended { title: String, outcome: Outcome },
-    Passed { title: String, tests: Vec<Test> },
+    Ended { mutant: Key, outcome: Outcome },
+    Passed { mutant: Key, tests: Vec<Test> },
 }
 
 impl Known {
-    /// What is known of mutants of these binaries; of others nothing.
-    pub fn open(root: &Path, identities: &Identities) -> Result<Self, Failure> {
+    /// What is known of mutants of these binaries, and of others if it is to be kept.
+    pub fn open(root: &Path, identities: &Identities, keep: bool) -> Result<Self, Failure> {
         let path = root.join(DIR).join("known.jsonl");
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         // The last line may be torn.
         let mut lines = text.lines().map_while(|line| serde_json::from_str(line).ok());
-        let same = matches!(lines.next(), Some(Line::Of(of)) if of == *identities);
-        let (mut outcomes, mut passed) = (HashMap::new(), HashMap::<String, HashSet<Test>>::new());
+        let same = matches!(lines.next(), Some(Line::Of(of)) if keep || of == *identities);
+        let (mut outcomes, mut passed) = (HashMap::new(), HashMap::<Key, HashSet<Test>>::new());
         for line in lines.take_while(|_| same) {
             match line {
                 Line::Of(_) => {}
-                Line::Ended { title, outcome } => drop(outcomes.insert(title, outcome)),
-                Line::Passed { title, tests } => passed.entry(title).or_default().extend(tests),
+                Line::Ended { mutant, outcome } => drop(outcomes.insert(mutant, outcome)),
+                Line::Passed { mutant, tests } => passed.entry(mutant).or_default().extend(tests),
             }
         }
         let file = OpenOptions::new().create(true).append(same).write(true).truncate(!same).open(&path)?;
@@ -55,23 +73,23 @@ impl Known {
     }
 
     /// How this mutant ended in an earlier run.
-    pub fn outcome(&self, title: &str) -> Option<&Outcome> {
-        self.outcomes.get(title)
+    pub fn outcome(&self, mutant: &Key) -> Option<&Outcome> {
+        self.outcomes.get(mutant)
     }
 
     /// What it passed in an earlier run.
-    pub fn passed(&self, title: &str) -> Option<&HashSet<Test>> {
-        self.passed.get(title)
+    pub fn passed(&self, mutant: &Key) -> Option<&HashSet<Test>> {
+        self.passed.get(mutant)
     }
 
     /// Keeps how a mutant ended.
-    pub fn ended(&self, title: String, outcome: &Outcome) -> Result<(), Failure> {
-        self.write(&Line::Ended { title, outcome: outcome.clone() })
+    pub fn ended(&self, mutant: Key, outcome: &Outcome) -> Result<(), Failure> {
+        self.write(&Line::Ended { mutant, outcome: outcome.clone() })
     }
 
     /// Keeps what it has passed.
-    pub fn keep_passed<'a>(&self, title: String, tests: impl IntoIterator<Item = &'a Test>) -> Result<(), Failure> {
-        self.write(&Line::Passed { title, tests: tests.into_iter().cloned().collect() })
+    pub fn keep_passed<'a>(&self, mutant: Key, tests: impl IntoIterator<Item = &'a Test>) -> Result<(), Failure> {
+        self.write(&Line::Passed { mutant, tests: tests.into_iter().cloned().collect() })
     }
 
     fn write(&self, line: &Line) -> Result<(), Failure> {

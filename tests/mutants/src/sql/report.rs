@@ -50,14 +50,14 @@ impl Report {
         let mut needed = vec![false; accepted.entries().len()];
         let mut lines = Vec::new();
         for (mutant, outcome) in mutants.iter().zip(outcomes) {
-            let statement = &found.statements[mutant.statement];
-            let place = accepted.place(statement, mutant).filter(|_| *outcome == Outcome::Survived);
+            let statement = &found.statements[mutant.places[0].0];
+            let place = accepted.place(mutant).filter(|_| *outcome == Outcome::Survived);
             if let Some(place) = place {
                 needed[place] = true;
             }
             lines.push(Line {
-                file: statement.file.clone(),
-                statement: statement.name.clone(),
+                file: mutant.file.clone(),
+                statement: mutant.name.clone(),
                 clause: mutant.change.clause(),
                 diff: diff(&statement.script.print(), &mutant.text),
                 outcome: outcome.clone(),

@@ -118,6 +118,18 @@ impl Fragment {
         Some(self.parts.iter().map(String::len).sum())
     }
 
+    /// The CTEs that it names, if other parts are put into it: what stands in these is its own.
+    pub fn ctes_of_template(&self) -> Option<Vec<String>> {
+        let is_template = self.file.ends_with(".sql") && self.parts.len() > 1 && self.parts[0].starts_with("WITH ");
+        let before = |part: &str| part.split_whitespace().last().unwrap_or_default().to_owned();
+        let names = |text: &String| {
+            let mut pieces: Vec<&str> = text.split(" AS ").collect();
+            pieces.pop();
+            pieces.into_iter().map(before).collect::<Vec<_>>()
+        };
+        is_template.then(|| self.parts.iter().flat_map(names).collect())
+    }
+
     /// Whether it is a statement by itself.
     pub fn is_whole(&self) -> bool {
         let beginnings = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "];

@@ -1,9 +1,11 @@
 //! The program's statements, found among all that was sent, and their mutants.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use super::clauses::{self, Change};
+use super::known::Key;
 use super::record::Record;
 use super::source::{self, Fragment};
 use super::syntax::Script;
@@ -30,26 +32,61 @@ pub struct Statement {
     pub script: Script,
     /// Those that have it sent.
     pub tests: BTreeSet<Test>,
+    /// What it was put together from, if it was.
+    template: Option<Template>,
+}
+
+/// A statement with places for parts of others.
+#[derive(Debug, Clone)]
+struct Template {
+    file: String,
+    name: String,
+    ctes: Vec<String>,
 }
 
 impl Statement {
-    /// How a change of it is called.
-    pub fn title(&self, change: &Change) -> String {
-        format!("{} {}: {}", self.file, self.name, change.clause())
+    /// Where a clause of it stands, and what it is called there: in the template, if it is the template's own.
+    fn home(&self, change: &Change) -> (String, String) {
+        let cte = change.scope.split('.').next().unwrap_or_default();
+        match &self.template {
+            Some(template) if cte.is_empty() || template.ctes.iter().any(|own| own == cte) => {
+                (template.file.clone(), template.name.clone())
+            }
+            _ => (self.file.clone(), self.name.clone()),
+        }
     }
 }
 
-/// A change of one clause of one statement.
+/// A change of one clause, in each statement that has it: a template's clause is one clause, whatever is put in.
 #[derive(Debug)]
 pub struct Mutant {
-    /// Its place among the statements.
-    pub statement: usize,
-    /// Its number among the statement's changes.
-    pub number: usize,
+    /// The places of its statements, and the change's number among the changes of each.
+    pub places: Vec<(usize, usize)>,
+    /// Where the clause stands.
+    pub file: String,
+    /// What it is called there.
+    pub name: String,
     /// What is changed.
     pub change: Change,
-    /// What is sent in the statement's place.
+    /// What is sent in the first statement's place.
     pub text: String,
+}
+
+impl Mutant {
+    /// How it is called.
+    pub fn title(&self) -> String {
+        format!("{} {}: {}", self.file, self.name, self.change.clause())
+    }
+
+    /// What is known of it is known by this.
+    pub fn key(&self) -> Key {
+        Key::new(self.title(), &self.text)
+    }
+
+    /// Its statements.
+    pub fn statements(&self) -> impl Iterator<Item = usize> {
+        self.places.iter().map(|(statement, _)| *statement)
+    }
 }
 
 /// What the record and the source come to.
@@ -122,6 +159,11 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
             text: (*text).clone(),
             script,
             tests: (*tests).clone(),
+            template: shares.iter().find_map(|(.., at)| {
+                let Fragment { file, name, .. } = &ours[*at];
+                let ctes = ours[*at].ctes_of_template()?;
+                Some(Template { file: file.clone(), name: name.clone(), ctes })
+            }),
         });
     }
     statements.sort_by(|one, two| (&one.file, &one.name, &one.text).cmp(&(&two.file, &two.name, &two.text)));
@@ -136,13 +178,25 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
 
 /// All mutants of these statements; those that read like another one, or like the statement, count once or not at all.
 pub fn mutants(statements: &[Statement]) -> Vec<Mutant> {
-    let mut mutants = Vec::new();
+    let mut mutants: Vec<Mutant> = Vec::new();
+    let mut by_title: HashMap<String, usize> = HashMap::new();
     for (at, statement) in statements.iter().enumerate() {
         let mut texts = HashSet::from([statement.script.print()]);
         for (number, change) in clauses::changes(&statement.script).into_iter().enumerate() {
             let text = clauses::apply(&statement.script, &[number]).print();
             if texts.insert(text.clone()) {
-                mutants.push(Mutant { statement: at, number, change, text });
+                let (file, name) = statement.home(&change);
+                let mutant = Mutant { places: vec![(at, number)], file, name, change, text };
+                match by_title.entry(mutant.title()) {
+                    Entry::Occupied(known) if !mutants[*known.get()].statements().any(|other| other == at) => {
+                        mutants[*known.get()].places.push((at, number));
+                    }
+                    Entry::Occupied(_) => mutants.push(mutant),
+                    Entry::Vacant(new) => {
+                        new.insert(mutants.len());
+                        mutants.push(mutant);
+                    }
+                }
             }
         }
     }

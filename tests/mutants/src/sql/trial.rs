@@ -8,7 +8,7 @@ mod groups;
 mod identity;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -108,6 +108,7 @@ impl<'a> Trial<'a> {
         record: &Record,
         statements: &'a [Statement],
         jobs: usize,
+        keep: bool,
     ) -> Result<Self, Failure> {
         Ok(Self {
             root,
@@ -118,7 +119,7 @@ impl<'a> Trial<'a> {
             caught: Mutex::default(),
             began: Instant::now(),
             files: AtomicUsize::new(0),
-            known: Known::open(root, &record.binaries)?,
+            known: Known::open(root, &record.binaries, keep)?,
             left_out: HashSet::new(),
         })
     }
@@ -157,12 +158,8 @@ impl<'a> Trial<'a> {
         Ok((0..mutants.len()).map(|at| outcomes.remove(&at).unwrap_or(Outcome::Survived)).collect())
     }
 
-    fn title(&self, mutant: &Mutant) -> String {
-        self.statements[mutant.statement].title(&mutant.change)
-    }
-
     fn tell(&self, mutant: &Mutant, verdict: &str) {
-        self.log(&format!("{}: {verdict}", self.title(mutant)));
+        self.log(&format!("{}: {verdict}", mutant.title()));
     }
 
     fn log(&self, line: &str) {
@@ -170,17 +167,17 @@ impl<'a> Trial<'a> {
     }
 
     async fn alone_or_known(&self, mutant: &Mutant) -> Result<Result<Outcome, HashSet<&'a Test>>, Failure> {
-        let title = self.title(mutant);
-        if let Some(outcome) = self.known.outcome(&title) {
+        let key = mutant.key();
+        if let Some(outcome) = self.known.outcome(&key) {
             return Ok(Ok(outcome.clone()));
         }
-        if let Some(passed) = self.known.passed(&title) {
-            return Ok(Err(self.touching(mutant.statement).filter(|test| passed.contains(*test)).collect()));
+        if let Some(passed) = self.known.passed(&key) {
+            return Ok(Err(self.touching(mutant).filter(|test| passed.contains(*test)).collect()));
         }
         let tried = self.alone(mutant).await?;
         match &tried {
-            Ok(outcome) => self.known.ended(title, outcome)?,
-            Err(passed) => self.known.keep_passed(title, passed.iter().copied())?,
+            Ok(outcome) => self.known.ended(key, outcome)?,
+            Err(passed) => self.known.keep_passed(key, passed.iter().copied())?,
         }
         Ok(tried)
     }
@@ -189,7 +186,7 @@ impl<'a> Trial<'a> {
     async fn alone(&self, mutant: &Mutant) -> Result<Result<Outcome, HashSet<&'a Test>>, Failure> {
         let replaced = self.replaced(&[mutant]);
         let mut passed = HashSet::new();
-        for mut tests in self.quickest(mutant.statement) {
+        for mut tests in self.quickest(mutant) {
             while !tests.is_empty() {
                 let ran = self.tests(&replaced, &tests, THREADS).await?;
                 let (Ended::Red(test) | Ended::Hung(test)) = ran.ended else {
@@ -199,7 +196,7 @@ impl<'a> Trial<'a> {
                 // Beside others, on a busy machine, a test may be red for another reason.
                 if let Some(outcome) = self.whose(mutant, test).await? {
                     let mut caught = self.caught.lock().expect("no panic while locked");
-                    *caught.entry((mutant.statement, test)).or_default() += 1;
+                    *caught.entry((mutant.places[0].0, test)).or_default() += 1;
                     return Ok(Ok(outcome));
                 }
                 passed.extend(ran.passed);
@@ -210,14 +207,14 @@ impl<'a> Trial<'a> {
         Ok(Err(passed))
     }
 
-    /// Tests of a statement, a list for each process: those that have caught mutants of it before, then the quickest.
-    fn quickest(&self, statement: usize) -> Vec<Vec<&'a Test>> {
+    /// Tests of a mutant, a list for each process: those that have caught mutants of its statement before, then the quickest.
+    fn quickest(&self, mutant: &Mutant) -> Vec<Vec<&'a Test>> {
         let caught = self.caught.lock().expect("no panic while locked");
         let rank = |test: &'a Test| {
-            let caught = caught.get(&(statement, test)).copied().unwrap_or_default();
+            let caught = caught.get(&(mutant.places[0].0, test)).copied().unwrap_or_default();
             (Reverse(caught), self.durations[test], test)
         };
-        let mut tests: Vec<_> = self.touching(statement).map(rank).collect();
+        let mut tests: Vec<_> = self.touching(mutant).map(rank).collect();
         tests.sort_by(|one, two| one.0.cmp(&two.0).then(one.1.total_cmp(&two.1)));
         let mut tests = tests.into_iter().peekable();
         ALONE
@@ -236,14 +233,19 @@ impl<'a> Trial<'a> {
             .collect()
     }
 
-    /// The tests that have a statement sent.
-    fn touching(&self, statement: usize) -> impl Iterator<Item = &'a Test> {
-        self.statements[statement].tests.iter().filter(|test| !self.left_out.contains(test))
+    /// The tests that have a mutant's statements sent.
+    fn touching(&self, mutant: &Mutant) -> impl Iterator<Item = &'a Test> {
+        let tests: BTreeSet<&'a Test> = mutant.statements().flat_map(|at| &self.statements[at].tests).collect();
+        tests.into_iter().filter(|test| !self.left_out.contains(test))
+    }
+
+    fn touches(&self, mutant: &Mutant, test: &Test) -> bool {
+        mutant.statements().any(|at| self.statements[at].tests.contains(test))
     }
 
     /// Whether this test, which was red beside others or with other mutants, is red by itself with this one.
     async fn whose(&self, mutant: &Mutant, test: &'a Test) -> Result<Option<Outcome>, Failure> {
-        if !self.statements[mutant.statement].tests.contains(test) {
+        if !self.touches(mutant, test) {
             return Ok(None);
         }
         Ok(match self.tests(&self.replaced(&[mutant]), &[test], 1).await?.ended {
@@ -257,7 +259,9 @@ impl<'a> Trial<'a> {
     fn replaced(&self, mutants: &[&Mutant]) -> HashMap<String, String> {
         let mut numbers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for mutant in mutants {
-            numbers.entry(mutant.statement).or_default().push(mutant.number);
+            for (statement, number) in &mutant.places {
+                numbers.entry(*statement).or_default().push(*number);
+            }
         }
         let replace = |(at, numbers): (usize, Vec<usize>)| {
             let statement = &self.statements[at];

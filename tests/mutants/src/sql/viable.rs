@@ -26,7 +26,7 @@ pub async fn refused(
     let empty = database(&config, "mutants_applied").await?;
     let mut refused = HashMap::new();
     for (at, mutant) in mutants.iter().enumerate() {
-        let statement = &statements[mutant.statement];
+        let statement = &statements[mutant.places[0].0];
         let is_script = statement.script.statements.len() > 1;
         let answer = if is_script {
             let answer = empty.batch_execute(&format!("BEGIN; {}", mutant.text)).await;

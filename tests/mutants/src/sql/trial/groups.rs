@@ -20,10 +20,12 @@ impl<'a> Trial<'a> {
     pub(super) fn groups(&self, mutants: &[Mutant], left: Vec<Left<'a>>) -> Vec<Vec<Left<'a>>> {
         let mut groups: Vec<Vec<Left<'a>>> = Vec::new();
         for one in left {
-            let scope = |left: &Left<'_>| (mutants[left.mutant].statement, &mutants[left.mutant].change.scope);
-            let fits = |group: &&mut Vec<Left<'a>>| {
-                group.len() < GROUP && group.iter().all(|other| scope(other) != scope(&one))
+            let apart = |other: &Left<'_>| {
+                let (one, other) = (&mutants[one.mutant], &mutants[other.mutant]);
+                one.change.scope != other.change.scope
+                    || one.statements().all(|at| other.statements().all(|of| of != at))
             };
+            let fits = |group: &&mut Vec<Left<'a>>| group.len() < GROUP && group.iter().all(apart);
             match groups.iter_mut().find(fits) {
                 Some(group) => group.push(one),
                 None => groups.push(vec![one]),
@@ -41,7 +43,7 @@ impl<'a> Trial<'a> {
         loop {
             let members: Vec<&Mutant> = group.iter().map(|left| &mutants[left.mutant]).collect();
             let to_meet = |left: &Left<'a>| {
-                let tests = self.touching(mutants[left.mutant].statement);
+                let tests = self.touching(&mutants[left.mutant]);
                 tests.filter(|test| !left.passed.contains(test)).collect::<Vec<_>>()
             };
             let tests: BTreeSet<&Test> = group.iter().flat_map(to_meet).collect();
@@ -55,14 +57,14 @@ impl<'a> Trial<'a> {
                 passed.push(test);
                 for (at, outcome) in self.culprits(&members, test).await? {
                     self.tell(members[at], &format!("{outcome}"));
-                    self.known.ended(self.title(members[at]), &outcome)?;
+                    self.known.ended(members[at].key(), &outcome)?;
                     outcomes.push((group[at].mutant, outcome));
                 }
                 group.retain(|left| outcomes.iter().all(|(caught, _)| *caught != left.mutant));
             }
             for left in &mut group {
                 let new = passed.iter().filter(|test| !left.passed.contains(**test)).copied();
-                self.known.keep_passed(self.title(&mutants[left.mutant]), new)?;
+                self.known.keep_passed(mutants[left.mutant].key(), new)?;
                 left.passed.extend(&passed);
             }
         }
@@ -75,7 +77,7 @@ impl<'a> Trial<'a> {
 
     /// Which of these mutants make this test red: halves of them are tried, and halves of those that do.
     async fn culprits(&self, members: &[&Mutant], test: &'a Test) -> Result<Vec<(usize, Outcome)>, Failure> {
-        let touched = |at: &usize| self.statements[members[*at].statement].tests.contains(test);
+        let touched = |at: &usize| self.touches(members[*at], test);
         let mut parts = vec![(0..members.len()).filter(touched).collect::<Vec<_>>()];
         let mut culprits = Vec::new();
         while let Some(mut part) = parts.pop() {

@@ -14,7 +14,7 @@ impl<'a> Trial<'a> {
     /// Tries the instrument itself: statements that were read and printed again, and nothing else, must survive. Tests that
     /// are red there and green after all say nothing of a mutant, and are left out from now on.
     pub async fn identity(&mut self, mutants: &[Mutant]) -> Result<(), Failure> {
-        let concerned: BTreeSet<usize> = mutants.iter().map(|mutant| mutant.statement).collect();
+        let concerned: BTreeSet<usize> = mutants.iter().flat_map(Mutant::statements).collect();
         let print = |at: &usize| replacement(&self.statements[*at], &self.statements[*at].script);
         let replaced: HashMap<String, String> = concerned.iter().map(print).collect();
         let tests: BTreeSet<&Test> = concerned.iter().flat_map(|at| &self.statements[*at].tests).collect();
