@@ -1,7 +1,12 @@
 //! Dead letters: listed, put back to where they died, and forgotten, by the commands that a person uses.
 
+use atomic_phases::idempotency::parked;
+use atomic_phases::queue::postgres::ToPostgres;
+use atomic_phases::queue::{Outlet, dead};
+
+use crate::support::client::Post;
 use crate::support::process::{Process, arguments};
-use crate::support::world::{TempDir, World, stage};
+use crate::support::world::{TempDir, World, pool, stage};
 
 /// What `jobs …` prints, line by line.
 async fn jobs(world: &World, command: &[&str]) -> Vec<String> {
@@ -72,4 +77,56 @@ async fn all_of_them_at_once() {
     assert_eq!(world.count("dead_jobs").await, 0);
     let mut both = Process::spawn(&["jobs", "purge", "--all", "1"].map(str::to_owned));
     assert_eq!(both.exit().await.code(), Some(2));
+}
+
+/// By the database's clock, which may have been set back since.
+#[tokio::test]
+async fn a_list_says_for_how_long_each_has_waited() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    dead_in_queue(&world, 1..=3).await;
+    world.execute("UPDATE dead_jobs SET died_at = now() - interval '100 s' WHERE staged_id = 1").await;
+    world.execute("UPDATE dead_jobs SET died_at = now() + interval '1 hour' WHERE staged_id = 2").await;
+    let dead: Vec<u64> = dead::list(&database, 2).await.unwrap().iter().map(|job| job.dead_for.as_secs()).collect();
+    assert!((100..130).contains(&dead[0]) && dead[1] == 0 && dead.len() == 2, "{dead:?}");
+
+    for age in [50, 200, 100] {
+        assert_eq!(world.post(Post::default().raising()).await.status, 500);
+        let parked = format!("parked_at = now() - interval '{age} s', parked_reason = 'for a test'");
+        world.execute(&format!("UPDATE idempotency_keys SET {parked} WHERE parked_at IS NULL")).await;
+    }
+    let parked = parked::list(&database, 10).await.unwrap();
+    let waiting: Vec<u64> = parked.iter().map(|key| key.waiting.as_secs()).collect();
+    let near = |at: usize, age: u64| (age..age + 30).contains(&waiting[at]);
+    assert!(near(0, 200) && near(1, 100) && near(2, 50), "those first that have waited for longest: {waiting:?}");
+}
+
+#[tokio::test]
+async fn ids_of_dead_letters_come_in_order_from_behind_the_last() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    for id in [5, 2, 9, 1] {
+        dead_in_queue(&world, id..=id).await;
+    }
+    assert_eq!(dead::ids(&database, i64::MIN, 10).await.unwrap(), [1, 2, 5, 9]);
+    assert_eq!(dead::ids(&database, 2, 1).await.unwrap(), [5]);
+}
+
+/// A job that the queue refuses, and that another enqueuer is just about to try, is left to that one.
+#[tokio::test]
+async fn a_refused_job_is_buried_with_its_attempts_unless_it_is_not_due() {
+    let world = World::start().await;
+    let database = pool(&world.database_config).await;
+    world.execute("ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (false)").await;
+    world
+        .execute(
+            "INSERT INTO staged_jobs (job_name, job_args, attempts, next_attempt_at)
+             VALUES ('n', '1', 3, now()), ('n', '2', 0, now() + interval '1 hour')",
+        )
+        .await;
+    let outlet = ToPostgres { database: database.clone(), batch: 10 };
+    assert_eq!(outlet.drain().await.unwrap().dead, 1);
+    let dead = dead::list(&database, 10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].id, dead[0].attempts), (1, 1, 4));
+    assert_eq!(world.count("staged_jobs").await, 1);
 }

@@ -233,6 +233,42 @@ async fn a_table_in_use_is_waited_for_without_holding_up_others() {
     assert_nothing_lost(&database).await;
 }
 
+/// A step may take longer than a role is given for its requests.
+#[tokio::test]
+async fn a_limit_on_statements_is_none_for_a_migration() {
+    let database = database_of(VERSIONS[1].1).await;
+    let mut holder = cluster::connect(&database).await;
+    let hasty =
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 50', current_database()); END $$";
+    holder.batch_execute(hasty).await.unwrap();
+    let held = holder.transaction().await.unwrap();
+    held.batch_execute("LOCK TABLE idempotency_keys").await.unwrap();
+    let migration = tokio::spawn({
+        let database = database.clone();
+        async move { migrate(&database).await }
+    });
+    let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'idempotency_keys'::regclass";
+    eventually("a step that waits", async || {
+        let waiting: i64 = held.query_one(sql, &[]).await.unwrap().get(0);
+        (waiting > 0).then_some(())
+    })
+    .await;
+    held.batch_execute("SET LOCAL statement_timeout = 0; SELECT pg_sleep(0.15)").await.unwrap();
+    held.commit().await.unwrap();
+    migration.await.unwrap().unwrap();
+    assert_nothing_lost(&database).await;
+}
+
+/// Only what this table still needs is a step that is left.
+#[tokio::test]
+async fn a_constraint_of_another_table_is_nobodys_business() {
+    let database = database_of(VERSIONS[1].1).await;
+    let client = cluster::connect(&database).await;
+    client.batch_execute("ALTER TABLE users ADD CONSTRAINT later CHECK (id > 0) NOT VALID").await.unwrap();
+    migrate(&database).await.unwrap();
+    assert!(schema::plan(&pool_of(&database, 1).await).await.unwrap().is_empty());
+}
+
 /// What the program says on this database, and its exit code.
 async fn said(database: &Config, words: &[&str]) -> (i32, Vec<String>) {
     let dir = TempDir::new();

@@ -1,9 +1,9 @@
 //! Databases that are ours, somebody else's, or of another time.
 
-use rocket_rides_atomic::database::OpenError;
+use rocket_rides_atomic::database::{OpenError, schema};
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 
-use crate::support::world::{TempDir, World, config};
+use crate::support::world::{TempDir, World, config, pool};
 use crate::support::{client::Post, cluster};
 
 async fn start_on(database: &tokio_postgres::Config) -> Result<Supervisor, StartError> {
@@ -21,6 +21,42 @@ async fn a_foreign_database_is_refused_and_left_as_it_is() {
     assert!(error.to_string().contains("\"orders\""), "{error}");
     let tables = client.query_one("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", &[]).await.unwrap();
     assert_eq!(tables.get::<_, i64>(0), 1);
+}
+
+#[tokio::test]
+async fn whatever_holds_or_shows_somebodys_rows_is_in_the_way() {
+    let server = "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;";
+    for (what, name) in [
+        ("CREATE TABLE b (id INT); CREATE TABLE a (id INT)".to_owned(), "a"),
+        ("CREATE TABLE p (id INT) PARTITION BY RANGE (id)".to_owned(), "p"),
+        ("CREATE VIEW v AS SELECT 1 AS one".to_owned(), "v"),
+        ("CREATE MATERIALIZED VIEW m AS SELECT 1 AS one".to_owned(), "m"),
+        (format!("{server} CREATE FOREIGN TABLE f (id INT) SERVER s"), "f"),
+    ] {
+        let database = cluster::database().await;
+        cluster::connect(&database).await.batch_execute(&what).await.unwrap();
+        let error = start_on(&database).await.expect_err(&what);
+        let StartError::Schema(error) = error else { panic!("{error:?}") };
+        assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_nobodys_data_is_not_in_the_way() {
+    let database = cluster::database().await;
+    let client = cluster::connect(&database).await;
+    client.batch_execute("CREATE SEQUENCE numbers; CREATE EXTENSION pg_stat_statements").await.unwrap();
+    start_on(&database).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_writes_is_not_usable() {
+    let world = World::start().await;
+    assert!(schema::is_usable(&pool(&world.database_config).await).await.unwrap());
+    let read_only = "DO $$ BEGIN EXECUTE format(
+        'ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
+    world.execute(read_only).await;
+    assert!(!schema::is_usable(&pool(&world.database_config).await).await.unwrap());
 }
 
 #[tokio::test]

@@ -133,7 +133,7 @@ async fn foreign_table(database: &Database) -> Result<Option<String>, DatabaseEr
     const SQL: &str = "SELECT relname::text AS table FROM pg_class
         WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid AND d.deptype = 'e')
-        ORDER BY relname LIMIT 1";
+        ORDER BY relname";
     Ok(database.query_opt(SQL, &[]).await?.map(|row| row.get("table")))
 }
 
