@@ -1,6 +1,7 @@
 //! What only a demonstration has.
 
 pub mod raise_error;
+pub mod seed;
 pub mod simulator;
 
 use serde::Deserialize;

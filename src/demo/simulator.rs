@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::users::DEMO_USERS;
+use super::seed;
 use client::{Answer, ApiClient, Asked};
 
 /// Clients at once; when the API is slow, new ones stay away rather than pile up.
@@ -119,7 +119,7 @@ struct Plan {
 impl Plan {
     fn random(settings: &Settings) -> Self {
         let mut rng = rand::rng();
-        let [(good, _), (declined, _)] = DEMO_USERS;
+        let [(good, _), (declined, _)] = seed::USERS;
         let mut coordinate = |bound: f64| (rng.random_range(-bound..bound) * 1e4).round() / 1e4;
         let mut place = || (coordinate(90.0), coordinate(180.0));
         let ((origin_lat, origin_lon), (target_lat, target_lon)) = (place(), place());

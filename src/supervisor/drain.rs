@@ -7,16 +7,27 @@ use tokio::time::{Instant, timeout_at};
 use super::{RoleTask, RunError, Supervisor};
 use crate::role::Role;
 
-/// Who ends together, and in which order: first who makes work, then who takes it, then who works by themselves,
-/// and last what all of them need. The pool goes with its last user.
-const ORDER: [&[Role]; 6] = [
-    &[Role::Simulator],
-    &[Role::Api],
-    &[Role::Completer, Role::Enqueuer, Role::Reaper],
-    &[Role::Worker],
-    &[Role::StripeSandbox],
-    &[Role::Postgres],
-];
+/// When a role ends, counted from 0; some end together. First who makes work, then who takes it, then who works by
+/// themselves, and last what all of them need.
+const fn turn(role: Role) -> usize {
+    match role {
+        Role::Simulator => 0,
+        Role::Api => 1,
+        Role::Completer | Role::Enqueuer | Role::Reaper => 2,
+        Role::Worker => 3,
+        Role::StripeSandbox => 4,
+        Role::Postgres => 5,
+    }
+}
+const TURNS: usize = 6;
+
+/// The pool goes with its last user.
+const fn uses_the_pool(role: Role) -> bool {
+    match role {
+        Role::Api | Role::Completer | Role::Enqueuer | Role::Reaper | Role::Worker => true,
+        Role::Simulator | Role::StripeSandbox | Role::Postgres => false,
+    }
+}
 
 /// A role that takes longer than this to end is named in the log.
 const SLOW: Duration = Duration::from_millis(500);
@@ -33,11 +44,11 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
         tokio::time::sleep_until((began + supervisor.shutdown.notice).min(deadline)).await;
     }
     let mut late = Vec::new();
-    for stage in ORDER {
-        let (stage, rest) = supervisor.tasks.drain(..).partition(|task: &RoleTask| stage.contains(&task.role));
+    for now in 0..TURNS {
+        let (due, rest) = supervisor.tasks.drain(..).partition(|task: &RoleTask| turn(task.role) == now);
         supervisor.tasks = rest;
-        late.extend(end(stage, deadline).await);
-        if nobody_uses_the_pool(&supervisor.tasks) {
+        late.extend(end(due, deadline).await);
+        if !supervisor.tasks.iter().any(|task| uses_the_pool(task.role)) {
             supervisor.database.pool.take();
         }
     }
@@ -47,10 +58,6 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
     } else {
         Err(RunError::DeadlinePassed { deadline: supervisor.shutdown.deadline, late })
     }
-}
-
-fn nobody_uses_the_pool(tasks: &[RoleTask]) -> bool {
-    tasks.iter().all(|task| matches!(task.role, Role::Postgres | Role::StripeSandbox))
 }
 
 /// Tells these roles to stop and waits for them. Returns those that were late, which are then cut off.

@@ -16,12 +16,12 @@ use super::{Addresses, Supervisor};
 use crate::config::Config;
 use crate::database::schema::{self, SchemaError};
 use crate::database::{self, OpenError, Opened, Other};
+use crate::demo::seed::{self, SeedError};
 use crate::http::Listener;
 use crate::queues;
 use crate::receipts::{self, Sender};
 use crate::role::Role;
 use crate::stripe::{self, ClientError, sandbox};
-use crate::users::{self, SeedError};
 
 /// Seeding asks Stripe, which may be in another process that is only just starting.
 const SEED_TRIES: u32 = 5;
@@ -147,7 +147,7 @@ async fn listen(
 async fn seed(database: &Database, installation: Uuid, stripe: &stripe::Client) -> Result<(), SeedError> {
     let mut tries = 1;
     loop {
-        match users::seed(database, installation, stripe).await {
+        match seed::seed(database, installation, stripe).await {
             Err(error) if tries < SEED_TRIES => {
                 tracing::warn!(error = chain(&error), "cannot seed the users yet; trying again");
                 tries += 1;

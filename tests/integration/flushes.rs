@@ -14,7 +14,7 @@ use atomic_phases::queue::outbox::{self, Verdicts};
 use atomic_phases::queue::postgres::ToPostgres;
 use atomic_phases::queue::work;
 use atomic_phases::queue::{Outlet, START, dead};
-use rocket_rides_atomic::users;
+use rocket_rides_atomic::demo::seed;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -62,7 +62,7 @@ const COMMITS: [(&str, Commit); 19] = [
     ("queue/dead_bury.sql", Flushed),
 ];
 /// What a person or a start-up does: rare, and reported as done.
-const BY_HAND: [&str; 3] = ["queue/dead_retry.sql", "queue/dead_purge.sql", "users_store.sql"];
+const BY_HAND: [&str; 3] = ["queue/dead_retry.sql", "queue/dead_purge.sql", "demo/seed_store.sql"];
 
 fn table() -> BTreeMap<&'static str, Commit> {
     COMMITS.into_iter().chain(BY_HAND.map(|file| (file, Flushed))).collect()
@@ -155,7 +155,7 @@ async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
     run_keys(&neighbour, &database).await;
     run_jobs(&world, &database).await;
     world.execute("DELETE FROM users WHERE id NOT IN (SELECT user_id FROM rides)").await;
-    users::seed(&database, Uuid::new_v4(), &world.stripe()).await.unwrap();
+    seed::seed(&database, Uuid::new_v4(), &world.stripe()).await.unwrap();
 
     let commits = world.query("SELECT DISTINCT statement, setting FROM commits", &[]).await;
     let commits: Vec<(String, String)> = commits.iter().map(|row| (normal(row.get(0)), row.get(1))).collect();

@@ -41,8 +41,13 @@ fn arrows(src: &Path) -> Vec<(String, String)> {
     for file in sources(src, "rs") {
         let name = file.strip_prefix(src).unwrap().display().to_string();
         let text = std::fs::read_to_string(&file).unwrap();
-        let used = text.split("crate::").skip(1).map(|rest| module(rest).to_owned());
-        arrows.extend(used.map(|used| (name.clone(), used)));
+        for rest in text.split("crate::").skip(1) {
+            let used = match rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+                Some((several, _)) => several.split(',').map(|path| module(path.trim())).collect(),
+                None => vec![module(rest)],
+            };
+            arrows.extend(used.into_iter().map(|used| (name.clone(), used.to_owned())));
+        }
     }
     arrows
 }
