@@ -12,7 +12,7 @@ use tracing_subscriber::filter::ParseError;
 pub struct Settings {
     /// Pretty for people, JSON for machines.
     pub format: Format,
-    /// Directives as of tracing's `EnvFilter`: `info`, `rocket_rides_atomic=debug`.
+    /// Directives as of tracing's `EnvFilter`: `info`, `rocket_rides_atomic=debug`, `atomic_phases=debug`.
     pub filter: String,
 }
 
