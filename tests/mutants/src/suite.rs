@@ -49,7 +49,7 @@ pub struct Binary {
     pub path: PathBuf,
 }
 
-/// Builds the test binaries of the project in `root`: one, which may be the unit tests, `lib`, or all in `tests/`.
+/// Builds the test binaries of the program in `root`: one, which may be the unit tests, `lib`, or all in `tests/`.
 pub async fn build(
     root: &Path,
     target_dir: &Path,
@@ -59,7 +59,7 @@ pub async fn build(
     let which: &[&str] = match only {
         Some("lib") => &["--lib"],
         Some(name) => &["--test", name],
-        None => &["--test", "*"],
+        None => &["--test", "*", "--package", "rocket-rides-atomic"],
     };
     let output = Command::new(env!("CARGO"))
         .args(["test", "--no-run", "--locked", "--message-format=json-render-diagnostics"])
