@@ -189,14 +189,15 @@ async fn a_guard_that_is_gone_is_found() {
 
 #[tokio::test]
 async fn a_rule_that_cannot_be_asked_is_named() {
+    const NONSENSE: &str = "SELECT id, nonsense AS offence FROM rides WHERE id > $1 LIMIT $2";
+    const ENDLESS: &str = "SELECT id, NULL AS offence FROM rides WHERE id >= $1 ORDER BY id LIMIT $2";
     let world = World::start().await;
+    assert_eq!(world.post(Post::default()).await.status, 201);
     let database = pool(&world.database_config).await;
-    let rules =
-        [Rule::rows("a rule of nonsense", "SELECT id, nonsense AS offence FROM rides WHERE id > $1 LIMIT $2")];
-    let error = Check { database: &database, circumstances: LIVE }.ask(&rules).await.expect_err("nonsense");
-    let said = atomic_phases::errors::chain(&error);
-    assert!(
-        said.contains("\"a rule of nonsense\"") && said.contains("column \"nonsense\" does not exist"),
-        "{said}"
-    );
+    for (sql, problem) in [(NONSENSE, "column \"nonsense\" does not exist"), (ENDLESS, "from behind $1")] {
+        let rules = [Rule::rows("a rule of a stranger", sql)];
+        let error = Check { database: &database, circumstances: LIVE }.ask(&rules).await.expect_err(sql);
+        let said = atomic_phases::errors::chain(&error);
+        assert!(said.contains("\"a rule of a stranger\"") && said.contains(problem), "{said}");
+    }
 }

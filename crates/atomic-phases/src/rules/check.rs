@@ -31,6 +31,12 @@ pub enum RuleError {
         #[source]
         error: DatabaseError,
     },
+    /// Its pages do not go on: a rule that asks for the same rows again would be asked for ever.
+    #[error("the rule \"{rule}\" does not take its rows from behind $1, ordered by id")]
+    Stuck {
+        /// Its name.
+        rule: &'static str,
+    },
     /// The foreign system did not list its books.
     #[error("the rule \"{rule}\" could not be asked of the other side")]
     Ledger {
@@ -45,6 +51,7 @@ pub enum RuleError {
 /// Whatever kept a query from being made.
 enum Failure {
     Database(DatabaseError),
+    Stuck,
     Ledger(BoxError),
 }
 
@@ -64,6 +71,7 @@ impl Check<'_> {
             };
             asked.map_err(|failure| match failure {
                 Failure::Database(error) => RuleError::Database { rule: rule.name, error },
+                Failure::Stuck => RuleError::Stuck { rule: rule.name },
                 Failure::Ledger(error) => RuleError::Ledger { rule: rule.name, error },
             })?;
             report.0.push((rule.name, finding));
@@ -80,7 +88,10 @@ impl Check<'_> {
         loop {
             let rows = self.database.query(sql, &[&after, &PAGE]).await?;
             let Some(last) = rows.last() else { return Ok(()) };
-            after = last.get("id");
+            let behind = std::mem::replace(&mut after, last.get("id"));
+            if after <= behind {
+                return Err(Failure::Stuck);
+            }
             rows.iter().for_each(&mut see);
         }
     }
