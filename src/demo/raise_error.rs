@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use atomic_phases::idempotency::operation::BoxError;
+use atomic_phases::errors::BoxError;
 use atomic_phases::idempotency::{Attempt, Next, Operation, Phases, Stop};
 use atomic_phases::rules::Rule;
 use serde_json::Value;

@@ -7,7 +7,7 @@ SELECT j.{key} AS id, j.{key} AS thing, ARRAY['the receipt of {what} ' || a.id] 
 FROM {jobs} j
 -- A dead letter may name none.
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN j.job_args ->> '{what}_id' ~ '^[0-9]+$' THEN (j.job_args ->> '{what}_id')::bigint END AS id
+    SELECT CASE WHEN j.job_args ->> '{what}_id' ~ '^[0-9]{1,18}$' THEN (j.job_args ->> '{what}_id')::bigint END AS id
 ) a
 LEFT JOIN LATERAL (
     SELECT b.id FROM {books} b LEFT JOIN idempotency_keys k ON k.id = b.idempotency_key_id

@@ -56,7 +56,7 @@ impl Receipted {
         };
         let mut found: Vec<Found> = PLACES.into_iter().map(jobs).collect();
         found.push(Found::Rows(self.fill(include_str!("rule_sent.sql"))));
-        let expected = Some((When::JobsStay, self.fill(include_str!("rule_due.sql"))));
+        let expected = (When::JobsStay, self.fill(include_str!("rule_due.sql")));
         Rule::pairs(self.rule, expected, found)
     }
 

@@ -62,7 +62,7 @@ impl Operation for Refunds {
 
     fn rules(&self) -> Vec<Rule> {
         let ledger = Arc::new(books::Refunds(self.stripe.clone()));
-        let made = Some((When::Always, include_str!("rule_made.sql")));
+        let made = (When::Always, include_str!("rule_made.sql"));
         let found = vec![Found::Ledger { ledger, sql: include_str!("rule_made_found.sql") }];
         vec![
             Rule::rows(

@@ -17,10 +17,10 @@ pub(super) fn rules(stripe: &stripe::Client) -> Vec<Rule> {
             "a ride is what its request asked for, and its answer says what became of it",
             include_str!("rule_keys.sql"),
         ),
-        Rule::pairs("a ride is made once", Some((When::Always, include_str!("rule_audit.sql"))), records),
+        Rule::pairs("a ride is made once", (When::Always, include_str!("rule_audit.sql")), records),
         Rule::pairs(
             "a ride that says so has one charge at Stripe, and no other has any",
-            Some((When::Always, include_str!("rule_charges.sql"))),
+            (When::Always, include_str!("rule_charges.sql")),
             charges,
         ),
     ]

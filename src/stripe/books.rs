@@ -1,6 +1,7 @@
 //! Stripe's lists of charges and refunds, as rules compare them with ours.
 
-use atomic_phases::rules::{BoxError, Ledger, LedgerPage};
+use atomic_phases::errors::BoxError;
+use atomic_phases::rules::{Ledger, LedgerPage};
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde_json::Value;

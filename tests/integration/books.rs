@@ -47,7 +47,8 @@ async fn each_stage_of_a_jobs_life_is_in_order() {
         INSERT INTO dead_jobs SELECT staged_id, job_name, job_args, staged_at, now(), 'queue', 30, 'x' FROM kept_jobs";
     const NONSENSE: &str = "
         INSERT INTO dead_jobs
-        VALUES (99, 'send_ride_receipt', '{\"ride_id\": \"x\"}', now(), now(), 'queue', 1, 'x')";
+        VALUES (99, 'send_ride_receipt', '{\"ride_id\": \"x\"}', now(), now(), 'queue', 1, 'x'),
+               (98, 'send_ride_receipt', '{\"ride_id\": 99999999999999999999}', now(), now(), 'queue', 1, 'x')";
     const GIVE_UP: &str = "
         DELETE FROM receipts; DELETE FROM jobs;
         INSERT INTO purged_jobs SELECT staged_id, job_name, job_args, now(), 'x' FROM kept_jobs";
@@ -200,4 +201,28 @@ async fn a_rule_that_cannot_be_asked_is_named() {
         let said = atomic_phases::errors::chain(&error);
         assert!(said.contains("\"a rule of a stranger\"") && said.contains(problem), "{said}");
     }
+}
+
+/// Where the constraints that refuse it are gone, the rules still see it.
+#[tokio::test]
+async fn an_answer_that_is_no_answer_is_found() {
+    const WHOLE: &str = "a finished key is not written to";
+    const REFUND: &str = "a refund is of its user's paid ride, and made when it says so";
+    let world = World::start().await;
+    let ride =
+        world.post(Post::default()).await.header("location").unwrap().replace("/rides/", "").parse().unwrap();
+    assert_eq!(world.post(Post::refund(ride)).await.status, 201);
+    world.execute("ALTER TABLE idempotency_keys DROP CONSTRAINT answered_as_a_whole").await;
+    for (change, back, rule) in [
+        ("response_code = 503 WHERE operation = 'refund'", "response_code = 201", REFUND),
+        ("response_body = NULL", "response_body = '{}'", WHOLE),
+        ("last_error = 'x'", "last_error = NULL", WHOLE),
+    ] {
+        world.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
+        let report = world.verify(LIVE).await;
+        assert!(report.violated().contains(&rule), "{change}: {report}");
+        world.tamper(&format!("UPDATE idempotency_keys SET {back}")).await;
+    }
+    let report = world.verify(LIVE).await;
+    assert!(report.violated().is_empty(), "{report}");
 }

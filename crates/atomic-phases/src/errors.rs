@@ -2,6 +2,9 @@
 
 use std::error::Error;
 
+/// An error whose type is of no matter: it is told, and not taken apart.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
 /// An error and all its sources as one line. No source is repeated in an error's own text, so this says
 /// everything once.
 pub fn chain(error: &dyn Error) -> String {

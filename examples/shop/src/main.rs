@@ -38,6 +38,7 @@ async fn main() -> Result<(), Error> {
     let orders = Executor::new(Engine::new(database.clone(), LEASE, settings.grace), orders);
     let mut operations = Operations::default();
     operations.register(orders.clone());
+    operations.check_points(&database).await?;
     let completer = Completer { database, operations, settings, lock_timeout: LEASE };
     tokio::spawn(poll(completer, CancellationToken::new()));
 

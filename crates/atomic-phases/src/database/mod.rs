@@ -1,7 +1,7 @@
 //! The one pool that all roles share.
 //!
-//! [`Database`] runs single statements, and that is all it does: outside this module nobody can hold a
-//! connection, so nobody can hold one while Stripe is asked, and nobody can leave a transaction open. A phase
+//! [`Database`] runs single statements, and that is all it does: it hands out no connection, so none is held while the other
+//! side is asked, and no transaction stays open. (A [`Session`] is for a migration, and for nothing that serves.) A phase
 //! that must be atomic is one statement, and many requests' phases go together in one ([`Batched`]).
 
 mod batched;
@@ -88,8 +88,8 @@ impl DatabaseError {
         matches!(self, Self::Refused(error) if class(error) == Some("23"))
     }
 
-    /// Whether one row of many is to blame, so that the statement would do for the others: its values, or that somebody
-    /// else has it locked.
+    /// Whether one row of many is to blame, so that the statement would do for the others: its values, or that another
+    /// session has it locked.
     fn blames_a_row(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         // What cannot even be encoded has no code.
@@ -223,7 +223,7 @@ impl Database {
         Ok(self.query(sql, params).await?.into_iter().next())
     }
 
-    /// Connections that somebody uses, and those that lie idle.
+    /// How many connections are in use, and how many are idle.
     pub fn connections(&self) -> (u32, u32) {
         let state = self.pool.state();
         (state.connections.saturating_sub(state.idle_connections), state.idle_connections)

@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 
 use super::claim::Claimed;
 use super::open::{Opened, Stored, Terms, open};
-use super::operation::{Attempt, BoxError, Job, Next, Operation, Response, Stop};
+use super::operation::{Attempt, Job, Next, Operation, Response, Stop};
 use super::phase::Statements;
 use super::{FINISHED, Lease, Request, json, settle};
 use crate::clock::Clock;
 use crate::database::{Database, DatabaseError};
-use crate::errors::chain;
+use crate::errors::{BoxError, chain};
 use crate::rules::Rule;
 
 /// What all operations of a process share.

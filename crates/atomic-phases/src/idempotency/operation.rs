@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::Lease;
 use crate::clock::Clock;
 use crate::database::DatabaseError;
+use crate::errors::BoxError;
 use crate::rules::Rule;
 
 /// What an endpoint does exactly once.
@@ -127,9 +128,6 @@ pub enum Stop {
     #[error(transparent)]
     Park(BoxError),
 }
-
-/// An operation's own error.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What was answered, and will be answered again: the same bytes for as long as the key lives.
 #[derive(Debug, Clone, PartialEq, Eq)]

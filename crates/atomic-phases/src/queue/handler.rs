@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::leases::Held;
 use super::work::{Claimed, FinishStatement};
+use crate::errors::BoxError;
 
 /// Does the jobs of one name.
 ///
@@ -43,9 +44,6 @@ pub enum HandlerError {
     #[error(transparent)]
     Permanent(BoxError),
 }
-
-/// A handler's own error.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The handlers of a process, by the names of their jobs.
 #[derive(Clone, Default)]

@@ -1,4 +1,4 @@
-//! Whom the roles tell what they do.
+//! What the roles report, for metrics.
 
 use std::fmt::Debug;
 

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use tokio_postgres::Row;
 
-use super::{Ask, BoxError, Circumstances, Finding, Found, Ledger, Pairs, Report, Rule};
+use super::{Ask, Circumstances, Finding, Found, Ledger, Pairs, Report, Rule};
 use crate::database::{Database, DatabaseError};
+use crate::errors::BoxError;
 
 /// Rows a statement reads.
 const PAGE: i64 = 5000;
@@ -19,40 +20,29 @@ pub struct Check<'a> {
     pub circumstances: Circumstances,
 }
 
-/// Why a rule could not be asked.
+/// A rule could not be asked.
 #[derive(Debug, thiserror::Error)]
-pub enum RuleError {
-    /// The database did not answer, or refused the query.
-    #[error("the rule \"{rule}\" could not be asked of the database")]
-    Database {
-        /// Its name.
-        rule: &'static str,
-        /// What the database said.
-        #[source]
-        error: DatabaseError,
-    },
-    /// Its pages do not go on: a rule that asks for the same rows again would be asked for ever.
-    #[error("the rule \"{rule}\" does not take its rows from behind $1, ordered by id")]
-    Stuck {
-        /// Its name.
-        rule: &'static str,
-    },
-    /// The foreign system did not list its books.
-    #[error("the rule \"{rule}\" could not be asked of the other side")]
-    Ledger {
-        /// Its name.
-        rule: &'static str,
-        /// What its client said.
-        #[source]
-        error: BoxError,
-    },
+#[error("the rule \"{rule}\" could not be asked")]
+pub struct RuleError {
+    /// Its name.
+    pub rule: &'static str,
+    /// Why.
+    #[source]
+    pub why: Unasked,
 }
 
-/// Whatever kept a query from being made.
-enum Failure {
-    Database(DatabaseError),
+/// Why a rule could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Unasked {
+    /// The database did not answer, or refused the query.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The same rows would be read for ever.
+    #[error("its query does not read on from behind $1, ordered by id")]
     Stuck,
-    Ledger(BoxError),
+    /// The foreign system did not list its books.
+    #[error("the other side did not list its books")]
+    Ledger(#[source] BoxError),
 }
 
 impl Check<'_> {
@@ -63,47 +53,42 @@ impl Check<'_> {
             let mut finding = Finding::default();
             let asked = match &rule.ask {
                 Ask::Rows { when, sql } if when.is_now(self.circumstances) => self.rows(sql, &mut finding).await,
-                Ask::Rows { .. } => {
-                    finding.unasked = Some("only asked when all has come to rest");
+                Ask::Rows { when, .. } => {
+                    finding.unasked = Some(when.otherwise());
                     Ok(())
                 }
                 Ask::Pairs(pairs) => self.pairs(pairs, &mut finding).await,
             };
-            asked.map_err(|failure| match failure {
-                Failure::Database(error) => RuleError::Database { rule: rule.name, error },
-                Failure::Stuck => RuleError::Stuck { rule: rule.name },
-                Failure::Ledger(error) => RuleError::Ledger { rule: rule.name, error },
-            })?;
+            asked.map_err(|why| RuleError { rule: rule.name, why })?;
             report.0.push((rule.name, finding));
         }
         Ok(report)
     }
 
-    async fn rows(&self, sql: &'static str, finding: &mut Finding) -> Result<(), Failure> {
+    async fn rows(&self, sql: &'static str, finding: &mut Finding) -> Result<(), Unasked> {
         self.pages(sql, |row| finding.see(row)).await
     }
 
-    async fn pages(&self, sql: &'static str, mut see: impl FnMut(&Row)) -> Result<(), Failure> {
+    async fn pages(&self, sql: &'static str, mut see: impl FnMut(&Row)) -> Result<(), Unasked> {
         let mut after = 0_i64;
         loop {
             let rows = self.database.query(sql, &[&after, &PAGE]).await?;
             let Some(last) = rows.last() else { return Ok(()) };
             let behind = std::mem::replace(&mut after, last.get("id"));
             if after <= behind {
-                return Err(Failure::Stuck);
+                return Err(Unasked::Stuck);
             }
             rows.iter().for_each(&mut see);
         }
     }
 
-    async fn pairs(&self, pairs: &Pairs, finding: &mut Finding) -> Result<(), Failure> {
+    async fn pairs(&self, pairs: &Pairs, finding: &mut Finding) -> Result<(), Unasked> {
         let mut books = Books::default();
-        match pairs.expected {
-            Some((when, sql)) if when.is_now(self.circumstances) => {
-                self.pages(sql, |row| books.expect(row)).await?;
-            }
-            Some(_) => finding.unasked = Some("jobs leave this database, so only a second one would be noticed"),
-            None => {}
+        let (when, sql) = pairs.expected;
+        if when.is_now(self.circumstances) {
+            self.pages(sql, |row| books.expect(row)).await?;
+        } else {
+            finding.unasked = Some(when.otherwise());
         }
         let mut seen = HashSet::new();
         for found in &pairs.found {
@@ -130,10 +115,10 @@ impl Check<'_> {
         sql: &'static str,
         books: &mut Books,
         finding: &mut Finding,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Unasked> {
         let mut after = None;
         loop {
-            let page = ledger.page(after).await.map_err(Failure::Ledger)?;
+            let page = ledger.page(after).await.map_err(Unasked::Ledger)?;
             for row in self.database.query(sql, &[&page.entries]).await? {
                 finding.see(&row);
                 books.find(&row, finding);
@@ -184,11 +169,5 @@ impl Finding {
         if let Some(offence) = row.get::<_, Option<String>>("offence") {
             self.violate(|| offence);
         }
-    }
-}
-
-impl From<DatabaseError> for Failure {
-    fn from(error: DatabaseError) -> Self {
-        Self::Database(error)
     }
 }

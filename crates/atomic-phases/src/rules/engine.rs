@@ -22,10 +22,10 @@ const ENDED: &str = "
                       THEN 'key ' || k.id || ': at ' || k.recovery_point END AS offence
     FROM idempotency_keys k WHERE k.id > $1 ORDER BY k.id LIMIT $2";
 
-/// Finishing forgets the last error and ends the lease, and nobody who writes either may come after.
+/// Finishing stores a whole answer, forgets the last error and ends the lease; no statement may write to the key after it.
 const NOT_TOUCHED: &str = "
-    SELECT k.id, CASE WHEN k.response_code IS NOT NULL AND (k.last_error IS NOT NULL OR k.lease_token IS NOT NULL)
-                      THEN 'key ' || k.id || ': written to after it was finished' END AS offence
+    SELECT k.id, CASE WHEN k.response_code IS NOT NULL AND (k.response_body IS NULL OR k.last_error IS NOT NULL OR k.lease_token IS NOT NULL)
+                      THEN 'key ' || k.id || ': not finished as a whole, or written to after it was' END AS offence
     FROM idempotency_keys k WHERE k.id > $1 ORDER BY k.id LIMIT $2";
 
 /// The rules of idempotency keys.

@@ -18,7 +18,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-pub use check::{Check, RuleError};
+use crate::errors::BoxError;
+
+pub use check::{Check, RuleError, Unasked};
 pub use engine::engine;
 pub use queue::queue;
 pub use report::{Finding, Report};
@@ -52,8 +54,8 @@ pub enum Ask {
 /// Two sides that agree.
 #[derive(Debug, Clone)]
 pub struct Pairs {
-    /// Pages of `id` and `item`, a text: what must be found. Read first. Without it only what is found is looked at.
-    pub expected: Option<(When, &'static str)>,
+    /// Pages of `id` and `item`, a text: what must be found. Read first, when it can be asked.
+    pub expected: (When, &'static str),
     /// Where to look for it, in this order.
     pub found: Vec<Found>,
 }
@@ -90,9 +92,6 @@ pub struct LedgerPage {
     pub next: Option<String>,
 }
 
-/// Whatever keeps a ledger from being read.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// When a rule can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -121,6 +120,15 @@ impl When {
             Self::JobsStay => circumstances.jobs_stay,
         }
     }
+
+    /// What a report says when it is not.
+    fn otherwise(self) -> &'static str {
+        match self {
+            Self::Always => "asked at any time",
+            Self::AtRest => "only asked when all has come to rest",
+            Self::JobsStay => "jobs leave this database, so only a second one would be noticed",
+        }
+    }
 }
 
 impl Rule {
@@ -130,7 +138,7 @@ impl Rule {
     }
 
     /// One that looks at two sides.
-    pub const fn pairs(name: &'static str, expected: Option<(When, &'static str)>, found: Vec<Found>) -> Self {
+    pub const fn pairs(name: &'static str, expected: (When, &'static str), found: Vec<Found>) -> Self {
         Self { name, ask: Ask::Pairs(Pairs { expected, found }) }
     }
 

@@ -1,28 +1,21 @@
 //! The queue's own rules: a job's life, whatever it does.
 
-use super::{Found, Rule};
+use super::Rule;
 
-/// One statement sees one moment, in which a job is in one table only.
-const STAGED: &str = "
-    SELECT s.id, s.id AS thing, '{}'::text[] AS items, '{}'::text[] AS once,
-           CASE WHEN EXISTS (SELECT FROM jobs j WHERE j.staged_id = s.id)
-                  OR EXISTS (SELECT FROM dead_jobs d WHERE d.staged_id = s.id)
-                  OR EXISTS (SELECT FROM purged_jobs p WHERE p.staged_id = s.id)
-                THEN 'staged job ' || s.id || ': delivered, and still staged' END AS offence
-    FROM staged_jobs s WHERE s.id > $1 ORDER BY s.id LIMIT $2";
-const QUEUED: &str = "
-    SELECT j.staged_id AS id, j.staged_id AS thing, '{}'::text[] AS items, '{}'::text[] AS once,
-           CASE WHEN EXISTS (SELECT FROM dead_jobs d WHERE d.staged_id = j.staged_id)
-                  OR EXISTS (SELECT FROM purged_jobs p WHERE p.staged_id = j.staged_id)
-                THEN 'staged job ' || j.staged_id || ': dead, and still queued'
-                WHEN (SELECT count(*) FROM jobs o WHERE o.staged_id = j.staged_id) > 1
-                THEN 'staged job ' || j.staged_id || ': queued twice' END AS offence
-    FROM jobs j WHERE j.staged_id > $1 ORDER BY j.staged_id LIMIT $2";
-const DEAD: &str = "
-    SELECT d.staged_id AS id, d.staged_id AS thing, '{}'::text[] AS items, '{}'::text[] AS once,
-           CASE WHEN EXISTS (SELECT FROM purged_jobs p WHERE p.staged_id = d.staged_id)
-                THEN 'staged job ' || d.staged_id || ': given up, and still a dead letter' END AS offence
-    FROM dead_jobs d WHERE d.staged_id > $1 ORDER BY d.staged_id LIMIT $2";
+/// One statement sees one moment, in which a job is in one table only. Each table is read a page at a time.
+const ONE_PLACE: &str = "
+    SELECT i.id, CASE WHEN count(*) > 1
+                      THEN 'staged job ' || i.id || ': ' || string_agg(i.place, ' and ' ORDER BY i.place) END AS offence
+    FROM (
+        (SELECT id, 'staged' AS place FROM staged_jobs WHERE id > $1 ORDER BY id LIMIT $2)
+        UNION ALL
+        (SELECT staged_id, 'queued' FROM jobs WHERE staged_id > $1 ORDER BY staged_id LIMIT $2)
+        UNION ALL
+        (SELECT staged_id, 'dead' FROM dead_jobs WHERE staged_id > $1 ORDER BY staged_id LIMIT $2)
+        UNION ALL
+        (SELECT staged_id, 'given up' FROM purged_jobs WHERE staged_id > $1 ORDER BY staged_id LIMIT $2)
+    ) i
+    GROUP BY i.id ORDER BY i.id LIMIT $2";
 
 const DELIVERED: &str = "
     SELECT s.id, 'staged job ' || s.id AS offence FROM staged_jobs s WHERE s.id > $1 ORDER BY s.id LIMIT $2";
@@ -32,9 +25,8 @@ const WORKED: &str = "
 
 /// The rules of outbox, queue and dead letters.
 pub fn queue() -> Vec<Rule> {
-    let found = vec![Found::Rows(STAGED), Found::Rows(QUEUED), Found::Rows(DEAD)];
     vec![
-        Rule::pairs("a job is in one place", None, found),
+        Rule::rows("a job is in one place", ONE_PLACE),
         Rule::rows_at_rest("every staged job has been delivered", DELIVERED),
         Rule::rows_at_rest("every queued job has been worked", WORKED),
     ]
