@@ -44,9 +44,11 @@ async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
     let lease = lease(&database, &request(&new_key())).await;
     let response = Response::new(201, "{}");
     let mut moved_on = lease.clone();
-    let half_way = PlainState::HalfWay {};
+    let half_way = PlainState::HalfWay { of: 7 };
     assert!(plain(&database).advance(&mut moved_on, &half_way, Value::Null).await.unwrap());
     assert_ne!(moved_on.foreign_call.key, lease.foreign_call.key, "the next call has a key of its own");
+    assert!(moved_on.foreign_call.intended_at > lease.foreign_call.intended_at, "and is intended now");
+    assert_eq!(world.get::<Value>("SELECT state FROM idempotency_keys").await, json!({"of": 7}));
     let (mut stale, before) = (lease.clone(), written(&world).await);
     assert!(!plain(&database).advance(&mut stale, &half_way, Value::Null).await.unwrap());
     assert_eq!((stale.step, stale.foreign_call), (lease.step, lease.foreign_call));
@@ -100,13 +102,21 @@ async fn what_a_key_says_to_each_request() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let request = request(&new_key());
-    let other = Request { params: json!({"a": 2}), ..request.clone() };
+    let others = [
+        Request { params: json!({"a": 2}), ..request.clone() },
+        Request { method: "PUT".into(), ..request.clone() },
+        Request { path: "/plain/2".into(), ..request.clone() },
+    ];
     let held = lease(&database, &request).await;
     assert!(matches!(ask(&database, &request).await, Opened::InProgress { key_id: Some(id) } if id == held.key_id));
-    assert!(matches!(ask(&database, &other).await, Opened::Mismatch { .. }));
+    for other in &others {
+        assert!(matches!(ask(&database, other).await, Opened::Mismatch { .. }), "{other:?}");
+    }
     park(&database, &held, "for a test").await.unwrap();
     assert!(matches!(ask(&database, &request).await, Opened::Parked { .. }));
-    assert!(matches!(ask(&database, &other).await, Opened::Mismatch { .. }));
+    for other in &others {
+        assert!(matches!(ask(&database, other).await, Opened::Mismatch { .. }), "{other:?}");
+    }
 }
 
 #[tokio::test]

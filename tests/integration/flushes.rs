@@ -53,7 +53,6 @@ const COMMITS: [(&str, Commit); 19] = [
     ("queue/outbox_settle.sql", Later),
     // The job leaves one table and enters the other; the work follows, and is not to be done twice.
     ("queue/postgres_deliver.sql", Flushed),
-    ("queue/postgres_deliver_these.sql", Flushed),
     ("queue/work_claim.sql", Flushed),
     ("queue/work_extend.sql", Flushed),
     ("queue/work_finish.sql", Flushed),
@@ -180,7 +179,7 @@ async fn run_keys(world: &World, database: &Database) {
     let request = request(&new_key());
     lease(database, &request).await;
     let mut lease = take_over(database, &request).await;
-    assert!(plain(database).advance(&mut lease, &PlainState::HalfWay {}, Value::Null).await.unwrap());
+    assert!(plain(database).advance(&mut lease, &PlainState::HalfWay { of: 1 }, Value::Null).await.unwrap());
     settle::park(database, &lease, "for a test").await.unwrap();
     assert_eq!(parked::retry(database, &[lease.key_id]).await.unwrap().len(), 1);
     assert_eq!(claim(database, 1, &policy).await.unwrap().claimed.len(), 1);

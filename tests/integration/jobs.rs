@@ -121,12 +121,12 @@ async fn a_refused_job_is_buried_with_its_attempts_unless_it_is_not_due() {
     world
         .execute(
             "INSERT INTO staged_jobs (job_name, job_args, attempts, next_attempt_at)
-             VALUES ('n', '1', 3, now()), ('n', '2', 0, now() + interval '1 hour')",
+             VALUES ('n', '1', 0, now() + interval '1 hour'), ('n', '2', 3, now())",
         )
         .await;
-    let outlet = ToPostgres { database: database.clone(), batch: 10 };
+    let outlet = ToPostgres { database: database.clone(), batch: 1 };
     assert_eq!(outlet.drain().await.unwrap().dead, 1);
     let dead = dead::list(&database, 10).await.unwrap();
-    assert_eq!((dead.len(), dead[0].id, dead[0].attempts), (1, 1, 4));
+    assert_eq!((dead.len(), dead[0].id, dead[0].attempts), (1, 2, 4));
     assert_eq!(world.count("staged_jobs").await, 1);
 }

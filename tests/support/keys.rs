@@ -29,7 +29,10 @@ pub struct Plain;
 #[serde(rename_all = "snake_case")]
 pub enum PlainState {
     Opened {},
-    HalfWay {},
+    HalfWay {
+        /// Tells one request's state from another's.
+        of: i64,
+    },
 }
 
 impl Operation for Plain {
@@ -47,10 +50,10 @@ impl Operation for Plain {
     type Params = Value;
     type State = PlainState;
 
-    async fn advance(&self, _: &Attempt<Value>, state: PlainState) -> Result<Next<PlainState>, Stop> {
+    async fn advance(&self, attempt: &Attempt<Value>, state: PlainState) -> Result<Next<PlainState>, Stop> {
         Ok(match state {
-            PlainState::Opened {} => Next::Advance { state: PlainState::HalfWay {}, data: Value::Null },
-            PlainState::HalfWay {} => Next::Close { response: done(), jobs: Vec::new(), data: Value::Null },
+            PlainState::Opened {} => Next::Advance { state: PlainState::HalfWay { of: attempt.lease.key_id }, data: Value::Null },
+            PlainState::HalfWay { .. } => Next::Close { response: done(), jobs: Vec::new(), data: Value::Null },
         })
     }
 }

@@ -228,7 +228,8 @@ impl Case for Advances {
 
     async fn call(&self, database: &Database) -> String {
         let mut lease = self.0.lease.clone();
-        match plain(database).advance(&mut lease, &PlainState::HalfWay {}, Value::Null).await {
+        let half_way = PlainState::HalfWay { of: lease.key_id };
+        match plain(database).advance(&mut lease, &half_way, Value::Null).await {
             Ok(false) => "lost".to_owned(),
             Ok(true) => {
                 let row = "SELECT foreign_call_key, foreign_call_intended_at FROM idempotency_keys WHERE id = $1";
@@ -251,7 +252,8 @@ impl Case for Advances {
 
     async fn check(&self, world: &World) -> Option<i64> {
         let key_id = self.0.lease.key_id;
-        let advanced = "SELECT FROM idempotency_keys WHERE id = $1 AND recovery_point = 'half_way' AND step = 2";
+        let advanced = "SELECT FROM idempotency_keys
+                        WHERE id = $1 AND recovery_point = 'half_way' AND step = 2 AND state = jsonb_build_object('of', id)";
         assert_eq!(world.query(advanced, &[&key_id]).await.len(), usize::from(self.0.good));
         self.0.good.then_some(key_id)
     }

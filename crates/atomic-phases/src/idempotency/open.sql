@@ -2,9 +2,7 @@ WITH known AS MATERIALIZED (
     SELECT i.*, k.id AS key_id, k.response_code, k.response_headers, k.response_body, k.parked_at,
            k.operation = $1 AND k.request_method = i.request_method AND k.request_path = i.request_path
                AND k.request_params = i.request_params AS same,
-           num_nulls(k.response_code, k.parked_at) = 2
-               AND (k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $4))
-               AS free
+           k.locked_at IS NULL OR k.locked_at <= now() - make_interval(secs => $4) AS free
     FROM unnest($6::bigint[], $7::text[], $8::text[], $9::text[], $10::jsonb[], $11::inet[], $12::uuid[])
         AS i (user_id, idempotency_key, request_method, request_path, request_params, origin_ip, token)
     LEFT JOIN idempotency_keys k ON k.user_id = i.user_id AND k.idempotency_key = i.idempotency_key

@@ -1,9 +1,10 @@
 //! The default queue: the table `jobs` in the same database.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use super::{Drained, Outlet, ROUND, START, dead};
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, intern};
 
 /// This queue's name in config, logs and metrics.
 pub const NAME: &str = "postgres";
@@ -20,8 +21,14 @@ pub struct ToPostgres {
 /// Delete and insert are one statement, so there is no moment in which a job is in neither table or in both.
 /// `RETURNING` has no order, so the insert restores that of staging.
 const DELIVER: &str = include_str!("postgres_deliver.sql");
-/// The same for the jobs with these ids.
-const DELIVER_THESE: &str = include_str!("postgres_deliver_these.sql");
+/// The oldest of those behind a job.
+static DELIVER_BEHIND: LazyLock<&str> = LazyLock::new(|| delivering("id > $2 ORDER BY id LIMIT $1"));
+/// Those with these ids.
+static DELIVER_THESE: LazyLock<&str> = LazyLock::new(|| delivering("id = ANY($1::bigint[])"));
+
+fn delivering(which: &str) -> &'static str {
+    intern(DELIVER.replace("/* which */", which))
+}
 
 impl Outlet for ToPostgres {
     async fn drain(&self) -> Result<Drained, DatabaseError> {
@@ -59,7 +66,7 @@ pub struct Moved {
 /// Locks the staged rows and skips rows that others have locked, so that several enqueuers share the work. Rows
 /// are found by what is there, never by a remembered id: a transaction that commits late has a low one.
 pub async fn deliver(database: &Database, after: i64, limit: i64) -> Result<Moved, DatabaseError> {
-    let row = database.query_opt(DELIVER, &[&limit, &after]).await?;
+    let row = database.query_opt(&DELIVER_BEHIND, &[&limit, &after]).await?;
     Ok(row.map_or_else(Moved::default, |row| Moved { jobs: row.get("delivered"), last: row.get("last") }))
 }
 
@@ -74,7 +81,7 @@ async fn bisect(database: &Database, limit: i64) -> Result<Drained, DatabaseErro
     let mut drained = Drained { more: true, ..Drained::default() };
     let mut parts = vec![due.as_slice()];
     while let Some(part) = parts.pop() {
-        match (database.query_opt(DELIVER_THESE, &[&part]).await, part) {
+        match (database.query_opt(&DELIVER_THESE, &[&part]).await, part) {
             (Ok(row), _) => drained.delivered += row.map_or(0, |row| row.get("delivered")),
             (Err(error), [id]) if error.blames_data() => {
                 drained.dead += i64::from(dead::bury(database, *id, &error).await?);

@@ -1,6 +1,6 @@
 WITH due AS MATERIALIZED (
-    SELECT id FROM staged_jobs WHERE next_attempt_at <= now() AND id > $2
-    ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT id FROM staged_jobs WHERE next_attempt_at <= now() AND /* which */
+    FOR UPDATE SKIP LOCKED
 ), taken AS (
     DELETE FROM staged_jobs s USING due WHERE s.id = due.id
     RETURNING s.id, s.job_name, s.job_args, s.created_at
