@@ -1,5 +1,7 @@
 //! What `verify` says of a job's life: nothing while all is well, and which rule is broken when one is.
 
+mod operations;
+
 use std::time::Duration;
 
 use atomic_phases::rules::{Check, Circumstances, Report, Rule};
@@ -131,6 +133,41 @@ async fn each_wrong_turn_in_a_jobs_life_is_found() {
 }
 
 #[tokio::test]
+async fn each_wrong_turn_in_a_keys_life_is_found() {
+    const FORGOTTEN: &str = "every key is finished, parked or not long due";
+    const ENDED: &str = "every key has ended finished or parked";
+    const LEASED: &str = "lease_token = gen_random_uuid(), locked_at";
+    let world = World::start().await;
+    assert_eq!(world.post(Post::default().raising()).await.status, 500);
+    let leased = |locked: &str, due: &str| format!("{LEASED} = now() {locked}, next_attempt_at = now() {due}");
+    for (what, change, rules) in [
+        ("due for 59 minutes", "next_attempt_at = now() - interval '59 min'".to_owned(), &[ENDED][..]),
+        ("due for 61 minutes", "next_attempt_at = now() - interval '61 min'".to_owned(), &[FORGOTTEN, ENDED]),
+        ("in work", leased("- interval '59 min'", "- interval '61 min'"), &[ENDED]),
+        ("left in work", leased("- interval '61 min'", "- interval '61 min'"), &[FORGOTTEN, ENDED]),
+        ("not due", leased("- interval '61 min'", "+ interval '1 min'"), &[ENDED]),
+        (
+            "parked",
+            "parked_at = now(), parked_reason = 'for a test', lease_token = NULL, locked_at = NULL".to_owned(),
+            &[],
+        ),
+    ] {
+        let due_long_ago = "lease_token = NULL, locked_at = NULL, next_attempt_at = '-infinity'";
+        world.tamper(&format!("UPDATE idempotency_keys SET {due_long_ago}")).await;
+        world.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
+        let report = world.verify(AT_REST).await;
+        // The ride that its key has left half-way is against other rules.
+        let of_keys: Vec<_> =
+            report.violated().into_iter().filter(|rule| [FORGOTTEN, ENDED].contains(rule)).collect();
+        assert_eq!(of_keys, rules, "{what}: {report}");
+    }
+    let world = receipted().await;
+    world.tamper("UPDATE idempotency_keys SET next_attempt_at = '-infinity'").await;
+    let report = verify(&world, AT_REST).await;
+    assert!(report.violated().is_empty(), "finished: {report}");
+}
+
+#[tokio::test]
 async fn jobs_that_left_for_another_queue_are_not_missed() {
     let world = receipted().await;
     world.database.batch_execute("DELETE FROM jobs; DELETE FROM receipts").await.unwrap();
@@ -176,7 +213,11 @@ async fn a_live_system_is_sound_at_every_moment() {
 #[tokio::test]
 async fn a_guard_that_is_gone_is_found() {
     let world = World::start().await;
+    world.execute("CREATE TABLE another ()").await;
     for trigger in ["recovery_point_never_moves_back", "answer_never_changes", "unfinished_is_never_removed"] {
+        // Another table's trigger of that name guards nothing here.
+        let another = "BEFORE UPDATE ON another FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()";
+        world.execute(&format!("CREATE TRIGGER {trigger} {another}")).await;
         for off in ["DISABLE", "ENABLE REPLICA"] {
             world.execute(&format!("ALTER TABLE idempotency_keys {off} TRIGGER {trigger}")).await;
             let report = world.verify(LIVE).await;
@@ -212,11 +253,12 @@ async fn an_answer_that_is_no_answer_is_found() {
     let ride =
         world.post(Post::default()).await.header("location").unwrap().replace("/rides/", "").parse().unwrap();
     assert_eq!(world.post(Post::refund(ride)).await.status, 201);
-    world.execute("ALTER TABLE idempotency_keys DROP CONSTRAINT answered_as_a_whole").await;
+    world.execute("ALTER TABLE idempotency_keys DROP CONSTRAINT answered_as_a_whole, DROP CONSTRAINT finished_holds_no_lease").await;
     for (change, back, rule) in [
         ("response_code = 503 WHERE operation = 'refund'", "response_code = 201", REFUND),
         ("response_body = NULL", "response_body = '{}'", WHOLE),
         ("last_error = 'x'", "last_error = NULL", WHOLE),
+        ("lease_token = gen_random_uuid(), locked_at = now()", "lease_token = NULL, locked_at = NULL", WHOLE),
     ] {
         world.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
         let report = world.verify(LIVE).await;

@@ -52,7 +52,9 @@ impl Operation for Plain {
 
     async fn advance(&self, attempt: &Attempt<Value>, state: PlainState) -> Result<Next<PlainState>, Stop> {
         Ok(match state {
-            PlainState::Opened {} => Next::Advance { state: PlainState::HalfWay { of: attempt.lease.key_id }, data: Value::Null },
+            PlainState::Opened {} => {
+                Next::Advance { state: PlainState::HalfWay { of: attempt.lease.key_id }, data: Value::Null }
+            }
             PlainState::HalfWay { .. } => Next::Close { response: done(), jobs: Vec::new(), data: Value::Null },
         })
     }
