@@ -1,26 +1,26 @@
-//! This host's clock, as a part that is handed in.
+//! The host's clock, passed in as a value.
 //!
-//! What time decides is the database's to say, but for one thing that no statement can: whether a call to Stripe still
-//! fits into a lease. The holder of the lease asks its own clock, and a test can put that forward between two messages
-//! instead of waiting.
+//! For a request, the database's clock decides whatever depends on time, except for what no statement can decide:
+//! whether a foreign call still fits into a lease. The holder of the lease decides that by this clock. A test can put
+//! the clock forward between two messages instead of waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The host's monotonic clock. Clones are one clock.
+/// The host's monotonic clock. A clone is the same clock: [`Clock::advance`] moves all of them.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicU64>,
 }
 
 impl Clock {
-    /// The time, on the scale of [`Instant::now`].
+    /// Returns the time, on the scale of [`Instant::now`].
     pub fn now(&self) -> Instant {
         Instant::now() + Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Puts it forward.
+    /// Puts the clock forward.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_millis()).expect("less than an age of the world");
         self.ahead_ms.fetch_add(by, Ordering::Relaxed);

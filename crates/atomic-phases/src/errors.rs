@@ -1,12 +1,12 @@
-//! How errors are told.
+//! How errors are passed on and printed.
 
 use std::error::Error;
 
-/// An error whose type is of no matter: it is told, and not taken apart.
+/// An error whose type does not matter: it is reported, and never matched on.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An error and all its sources as one line. No source is repeated in an error's own text, so this says
-/// everything once.
+/// Returns an error and all its sources as one line. No error repeats its source in its own text, so nothing appears
+/// twice.
 pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

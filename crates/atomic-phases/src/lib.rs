@@ -1,15 +1,15 @@
 #![doc = include_str!("../README.md")]
 //!
-//! # The house
+//! # Modules
 //!
-//! Each module knows those below it and none above.
+//! Each module uses those below it in this list and none above.
 //!
-//! - [`roles`]: what runs beside the requests: completer, enqueuer, worker, reaper.
-//! - [`queue`]: the outbox and its other end, a job queue in the same database or outside.
+//! - [`roles`]: the tasks that run beside the requests: completer, enqueuer, worker, reaper.
+//! - [`queue`]: the outbox, and the queue that it leads to: one in the same database, or one outside it.
 //! - [`idempotency`]: the engine: operations, leases, phases, recovery points.
-//! - [`rules`]: what must always hold, and whoever asks.
+//! - [`rules`]: what must always hold, and how it is checked on a live system.
 //! - [`database`]: one pool, single statements only.
-//! - [`errors`], [`clock`]: how errors are told; the host's clock.
+//! - [`errors`], [`clock`]: how errors are printed; the host's clock.
 
 /// The tables, triggers and indexes of the library, for your migrations.
 pub const SCHEMA: &str = include_str!("../schema.sql");

@@ -21,7 +21,7 @@ pub struct Wish {
     pub address: String,
 }
 
-/// The recovery points, each with all that is sent from there.
+/// The recovery points, each with all that the foreign calls from there on send.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -68,8 +68,8 @@ impl Operation for Orders {
 }
 
 impl Orders {
-    /// One foreign call under the key that is stored for it: however often it is made, the other side does it once. Only an
-    /// answer that is certain leads on.
+    /// Makes one foreign call under the key that is stored for it: however often the call is made, the other side acts
+    /// once. Only a certain answer leads on.
     async fn call(&self, attempt: &Attempt<Wish>, url: &str, body: Value) -> Result<Value, Stop> {
         attempt.has_time_for(crate::TIMEOUT)?;
         let key = attempt.lease.foreign_call.key.to_string();

@@ -1,13 +1,13 @@
-//! One statement for many requests: while a batch is under way, those who want the same statement queue up, and go
-//! together in the next.
+//! One statement for many requests: while a batch is under way, new callers of the same statement wait, and go together
+//! in the next batch.
 //!
 //! What a statement costs is mostly the same for one row and for a hundred: the round trip, the wake-ups, the flush. So
-//! the busier the database is, the cheaper each request becomes; and a request that comes alone waits for nobody.
+//! the busier the database is, the cheaper each request becomes. A request that comes alone does not wait for others.
 //!
-//! Nobody above can tell a batch from a statement of one's own. A row that the database refuses fails alone, because the
-//! batch is halved until it stands by itself; and whoever stops waiting takes nobody along, because what goes together
-//! does so in a task of its own. A statement for its caller alone needs no task, and gets none: with one client at a
-//! time, the wake-ups that this saves are a twentieth of a ride.
+//! A caller sees no difference between a batch and a statement of its own. A row that the database refuses fails alone,
+//! because the batch is halved until that row is by itself. A caller that stops waiting does not stop the others,
+//! because a batch runs in a task of its own. A statement for one caller alone needs no task and gets none: with one
+//! client at a time, the wake-ups that this saves are a twentieth of a ride's cost.
 
 use std::any::{Any, TypeId};
 use std::cmp::Ordering;
@@ -22,29 +22,30 @@ use tokio::sync::oneshot;
 
 use super::{Database, DatabaseError};
 
-/// More rows in a statement make it no cheaper for each, and everybody in it wait for the last.
+/// The most rows in a batch. More would not make a row cheaper, and every caller in a batch waits for its last row.
 const LARGEST: usize = 128;
-/// A second batch starts beside one that gets on only if it is full, and at most so many are under way: smaller ones cost
-/// more than they save (measured: two of any size book a tenth less at 256 connections), and each takes a connection.
+/// The most batches of one statement under way. While one of them makes progress, another starts only if it is full:
+/// smaller ones cost more than they save (measured: two of any size book a tenth fewer rides at 256 connections), and
+/// each takes a connection.
 const UNDER_WAY: usize = 4;
-/// A batch that has been under way for so long hangs, on a row that somebody has locked or on a network, and nobody waits for
-/// it who comes from now on.
+/// A batch that has been under way for this long hangs, on a row that another session has locked or on a network. New
+/// callers do not wait for it.
 const HANGS: Duration = Duration::from_millis(100);
-/// How often a batch is run again that met a deadlock or a serialization failure, which undo it as a whole.
+/// How often a batch is run at most, if a deadlock or a serialization failure undoes it as a whole.
 const TRIES: usize = 3;
 
-/// What one caller wants of a statement that takes arrays.
+/// One item of a statement that takes arrays: what one caller wants of it.
 pub trait Batched: Send + Sync + Sized + 'static {
     /// What the caller gets.
     type Output: Send + 'static;
 
-    /// Which statement it is, where one type serves several: only items of the same go together.
+    /// Returns the item's statement, where one type serves several. Only items of the same statement go together.
     fn statement(&self) -> &'static str {
         ""
     }
 
-    /// The order of rows within a batch. Statements that lock rows lock them in this order, so that two batches are never
-    /// in a deadlock.
+    /// Compares two items for the order of rows within a batch. Statements that lock rows lock them in this order, so
+    /// that two batches never deadlock.
     fn order(&self, other: &Self) -> Ordering;
 
     /// Runs one statement for all of them and returns an output for each, in their order.
@@ -54,13 +55,13 @@ pub trait Batched: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<Vec<Self::Output>, DatabaseError>> + Send;
 }
 
-/// One parameter of a batch's statement: an array with an element for each item.
+/// Returns one parameter of a batch's statement: an array with an element for each item.
 pub fn column<T, C>(items: impl IntoIterator<Item = T>, value: impl FnMut(T) -> C) -> Vec<C> {
     items.into_iter().map(value).collect()
 }
 
 impl Database {
-    /// Runs `item`'s statement, together with whoever else wants the same one just now.
+    /// Runs `item`'s statement, together with the items of other callers that want the same statement now.
     ///
     /// When the caller is cancelled, the statement may still be carried out.
     pub async fn batched<T: Batched>(&self, item: T) -> Result<T::Output, DatabaseError> {
@@ -69,7 +70,7 @@ impl Database {
                 let outputs = run(self, std::slice::from_ref(&item)).await?;
                 Ok(outputs.into_iter().next().expect("an output for each item"))
             }
-            // Without an answer only if the statement's code panicked, which has been said.
+            // There is no answer only if the statement's code panicked, and the panic has been printed.
             Place::InLine(answer) => answer.await.unwrap_or(Err(DatabaseError::Lost(None))),
         }
     }
@@ -79,7 +80,7 @@ impl Database {
 #[derive(Debug, Default)]
 pub(super) struct Queues(RwLock<HashMap<Kind, Arc<dyn Any + Send + Sync>>>);
 
-/// An item's type, and where its statement's text lies.
+/// An item's type, and the address of its statement's text.
 type Kind = (TypeId, usize);
 
 impl Queues {
@@ -94,12 +95,12 @@ impl Queues {
     }
 }
 
-/// Those who wait for a statement.
+/// The callers that wait for one statement, and its batches under way.
 struct Queue<T: Batched>(Mutex<State<T>>);
 
 struct State<T: Batched> {
     waiting: VecDeque<Waiting<T>>,
-    /// A number for each batch, and when it began.
+    /// For each batch under way, the number of its place and when it began.
     under_way: Vec<(u64, Instant)>,
     last: u64,
 }
@@ -115,15 +116,16 @@ impl<T: Batched> Default for Queue<T> {
     }
 }
 
-/// What joining a queue leads to.
+/// What a caller gets from joining a queue.
 enum Place<T: Batched> {
-    /// To run the statement at once.
+    /// The caller runs its statement at once, by itself.
     Turn(T, Turn<T>),
-    /// To go with the next batch.
+    /// The item goes with the next batch, which sends the answer here.
     InLine(oneshot::Receiver<Result<T::Output, DatabaseError>>),
 }
 
-/// One of the places of [`UNDER_WAY`]. However its holder ends, those who came meanwhile go next.
+/// One of the [`UNDER_WAY`] places. When it is dropped, even by a cancelled caller, the items that came meanwhile go
+/// next.
 struct Turn<T: Batched> {
     number: u64,
     queue: Arc<Queue<T>>,
@@ -160,17 +162,17 @@ impl<T: Batched> Queue<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This batch and those after it, until nobody waits.
+    /// Runs this batch and those that follow in its place, until no batch may start.
     async fn work(self: Arc<Self>, number: u64, batch: Vec<Waiting<T>>, database: Database) {
         let mut next = Some(batch);
         while let Some(batch) = next {
-            // A panic has been printed, and those in the batch see their senders dropped; the next batch must go on.
+            // A panic has been printed, and the batch's callers see their senders dropped; the next batch must go on.
             let _ = AssertUnwindSafe(serve(batch, &database)).catch_unwind().await;
             next = self.next_batch(number);
         }
     }
 
-    /// Who goes next in this one's place. Without anybody, or with fewer than are worth a batch, the place is free.
+    /// Returns the next batch for this place. If no item waits, or too few to start a batch, the place becomes free.
     fn next_batch(&self, number: u64) -> Option<Vec<Waiting<T>>> {
         let mut state = self.state();
         state.under_way.retain(|(other, _)| *other != number);
@@ -183,7 +185,7 @@ impl<T: Batched> Queue<T> {
 }
 
 impl<T: Batched> State<T> {
-    /// Whether a batch may begin: none gets on, or a full one waits; and not too many are under way.
+    /// Whether a batch may begin: a place is free, and either a full batch waits or no batch under way makes progress.
     fn has_room(&self) -> bool {
         let gets_on = |(_, began): &(u64, Instant)| began.elapsed() < HANGS;
         self.under_way.len() < UNDER_WAY && (self.waiting.len() >= LARGEST || !self.under_way.iter().any(gets_on))
@@ -231,7 +233,7 @@ async fn run<T: Batched>(database: &Database, items: &[T]) -> Result<Vec<T::Outp
     }
 }
 
-/// Who has stopped waiting need not be told.
+/// Sends an output to its caller, which may have stopped waiting.
 fn tell<O>(answer: &mut Option<oneshot::Sender<Result<O, DatabaseError>>>, output: Result<O, DatabaseError>) {
     if let Some(answer) = answer.take() {
         let _ = answer.send(output);

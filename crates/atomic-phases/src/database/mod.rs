@@ -1,8 +1,8 @@
 //! The one pool that all roles share.
 //!
-//! [`Database`] runs single statements, and that is all it does: it hands out no connection, so none is held while the other
-//! side is asked, and no transaction stays open. (A [`Session`] is for a migration, and for nothing that serves.) A phase
-//! that must be atomic is one statement, and many requests' phases go together in one ([`Batched`]).
+//! [`Database`] runs single statements and hands out no connection. So no connection is held during a foreign call, and
+//! no transaction stays open. (A [`Session`] is for a migration, never for requests.) A phase that must be atomic is
+//! one statement, and the phases of many requests share one statement ([`Batched`]).
 
 mod batched;
 mod session;
@@ -26,21 +26,22 @@ pub use session::Session;
 /// Parameters of a statement.
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// A server that does not answer a connection attempt by now is down.
+/// How long a connection attempt may take. A server that has not answered by then counts as down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a statement waits for a row that another session has locked. The program locks none for longer than a flush: a
-/// statement that waits for longer waits for a person or a hung process, and must not keep others waiting.
+/// How long a statement waits for a row that another session has locked. The program locks no row for longer than a
+/// flush. A statement that waits longer waits for a person or a hung process; it fails, so that requests behind it need
+/// not wait too.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Every statement here is a point access or walks an index. The planner must not conclude from a table that is
-/// still empty that reading all of it, or all of an index for a merge, a hash or a materialized join, is best, and then
-/// keep that plan, prepared, while the table grows. Nested loops over index look-ups are right at every size. (An update
-/// that was planned just after a table of a few hundred rows was analyzed may still walk its index; the next analyze, a
-/// minute later, ends that.)
+/// Every statement here is a point access or walks an index. While a table is still empty, the planner concludes that
+/// it is best to read the whole table, or a whole index for a merge, a hash or a materialized join. A prepared
+/// statement would keep that plan while the table grows. So these plans are switched off; nested loops over index
+/// look-ups are right at every size. (An update that was planned just after a table of a few hundred rows was analyzed
+/// may still walk its index; the next analyze, a minute later, ends that.)
 ///
-/// What must be flushed is flushed, even for a role or database that was set to commit without; stricter settings
-/// than `on` stay.
+/// What must be flushed is flushed, even if the role or the database is set to `synchronous_commit = off`. All other
+/// settings flush as well, and stay.
 const SESSION: &str = "
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off;
     SET enable_memoize = off; SET plan_cache_mode = force_generic_plan;
@@ -49,7 +50,7 @@ const SESSION: &str = "
 /// Why a statement did not give an answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DatabaseError {
-    /// All connections were busy for the whole of `database.pool_timeout`, or none could be opened.
+    /// All connections were busy for the whole of [`PoolSettings::checkout_timeout`], or none could be opened.
     #[error("no database connection became free in time")]
     Busy,
     /// The server cannot be reached.
@@ -72,8 +73,8 @@ impl DatabaseError {
         }
     }
 
-    /// Whether the values given are to blame, so that the statement would do for others: classes 22 (a value does not
-    /// fit), 23 (a constraint) and 54 (too large for an index).
+    /// Whether the values caused the refusal, so that the statement would succeed with others: classes 22 (a value does
+    /// not fit), 23 (a constraint) and 54 (too large for an index).
     pub fn blames_data(&self) -> bool {
         match self {
             Self::Busy | Self::Connect(_) | Self::Lost(_) => false,
@@ -83,52 +84,56 @@ impl DatabaseError {
         }
     }
 
-    /// Whether what was to be written broke a constraint (class 23): a row that is there already excludes it, say.
+    /// Whether the statement broke a constraint (class 23), for example because a row that exists already excludes the
+    /// new one.
     pub fn is_constraint_violation(&self) -> bool {
         matches!(self, Self::Refused(error) if class(error) == Some("23"))
     }
 
-    /// Whether one row of many is to blame, so that the statement would do for the others: its values, or that another
-    /// session has it locked.
+    /// Whether one row of many caused the refusal, so that the statement would succeed for the others: its values do
+    /// not fit, or another session has it locked.
     fn blames_a_row(&self) -> bool {
         let Self::Refused(error) = self else { return false };
-        // What cannot even be encoded has no code.
+        // A value that cannot be encoded gives an error without a code.
         self.blames_data() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether another session holds a lock that the statement needs; the same statement succeeds once it is released.
+    /// Whether another session was in the way: its lock was not released in time, or there was a deadlock or a
+    /// serialization failure. The same statement succeeds once that session is done.
     pub fn is_lock_trouble(&self) -> bool {
         self.is_conflict()
             || matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
     }
 
-    /// Whether the statement met others in a way that undid it as a whole: a deadlock or a serialization failure.
+    /// Whether a conflict with other statements undid this one as a whole: a deadlock or a serialization failure.
     fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused(error) if class(error) == Some("40"))
     }
 }
 
-/// tokio-postgres says only "db error" by itself. The detail stays out: it quotes rows.
+/// Returns the server's message and code, because tokio-postgres itself prints only "db error". The detail is left out:
+/// it quotes rows.
 fn refusal(error: &tokio_postgres::Error) -> String {
     error
         .as_db_error()
         .map_or_else(|| error.to_string(), |error| format!("{} ({})", error.message(), error.code().code()))
 }
 
-/// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica), 55P03 (a
-/// lock was not given within the session's time).
+/// Classes 40 (serialization, deadlock), 53 (out of resources), 57 (shutting down, cancelled), 25006 (a replica), 55P03
+/// (a lock was not granted within the session's `lock_timeout`).
 fn is_transient(error: &tokio_postgres::Error) -> bool {
     matches!(class(error), Some("40" | "53" | "57"))
         || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
         || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
-/// The first two characters of an SQLSTATE say of what kind it is.
+/// Returns the first two characters of the SQLSTATE, which are its class.
 fn class(error: &tokio_postgres::Error) -> Option<&str> {
     error.code().and_then(|code| code.code().get(..2))
 }
 
-/// A statement that is put together when the program starts. Equal texts are one, and last for as long as the process.
+/// Returns a statement that is put together when the program starts as a text that is never freed. Equal texts are
+/// stored once.
 pub fn intern(sql: String) -> &'static str {
     static TEXTS: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
     let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,14 +154,14 @@ pub struct PoolSettings {
     pub size: u32,
     /// How long a statement waits for a free connection.
     pub checkout_timeout: Duration,
-    /// How long a statement may take. One that takes longer hangs on a dead network, and its connection is given up.
+    /// How long a statement may take. One that takes longer hangs on a dead network, and its connection is closed.
     pub statement_timeout: Duration,
-    /// By which people know these sessions in `pg_stat_activity`.
+    /// The name of these sessions in `pg_stat_activity`.
     pub application_name: &'static str,
 }
 
 impl PoolSettings {
-    /// Small, and patient for some seconds.
+    /// Returns settings for a small pool, which waits some seconds for a connection or a statement.
     pub fn new(application_name: &'static str) -> Self {
         Self {
             size: 16,
@@ -176,8 +181,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens the pool and its first connection, so that a wrong address or password is reported here, by name,
-    /// and not by the first request as "timed out".
+    /// Makes a trial connection and opens the pool. So a wrong address or password is reported here, with its reason,
+    /// and not as "timed out" by the first request.
     pub async fn connect(
         config: tokio_postgres::Config,
         tls: MakeRustlsConnect,
@@ -223,20 +228,20 @@ impl Database {
         Ok(self.query(sql, params).await?.into_iter().next())
     }
 
-    /// How many connections are in use, and how many are idle.
+    /// Returns how many connections are in use, and how many are idle.
     pub fn connections(&self) -> (u32, u32) {
         let state = self.pool.state();
         (state.connections.saturating_sub(state.idle_connections), state.idle_connections)
     }
 
-    /// Runs statements that take no parameters and return nothing of interest, as one transaction.
+    /// Runs statements without parameters as one transaction, and discards their results.
     pub async fn script(&self, sql: &str) -> Result<(), DatabaseError> {
         let connection = self.checkout().await?;
         connection.client.batch_execute(sql).await.map_err(|error| connection.judge(error))
     }
 
-    /// A connection that was open a moment ago. Those that closed while they lay idle are passed over, or after a
-    /// restart of the server each of them would cost somebody a statement.
+    /// Returns a connection that was open a moment ago. Connections that closed while they were idle are skipped: after
+    /// a restart of the server, each of them would otherwise make one statement fail.
     async fn checkout(&self) -> Result<bb8::PooledConnection<'_, Manager>, DatabaseError> {
         loop {
             let connection = self.pool.get().await.map_err(|error| match error {
@@ -254,9 +259,10 @@ impl Database {
 #[derive(Debug)]
 struct Connection {
     client: Client,
-    /// By where their text lies: two words to hash, where the text has a thousand characters.
+    /// By the address and length of their text: two words to hash instead of a thousand characters.
     statements: Mutex<HashMap<(usize, usize), Statement>>,
-    /// Set when the server no longer answers, or answers, but no longer as a primary: after a failover, say.
+    /// Set when the connection must not be used again: the server no longer answers, or is no longer a primary (after a
+    /// failover, for example), or a [`Session`] has ended.
     unusable: AtomicBool,
 }
 
@@ -300,8 +306,8 @@ fn connect_error(error: tokio_postgres::Error) -> DatabaseError {
     DatabaseError::Connect(Arc::new(error))
 }
 
-/// Opens connections for the pool: bb8-postgres connects, we add the session's settings and a place for
-/// prepared statements.
+/// Opens connections for the pool: bb8-postgres connects; this adds the session's settings and the store of prepared
+/// statements.
 #[derive(Debug, Clone)]
 struct Manager {
     postgres: PostgresConnectionManager<MakeRustlsConnect>,
@@ -327,7 +333,7 @@ impl bb8::ManageConnection for Manager {
     }
 }
 
-/// The pool retries a failed connect by itself and then says only "timed out"; this says why.
+/// Logs why a connection could not be opened. The pool itself retries, and then reports only "timed out".
 #[derive(Debug, Clone, Copy)]
 struct LogConnectErrors;
 

@@ -6,18 +6,18 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::{Connection, Database, DatabaseError, Manager};
 
-/// A connection that is its holder's alone: for what a pool's must not keep, such as settings and advisory locks, which end
-/// with it, however the process ends. Nothing that serves requests may hold one.
+/// A connection with only one user, for what must not stay on a connection of the pool, such as settings and advisory
+/// locks. These end with the connection, however the process ends. Code that serves requests must not hold one.
 #[derive(Debug)]
 pub struct Session<'a>(bb8::PooledConnection<'a, Manager>);
 
 impl<'a> Session<'a> {
-    /// Takes one from the pool.
+    /// Takes a connection from the pool. It does not go back there.
     pub async fn open(database: &'a Database) -> Result<Self, DatabaseError> {
         Ok(Self(database.checkout().await?))
     }
 
-    /// Runs statements as one transaction, without a limit of time, and returns the first column of the last row.
+    /// Runs statements as one transaction, without a statement timeout, and returns the first column of the last row.
     pub async fn run(&self, sql: &str) -> Result<Option<String>, DatabaseError> {
         let connection: &Connection = &self.0;
         let messages = connection.client.simple_query(sql).await.map_err(|error| connection.judge(error))?;

@@ -1,4 +1,4 @@
-//! The completer's way to leases: requests whose clients have given up.
+//! How the completer gets leases, on requests whose clients have given up.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -26,19 +26,19 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// A request to complete.
 #[derive(Debug, Clone)]
 pub struct Claimed {
-    /// The right to.
+    /// The right to work on it.
     pub lease: Lease,
     /// The operation's name.
     pub operation: String,
     /// Who asked for it.
     pub user_id: i64,
-    /// What was asked, as the client's request put it.
+    /// The request's parameters, as they are stored.
     pub params: Value,
     /// The client's address.
     pub origin_ip: IpAddr,
 }
 
-/// What one claim found.
+/// The result of one claim.
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
     /// To be completed.
@@ -47,14 +47,14 @@ pub struct Claims {
     pub parked: Vec<i64>,
 }
 
-/// The next attempt is scheduled by the claim itself, not by whoever fails: a process that dies in the attempt
-/// cannot write anything.
+/// The claim itself schedules the next attempt, not the code that handles a failure: a process that dies during the
+/// attempt cannot write anything.
 ///
 /// Flushed, as every take-over is: see [`super::open`].
 const CLAIM: &str = include_str!("claim.sql");
 
-/// Claims up to `limit` requests of these operations that are due, oldest first, and parks those that were tried too often.
-/// Requests of an operation that this process does not know are left to a process that does.
+/// Claims up to `limit` requests of these operations that are due, longest due first, and parks those that were tried
+/// too often. Requests of an operation that this process does not know are left to a process that does.
 ///
 /// Locks the rows it returns and skips rows that others have locked, so that several completers share the work.
 pub async fn claim(

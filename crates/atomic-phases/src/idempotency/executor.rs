@@ -1,4 +1,4 @@
-//! Carries an operation out: for a client, who is answered, and for the completer, whose client has gone.
+//! Carries an operation out: for a client, which gets the answer, and for the completer, when the client has given up.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,22 +29,22 @@ pub struct Engine {
     pub database: Database,
     /// A lease older than this is taken over.
     pub lock_timeout: Duration,
-    /// For so long the completer leaves a request to its client.
+    /// How long the completer leaves a request to its client.
     pub grace: Duration,
-    /// Notified of every job that was staged.
+    /// Notified when a request has staged jobs.
     pub staged: Arc<Notify>,
-    /// Says whether a foreign call still fits into a lease.
+    /// The clock that decides whether a foreign call still fits into a lease.
     pub clock: Clock,
 }
 
-/// What a request gets. HTTP maps it, once for all operations.
+/// The result of a request. The HTTP layer maps it, once for all operations.
 #[derive(Debug)]
 pub enum Answer {
     /// It is finished.
     Done {
         /// The answer.
         response: Response,
-        /// By an earlier attempt.
+        /// Whether an earlier attempt finished it.
         replayed: bool,
     },
     /// The operation did not admit it, and nothing was written.
@@ -59,7 +59,7 @@ pub enum Answer {
     Stopped(Stop),
 }
 
-/// An attempt at a request, or that there was none.
+/// The result of a request, with what is known of the attempt, if there was one.
 #[derive(Debug)]
 pub struct Executed {
     /// What the client gets.
@@ -72,7 +72,7 @@ pub struct Executed {
     pub reached: Option<String>,
 }
 
-/// An operation in the hands of the engine. Clones are one.
+/// An operation with the engine that carries it out. Clones share both.
 #[derive(Debug)]
 pub struct Executor<O> {
     engine: Engine,
@@ -81,7 +81,7 @@ pub struct Executor<O> {
     terms: Arc<Terms>,
 }
 
-/// An operation of any kind, as the completer knows it.
+/// An operation of any kind, as the completer uses it.
 pub trait Completes: Send + Sync {
     /// [`Operation::NAME`].
     fn name(&self) -> &'static str;
@@ -100,7 +100,7 @@ pub trait Completes: Send + Sync {
 #[derive(Clone, Default)]
 pub struct Operations(BTreeMap<&'static str, Arc<dyn Completes>>);
 
-/// What was stored is not of this program's making.
+/// A stored value that this program cannot read.
 #[derive(Debug, thiserror::Error)]
 enum Unreadable {
     #[error("the stored {what} make no sense")]
@@ -112,14 +112,14 @@ enum Unreadable {
 }
 
 impl Engine {
-    /// One by itself: nobody else is told of jobs, and the clock is the host's.
+    /// Creates an engine with the host's clock. No other part is notified of its jobs.
     pub fn new(database: Database, lock_timeout: Duration, grace: Duration) -> Self {
         Self { database, lock_timeout, grace, staged: Arc::default(), clock: Clock::default() }
     }
 }
 
 impl<O: Operation> Executor<O> {
-    /// Gives an operation to the engine.
+    /// Creates the executor of an operation.
     pub fn new(engine: Engine, operation: O) -> Self {
         let statements = Arc::new(Statements::of::<O>());
         let terms = Arc::new(Terms {
@@ -133,17 +133,17 @@ impl<O: Operation> Executor<O> {
         Self { engine, operation: Arc::new(operation), statements, terms }
     }
 
-    /// Gives the same engine another operation.
+    /// Creates an executor of another operation on the same engine.
     pub fn with<P: Operation>(&self, operation: P) -> Executor<P> {
         Executor::new(self.engine.clone(), operation)
     }
 
-    /// The operation itself.
+    /// Returns the operation itself.
     pub fn operation(&self) -> &Arc<O> {
         &self.operation
     }
 
-    /// Carries a request out, as far as it will go, or repeats what was answered before.
+    /// Carries a request out as far as possible, or repeats the answer that was stored before.
     pub async fn execute(&self, request: Request<O::Params>) -> Executed {
         let opened = match self.open(&request).await {
             Ok(opened) => opened,
@@ -161,7 +161,7 @@ impl<O: Operation> Executor<O> {
         Executed::without_attempt(key_id, answer)
     }
 
-    /// The first step of [`Executor::execute`]: opens the request, or says what its key says.
+    /// The first step of [`Executor::execute`]: opens the request, or returns the state of its key.
     pub async fn open(&self, request: &Request<O::Params>) -> Result<Opened, DatabaseError> {
         let Request { user_id, key, method, path, params, origin_ip } = request;
         let stored = Stored {
@@ -175,8 +175,8 @@ impl<O: Operation> Executor<O> {
         open(&self.engine.database, &self.terms, &Arc::new(stored)).await
     }
 
-    /// The last step: stores the answer, stages the jobs and ends the lease. `false` if the lease was lost or the request
-    /// is no longer at its recovery point; then nothing is written.
+    /// The last step: stores the answer, stages the jobs and ends the lease. Returns `false` if the lease was lost or
+    /// the request is no longer at its recovery point; then nothing is written.
     pub async fn close(
         &self,
         lease: &Lease,
@@ -191,8 +191,8 @@ impl<O: Operation> Executor<O> {
         Ok(closed)
     }
 
-    /// A step between: carries out the phase that leads to this state, and changes the lease to go on from there. `false`
-    /// as [`Executor::close`].
+    /// A step in between: carries out the phase that leads to this state, and changes the lease to go on from there.
+    /// Returns `false` in the same cases as [`Executor::close`].
     pub async fn advance(&self, lease: &mut Lease, state: &O::State, data: Value) -> Result<bool, DatabaseError> {
         let (point, stored) = split(state);
         let advanced = self.statements.advance(&self.engine.database, lease, &point, stored, data).await?;
@@ -246,7 +246,7 @@ impl<O: Operation> Executor<O> {
         }
     }
 
-    /// Gives the lease back.
+    /// Ends an attempt that stopped: releases the lease or parks the request, unless the lease was lost.
     async fn stopped(&self, lease: &Lease, stop: Stop) -> Executed {
         let database = &self.engine.database;
         let settled = match &stop {
@@ -296,23 +296,23 @@ impl Operations {
     ///
     /// # Panics
     ///
-    /// If there is one of its name.
+    /// If an operation of its name is registered already.
     pub fn register(&mut self, operation: impl Completes + 'static) {
         let name = operation.name();
         assert!(self.0.insert(name, Arc::new(operation)).is_none(), "two operations are called {name}");
     }
 
-    /// Their names.
+    /// Returns the names of the operations.
     pub fn names(&self) -> Vec<&'static str> {
         self.0.keys().copied().collect()
     }
 
-    /// All of their rules.
+    /// Returns the rules of all operations.
     pub fn rules(&self) -> Vec<Rule> {
         self.0.values().flat_map(|operation| operation.rules()).collect()
     }
 
-    /// The operation of this name.
+    /// Returns the operation of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Completes>> {
         self.0.get(name)
     }
@@ -341,7 +341,7 @@ impl fmt::Debug for Operations {
     }
 }
 
-/// A state by its recovery point, which is its variant's name.
+/// Splits a state into its recovery point, which is its variant's name, and what is stored with it.
 fn split(state: &impl Serialize) -> (String, Value) {
     match json(state) {
         Value::Object(object) => object.into_iter().next().expect("an enum is an object with one member"),

@@ -1,7 +1,6 @@
 //! What a client may use as an idempotency key.
 
-/// A key of 20 to 100 characters: long enough that nobody guesses or repeats one by accident, short enough to
-/// index.
+/// A key of 20 to 100 characters: long enough not to be guessed or repeated by accident, short enough to index.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(String);
 
@@ -20,7 +19,7 @@ pub enum KeyError {
         /// Characters that it has.
         length: usize,
     },
-    /// It holds something that would not survive logs, shells and databases.
+    /// It holds a character that is not safe in logs, shells and databases.
     #[error("may only hold visible ASCII characters and spaces")]
     Invisible,
 }

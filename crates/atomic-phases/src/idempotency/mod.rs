@@ -1,18 +1,18 @@
 //! The engine: idempotency keys, leases, atomic phases and recovery points.
 //!
-//! A request that must be carried out exactly once, although it makes a foreign call that no rollback undoes, is cut into
-//! atomic phases. An [`Operation`] says what the phases write and what is called between them; the engine knows who may work
-//! on a request ([`Lease`]), how far it has come (its recovery point) and what was answered ([`Response`]). It knows nothing
-//! of rides, cards or HTTP.
+//! A request that must be carried out exactly once, although it makes a foreign call that no rollback undoes, is cut
+//! into atomic phases. An [`Operation`] defines what the phases write and what is called between them. The engine
+//! stores which attempt may work on a request ([`Lease`]), how far the request has come (its recovery point) and what
+//! was answered ([`Response`]). It contains no code about rides, cards or HTTP.
 //!
 //! - [`operation`]: what an operation is.
 //! - [`executor`]: carries one out, for a client or for the completer.
 //! - [`open`]: the statement that begins a request, and the take-over of one that is unfinished.
 //! - [`phase`]: the fenced statements that come after: from one foreign call to the next, and the close.
-//! - [`claim`]: the completer's way to a lease.
+//! - [`claim`]: how the completer gets its leases.
 //! - [`settle`]: the two ways to end a lease without finishing: release, park.
-//! - [`parked`], [`reap`]: what becomes of keys that wait for a person, and of old ones.
-//! - [`points`]: whether a process can go on with what it finds.
+//! - [`parked`], [`reap`]: keys that wait for a person, and the removal of old ones.
+//! - [`points`]: the check that a process can go on with the unfinished requests in the database.
 //! - [`key`]: what a client may use as a key.
 
 pub mod claim;
@@ -42,8 +42,8 @@ pub use operation::{Attempt, Job, Next, Opening, Operation, Phase, Phases, Respo
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How long a lease on a key lasts. A second worker may start when it has run out, so it is longer than an
-    /// attempt takes unless the database is slow beyond reason; then the fence makes the overlap harmless.
+    /// How long a lease on a key lasts. When it has run out, another attempt may start. So it is longer than an attempt
+    /// takes, unless the database is extremely slow; then the fence makes the overlap harmless.
     #[serde(with = "humantime_serde")]
     pub lock_timeout: Duration,
 }
@@ -56,19 +56,19 @@ impl Default for Settings {
 
 /// The recovery point of a request that has its answer.
 pub const FINISHED: &str = "finished";
-/// Its place, behind all those that an operation has or will have.
+/// Its step, behind those of all recovery points that an operation has or will have.
 pub const FINISHED_STEP: i16 = i16::MAX;
 
-/// A request as its client sent it: what decides whether a repetition is the same request, and whence it came.
+/// A request as its client sent it: what decides whether a repetition is the same request, and where it came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request<P> {
-    /// Keys of different users never meet.
+    /// Whose request it is. Keys of different users are independent.
     pub user_id: i64,
     /// Chosen by the client.
     pub key: IdempotencyKey,
-    /// As in `POST`.
+    /// The HTTP method, as in `POST`.
     pub method: String,
-    /// As in `/rides`.
+    /// The path, as in `/rides`.
     pub path: String,
     /// In a normal form: equal requests have equal parameters, as JSON too.
     pub params: P,
@@ -76,17 +76,17 @@ pub struct Request<P> {
     pub origin_ip: IpAddr,
 }
 
-/// The right to work on a request until it runs out, and all that is needed to go on with it.
+/// The right to work on a request until the lease runs out, and all that is needed to go on with the request.
 ///
-/// Holding one is no proof that it is still valid: only the fence of a [`phase`] decides that.
+/// Holding one does not prove that it is still valid: only the fence of a [`phase`] decides that.
 #[derive(Debug, Clone)]
 pub struct Lease {
     /// The key's row.
     pub key_id: i64,
-    /// Random for each acquisition, never a counter: an acquisition may be lost, in a failover to a standby that lagged, and a
-    /// counter would then hand the same number out twice.
+    /// Random for each acquisition, never a counter. A failover to a standby that lagged may lose an acquisition, and a
+    /// counter would then give the same number twice.
     pub token: Uuid,
-    /// Where to resume.
+    /// The recovery point from which to go on.
     pub recovery_point: String,
     /// Its place among the operation's recovery points.
     pub step: i16,
@@ -96,24 +96,25 @@ pub struct Lease {
     pub attempts: i32,
     /// The call that comes next.
     pub foreign_call: ForeignCall,
-    /// When it runs out, at the earliest, by this host's clock. What is fenced need not ask; a foreign call must, because
-    /// no fence stands before it.
+    /// When it runs out, at the earliest, by this host's clock. A fenced statement need not check this; a foreign call
+    /// must, because no fence protects it.
     pub runs_out: Instant,
 }
 
-/// How the other side knows a foreign call, and since when it may have been made.
+/// The idempotency key of a foreign call, and since when the call may have been made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForeignCall {
-    /// Its idempotency key. Random and stored, never derived from a row's id, which a database made anew would repeat.
+    /// The call's idempotency key. Random and stored, never derived from a row's id, because a new database would give
+    /// the same ids again.
     pub key: Uuid,
-    /// When it first became possible, by the database's clock.
+    /// When the call first became possible, by the database's clock.
     pub intended_at: SystemTime,
     /// How long ago that was when the lease was taken.
     pub age: Duration,
 }
 
 impl Lease {
-    /// `runs_out` is reckoned from before the statement was sent.
+    /// Reads a lease. `runs_out` is computed before the statement is sent.
     fn from_row(row: &Row, runs_out: Instant) -> Self {
         Self {
             key_id: row.get("key_id"),
@@ -129,7 +130,7 @@ impl Lease {
 }
 
 impl ForeignCall {
-    /// One that has just become possible.
+    /// Reads a foreign call that has just become possible, so that its age is zero.
     fn from_row(row: &Row) -> Self {
         Self {
             key: row.get("foreign_call_key"),
@@ -139,12 +140,12 @@ impl ForeignCall {
     }
 }
 
-/// Seconds from the database, which a clock set back could have made negative.
+/// Converts seconds from the database. They are negative if its clock was set back, and then count as zero.
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
-/// A serialized value.
+/// Serializes a value.
 fn json(value: &impl serde::Serialize) -> Value {
     serde_json::to_value(value).expect("an operation's types are JSON")
 }

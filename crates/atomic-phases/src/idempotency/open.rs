@@ -1,4 +1,4 @@
-//! A client's way to a lease: the first phase of a new request, or the take-over of one that is unfinished.
+//! How a client's request gets a lease: by the first phase, if it is new, or by a take-over, if it is unfinished.
 
 use std::cmp::Ordering;
 use std::net::IpAddr;
@@ -13,14 +13,14 @@ use super::phase::by_token;
 use super::{ForeignCall, IdempotencyKey, Lease, Response};
 use crate::database::{Batched, Database, DatabaseError, column};
 
-/// What a key says to a request that comes with it.
+/// The result of opening a request: what is known of its key.
 #[derive(Debug, Clone)]
 pub enum Opened {
-    /// The request is new or unfinished, and this attempt's to work on.
+    /// The request is new or unfinished, and this attempt has the lease.
     Lease(Lease),
     /// It is new, and the operation does not admit it. Nothing was written.
     Refused {
-        /// As the operation's SQL calls it.
+        /// The reason, which the operation's SQL returns.
         refusal: String,
     },
     /// It was answered before; this is the answer.
@@ -37,7 +37,7 @@ pub enum Opened {
     },
     /// Another attempt is under way.
     InProgress {
-        /// The key's row; unknown when the other one has only just begun.
+        /// The key's row; `None` if the other attempt has only just begun.
         key_id: Option<i64>,
     },
     /// It waits for a person.
@@ -73,33 +73,34 @@ pub struct Terms {
     pub point: &'static str,
     /// [`super::Operation::terms`].
     pub terms: Value,
-    /// The whole statement. It looks each key up; inserts those that are new, with what the operation's first phase writes;
-    /// and says of the others what their rows say. No row back means that a concurrent insert of the same key won.
+    /// The whole statement. It looks each key up, inserts the new ones with what the operation's first phase writes,
+    /// and returns the state of the others. No row back means that a concurrent insert of the same key won.
     ///
-    /// Flushed, because a foreign call follows: a ride that a crash forgot must not have been paid for. A replay writes
-    /// nothing, gets no transaction id, and waits for no flush.
+    /// Flushed, because a foreign call follows, which must not be made for a request that a crash of the database can
+    /// still undo. A replay writes nothing, gets no transaction id, and waits for no flush.
     ///
-    /// `num_nulls`, because `IS NULL` would let the planner walk a whole partial index in place of one look-up by id.
+    /// `num_nulls` is used because, with `IS NULL`, the planner could walk a whole partial index instead of one look-up
+    /// by id.
     pub sql: &'static str,
     /// A lease older than this is taken over.
     pub lock_timeout: Duration,
-    /// For so long the completer leaves the request alone.
+    /// How long the completer leaves the request alone.
     pub grace: Duration,
 }
 
-/// How often a statement that lost a race against another is run again to see what the other did. The winner has committed
-/// by then, so once is enough; twice leaves room for a finish in between.
+/// How often a statement that loses a race is run at most. The winner has committed by then, so one repetition is
+/// enough to see its result; the second leaves room for a finish in between.
 const RACES: usize = 3;
 
-/// Asks again what the look-up saw, because another may have been faster.
+/// Checks again what the look-up saw, because another attempt may have been faster.
 ///
-/// Flushed: were a take-over lost in a crash, the token before it would be good again, and its holder could write what it
-/// learned before the other side was asked anew.
+/// Flushed: if a crash of the database undid a take-over, the token before it would be valid again, and its holder
+/// could write an outcome that is older than the new attempt's foreign call.
 const TAKE_OVER: &str = include_str!("open_take_over.sql");
 
-/// Opens a new request, takes the lease on an unfinished one, or says why not.
+/// Opens a new request, takes the lease on an unfinished one, or returns why neither was done.
 ///
-/// Locks the key's row, and only if it takes the lease; and what the operation's first phase locks. Waits for a concurrent
+/// Locks the key's row only if it takes the lease, and what the operation's first phase locks. Waits for a concurrent
 /// first use of the same key to commit.
 pub async fn open(database: &Database, terms: &Arc<Terms>, request: &Arc<Stored>) -> Result<Opened, DatabaseError> {
     let mut broken = None;
@@ -107,7 +108,7 @@ pub async fn open(database: &Database, terms: &Arc<Terms>, request: &Arc<Stored>
         let item = Opening { terms: Arc::clone(terms), request: Arc::clone(request), ticket: Ticket::new(terms) };
         let found = match database.batched(item).await {
             Ok(found) => found,
-            // Another request has what this one wants, and was faster by so little that it was not seen.
+            // Another request took what this one wants, so shortly before that the statement did not see it.
             Err(error) if error.is_constraint_violation() => {
                 broken = Some(error);
                 None
@@ -129,11 +130,11 @@ pub async fn open(database: &Database, terms: &Arc<Terms>, request: &Arc<Stored>
     broken.map_or(Ok(Opened::InProgress { key_id: None }), Err)
 }
 
-/// What a lease is asked for with.
+/// The token and the end of a lease that is asked for.
 #[derive(Debug, Clone, Copy)]
 struct Ticket {
     token: Uuid,
-    /// Reckoned from before the statement is sent.
+    /// Computed before the statement is sent.
     runs_out: Instant,
 }
 
@@ -145,13 +146,13 @@ impl Ticket {
 
 /// What the look-up found.
 enum Found {
-    /// Nothing more to do.
+    /// The result; no other statement is needed.
     Answer(Opened),
-    /// An unfinished request that nobody works on.
+    /// An unfinished request without a lease that is still valid.
     Free { key_id: i64 },
 }
 
-/// `None` if another was faster.
+/// A request in the opening statement. Its output is `None` if another attempt was faster.
 struct Opening {
     terms: Arc<Terms>,
     request: Arc<Stored>,
@@ -219,7 +220,7 @@ fn found(row: &Row, item: &Opening) -> Found {
     })
 }
 
-/// `None` if another was faster.
+/// A request in the take-over statement. Its output is `None` if another attempt was faster.
 struct TakingOver {
     key_id: i64,
     terms: Arc<Terms>,

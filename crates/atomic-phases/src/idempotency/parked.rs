@@ -3,7 +3,7 @@
 use super::seconds;
 use crate::database::{Database, DatabaseError};
 
-/// A request that nobody works on any more.
+/// A request that is not tried again until a person has looked at it.
 #[derive(Debug, Clone)]
 pub struct Parked {
     /// The key's row.
@@ -28,7 +28,7 @@ pub struct Parked {
 
 const LIST: &str = include_str!("parked_list.sql");
 
-/// The keys that have been parked longest, `limit` at most. Locks nothing.
+/// Returns the keys that have been parked longest, `limit` at most. Locks nothing.
 pub async fn list(database: &Database, limit: i64) -> Result<Vec<Parked>, DatabaseError> {
     let rows = database.query(LIST, &[&limit]).await?;
     Ok(rows
@@ -49,7 +49,7 @@ pub async fn list(database: &Database, limit: i64) -> Result<Vec<Parked>, Databa
 
 const RETRY: &str = include_str!("parked_retry.sql");
 
-/// Lets the completer, or the client, try these keys again. Returns those that were parked.
+/// Lets the completer, or the client, try these keys again. Returns the ids of those that were parked.
 ///
 /// Locks their rows.
 pub async fn retry(database: &Database, key_ids: &[i64]) -> Result<Vec<i64>, DatabaseError> {

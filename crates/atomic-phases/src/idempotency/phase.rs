@@ -5,8 +5,8 @@
 //! was carried out already, the CTE is empty and nothing is written at all. One statement also means no `BEGIN`: a task that
 //! is cancelled leaves nothing half-done, and a phase costs one round trip.
 //!
-//! Both are flushed. After one phase a foreign call follows, and a ride that a crash forgot must not have been paid for;
-//! after the other the client is told.
+//! Both kinds of phase are flushed. A phase between two foreign calls is followed by a call, which must not be made for
+//! a state that a crash of the database can still undo. The last phase is followed by the client's answer.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -56,8 +56,8 @@ impl Statements {
         }
     }
 
-    /// Carries out the phase that leads to `point`, where `state` is stored. Returns the foreign call that it makes possible,
-    /// or `None` if the fence is shut.
+    /// Carries out the phase that leads to `point`, where `state` is stored. Returns the foreign call that it makes
+    /// possible, or `None` if the fence does not match.
     ///
     /// Locks the key's row.
     pub(super) async fn advance(
@@ -72,12 +72,12 @@ impl Statements {
         database.batched(Advancing { phase, fence: Fence::of(lease), state, data }).await
     }
 
-    /// The place of a recovery point.
+    /// Returns the step of a recovery point.
     pub(super) fn step(&self, point: &str) -> i16 {
         self.between[point].step
     }
 
-    /// Stores the answer, stages the jobs and ends the lease. `false` if the fence is shut.
+    /// Stores the answer, stages the jobs and ends the lease. Returns `false` if the fence does not match.
     ///
     /// Locks the key's row.
     pub(super) async fn close(
@@ -93,8 +93,8 @@ impl Statements {
     }
 }
 
-/// What is shown at the fence. Fences are ordered by their keys, and so are the rows of every batch: batches that lock keys
-/// in one order are never in a deadlock.
+/// What a fence compares. Fences are ordered by their keys, and so are the rows of every batch: batches that lock keys
+/// in the same order never deadlock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Fence {
     pub(super) key_id: i64,
@@ -108,7 +108,8 @@ impl Fence {
     }
 }
 
-/// The rows of a statement by their `lease_token`. Not by key: in one batch there may be its holder and a former one.
+/// Returns the rows of a statement by their `lease_token`. A key may be in one batch twice, with its lease's present
+/// token and a former one.
 pub(super) fn by_token(rows: Vec<Row>) -> HashMap<Uuid, Row> {
     rows.into_iter().map(|row| (row.get("lease_token"), row)).collect()
 }

@@ -1,4 +1,4 @@
-//! Whether a process can go on with what it finds: the recovery points of unfinished requests are those of its operations.
+//! The check that a process can go on with unfinished requests: their recovery points must be those of its operations.
 
 use super::Operations;
 use crate::database::{Database, DatabaseError};
@@ -9,7 +9,7 @@ const UNFINISHED: &str = include_str!("points.sql");
 /// Why a process must not work on these keys.
 #[derive(Debug, thiserror::Error)]
 pub enum PointsError {
-    /// The operation has changed since they stopped.
+    /// The operation has changed since these requests stopped.
     #[error(
         "{keys} unfinished requests of the operation {operation:?} (key {key_id} is one) are at its recovery point {point:?}, \
          number {step}, which this release does not have: finish them with the release before"
@@ -17,11 +17,11 @@ pub enum PointsError {
     Unknown {
         /// Its name.
         operation: String,
-        /// Where they are.
+        /// The recovery point at which they are.
         point: String,
-        /// The point's place.
+        /// The point's step.
         step: i16,
-        /// One of them.
+        /// The row of one of their keys.
         key_id: i64,
         /// How many they are.
         keys: i64,
@@ -32,9 +32,9 @@ pub enum PointsError {
 }
 
 impl Operations {
-    /// Compares the recovery points of all unfinished requests with those of their operations. Points may have been added
-    /// behind the last; one that was renamed, moved or removed while requests stand at it is an error. Requests of operations
-    /// that this process does not know are none of its business.
+    /// Compares the recovery points of all unfinished requests with those of their operations. Points may have been
+    /// added behind the last; one that was renamed, moved or removed while requests stand at it is an error. Requests
+    /// of operations that this process does not know are not checked.
     pub async fn check_points(&self, database: &Database) -> Result<(), PointsError> {
         for row in database.query(UNFINISHED, &[&self.names()]).await? {
             let (operation, point, step): (String, String, i16) =

@@ -7,16 +7,16 @@ use crate::database::{Database, DatabaseError};
 /// What one batch did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reaped {
-    /// Finished keys, gone. Their rides stay.
+    /// Finished keys that were removed. What their operations wrote stays.
     pub removed: i64,
-    /// Unfinished keys, set aside: a card may have been charged for them.
+    /// Unfinished keys that were parked: their foreign call may have been made.
     pub parked: i64,
 }
 
-/// Not flushed: what a crash of the database forgets of it is as old afterwards, and is found again.
+/// Not flushed: if a crash of the database undoes it, the keys are as old afterwards, and are found again.
 ///
-/// A key whose lease is still running is left for the next round, however old. So is one that was taken up within the
-/// retention: its client may have the answer still to come, or a person have just asked for another attempt.
+/// A key whose lease is still running is left for the next round, however old it is. So is a key that was taken up
+/// within the retention: its client may still wait for the answer, or a person may have just asked for another attempt.
 const REAP: &str = include_str!("reap.sql");
 
 /// Handles up to `limit` keys that are at least `retention` old and have not been worked on for as long.

@@ -1,6 +1,6 @@
 //! The two ways to end a lease without an answer: release it for another attempt, or park the request for a person.
 //!
-//! Each writes only while the lease is still its holder's own.
+//! Each writes only while the lease's token is still on the key.
 
 use std::cmp::Ordering;
 
@@ -10,8 +10,8 @@ use crate::database::{Batched, Database, DatabaseError, column};
 
 const RELEASE: &str = include_str!("settle_release.sql");
 
-/// Gives the lease back, so that a retry need not wait until it runs out. If it was lost, this does nothing; a crash that
-/// forgets it does no harm.
+/// Gives the lease back, so that a retry need not wait until it runs out. If the lease was lost, this does nothing. Not
+/// flushed: a crash of the database that undoes it does no harm.
 ///
 /// Locks the key's row.
 pub async fn release(database: &Database, lease: &Lease, error: &str) -> Result<(), DatabaseError> {
@@ -47,7 +47,7 @@ impl Batched for Release {
 
 const PARK: &str = include_str!("settle_park.sql");
 
-/// Ends the lease and sets the request aside until a person has decided.
+/// Ends the lease and parks the request until a person has decided.
 ///
 /// Locks the key's row.
 pub async fn park(database: &Database, lease: &Lease, reason: &str) -> Result<(), DatabaseError> {

@@ -1,7 +1,7 @@
 //! Dead letters: jobs that no retry helps, kept until a person has looked at them.
 //!
-//! A job dies in the outbox, on its way to a queue, or in the queue `jobs`, being worked; retrying it takes it back to
-//! where it died, under its own id, so that a queue that has it already knows it.
+//! A job becomes a dead letter in the outbox, on its way to a queue, or in the queue `jobs`, while it is worked. A
+//! retry puts the job back there under its own id, so that a queue that has the job already recognises it.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use crate::errors::chain;
 pub struct DeadJob {
     /// Its id in the outbox.
     pub id: i64,
-    /// What the queue's workers know it by.
+    /// The job's name.
     pub name: String,
-    /// `outbox` or `queue`.
+    /// Where it became a dead letter: `outbox` or `queue`.
     pub died_in: String,
     /// How often it was tried.
     pub attempts: i32,
-    /// How long ago it died.
+    /// How long it has been a dead letter.
     pub dead_for: Duration,
-    /// Why.
+    /// Why it is a dead letter.
     pub error: String,
 }
 
 const LIST: &str = include_str!("dead_list.sql");
 
-/// The dead letters, those that were staged first before others, `limit` at most. Locks nothing.
+/// Returns up to `limit` dead letters, in the order of staging. Locks nothing.
 pub async fn list(database: &Database, limit: i64) -> Result<Vec<DeadJob>, DatabaseError> {
     let rows = database.query(LIST, &[&limit]).await?;
     Ok(rows
@@ -43,20 +43,21 @@ pub async fn list(database: &Database, limit: i64) -> Result<Vec<DeadJob>, Datab
         .collect())
 }
 
-/// An identity is given with the row, which the column allows only when it is told so.
+/// The row is inserted with its own id, which an identity column allows only with `OVERRIDING SYSTEM VALUE`.
 const RETRY: &str = include_str!("dead_retry.sql");
 
-/// Puts dead jobs back to where they died, with no attempts spent. Returns those that were dead.
+/// Puts dead letters back to where they came from, with no attempts spent. Returns the ids of those that were dead
+/// letters.
 ///
-/// Locks their rows. An id that is staged or queued already refuses the whole statement.
+/// Locks their rows. If an id is staged or queued already, the whole statement is refused.
 pub async fn retry(database: &Database, ids: &[i64]) -> Result<Vec<i64>, DatabaseError> {
     Ok(database.query(RETRY, &[&ids]).await?.iter().map(|row| row.get("staged_id")).collect())
 }
 
 const PURGE: &str = include_str!("dead_purge.sql");
 
-/// Gives dead jobs up for good. Returns those that were dead. That they were given up stays on record, so that nobody
-/// takes them for lost.
+/// Removes dead letters for good. Returns the ids of those that were dead letters. The table `purged_jobs` records
+/// them, so that they are not taken for lost.
 ///
 /// Locks their rows.
 pub async fn purge(database: &Database, ids: &[i64]) -> Result<Vec<i64>, DatabaseError> {
@@ -65,16 +66,16 @@ pub async fn purge(database: &Database, ids: &[i64]) -> Result<Vec<i64>, Databas
 
 const IDS: &str = "SELECT staged_id FROM dead_jobs WHERE staged_id > $1 ORDER BY staged_id LIMIT $2";
 
-/// The next ids after `after`, `limit` at most. Locks nothing.
+/// Returns the next ids of dead letters after `after`, `limit` at most. Locks nothing.
 ///
-/// Pages by id, so that a job that dies again while all are being retried is not retried for ever.
+/// Pages by id, so that a job that becomes a dead letter again while all are retried is not retried for ever.
 pub async fn ids(database: &Database, after: i64, limit: i64) -> Result<Vec<i64>, DatabaseError> {
     Ok(database.query(IDS, &[&after, &limit]).await?.iter().map(|row| row.get("staged_id")).collect())
 }
 
 const BURY: &str = include_str!("dead_bury.sql");
 
-/// Makes a dead letter of a staged job that nobody holds. `false` if it is gone or held by now.
+/// Makes a dead letter of a staged job that is due. Returns `false` if the job is gone or leased by now.
 ///
 /// Locks its row.
 pub(super) async fn bury(database: &Database, id: i64, error: &DatabaseError) -> Result<bool, DatabaseError> {
@@ -86,7 +87,7 @@ pub(super) async fn bury(database: &Database, id: i64, error: &DatabaseError) ->
     Ok(buried)
 }
 
-/// The one log line of a death.
+/// Logs a new dead letter, in one line.
 pub(super) fn tell(job_id: i64, error: &str) {
     tracing::error!(job_id, error, "a job cannot be delivered and is a dead letter; see `jobs list`");
 }

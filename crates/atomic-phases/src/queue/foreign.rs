@@ -18,7 +18,8 @@ pub struct PushPolicy {
     pub batch: i64,
     /// Deadline for one push.
     pub timeout: Duration,
-    /// How long claimed jobs are ours: longer than two pushes, because a batch may wait for the one before it.
+    /// How long the lease on claimed jobs lasts: longer than two pushes, because a batch may wait for the one before
+    /// it.
     pub lease: Duration,
     /// Pause after a job's first failure; it doubles with each.
     pub retry_after: Duration,
@@ -33,13 +34,13 @@ pub struct ToForeign<Q> {
     pub database: Database,
     /// Where jobs go.
     pub queue: Q,
-    /// How it is pushed to.
+    /// How jobs are pushed.
     pub policy: PushPolicy,
     /// What is known of the queue.
     pub health: Arc<QueueHealth>,
 }
 
-/// A batch that was pushed, and what is to be done about it.
+/// A batch to settle, and what becomes of each of its jobs.
 struct Pushed {
     batch: Batch,
     verdicts: Verdicts,
@@ -72,7 +73,8 @@ impl<Q: Queue> Outlet for ToForeign<Q> {
                     self.settle(next, &mut drained).await?;
                 }
                 Err(error) => {
-                    // What was pushed is still worth settling; what cannot be is due again when its lease runs out.
+                    // The batch that was pushed is still settled if possible; otherwise its jobs are due again when
+                    // their lease runs out.
                     let _ = self.settle(before.take(), &mut drained).await;
                     return Err(error);
                 }
@@ -84,7 +86,7 @@ impl<Q: Queue> Outlet for ToForeign<Q> {
 }
 
 impl<Q: Queue> ToForeign<Q> {
-    /// The next batch behind the job `after`, if anything is due.
+    /// Claims the next batch behind the job `after`, if anything is due.
     async fn claim(&self, after: i64) -> Result<Option<Batch>, DatabaseError> {
         let limit = self.health.share_of(self.policy.batch);
         let batch = outbox::claim(&self.database, after, limit, self.policy.lease).await?;
@@ -101,7 +103,7 @@ impl<Q: Queue> ToForeign<Q> {
         let pushed = tokio::time::timeout(deadline, self.queue.push(&batch.jobs)).await;
         match pushed.unwrap_or_else(|_| Err(QueueDown(format!("no answer within {deadline:?}").into()))) {
             Ok(deliveries) => {
-                // A job that is refused here, unseen by the queue, says nothing of the queue.
+                // A job may be refused on this side, before the queue sees it; that shows nothing about the queue.
                 if deliveries.contains(&Delivery::Delivered) {
                     self.health.took_jobs();
                 }
@@ -128,7 +130,7 @@ impl<Q: Queue> ToForeign<Q> {
                     verdicts.dead.push(job.id, &format!("gave up after {attempts} attempts: {error}"));
                 }
                 Some(Delivery::Permanent(error)) => verdicts.dead.push(job.id, &error),
-                // A queue that forgets to speak of a job is asked again.
+                // The queue returned nothing for this job, so it is pushed again.
                 None => verdicts.released.push(job.id),
             }
         }
@@ -152,7 +154,7 @@ impl<Q: Queue> ToForeign<Q> {
     }
 }
 
-/// Gives the whole batch back, and blames no job.
+/// Releases the whole batch, with no attempt spent.
 fn release(batch: &Batch) -> Verdicts {
     Verdicts { released: batch.jobs.iter().map(|job| job.id).collect(), ..Verdicts::default() }
 }

@@ -13,28 +13,28 @@ use crate::errors::BoxError;
 
 /// Does the jobs of one name.
 ///
-/// A job is done at least once: again, if the process is lost before its end is recorded. So what a handler does must be
-/// recognizable as the same by whoever it does it to; [`JobLease::job_id`](super::work::JobLease::job_id) is the same each
-/// time.
+/// A job is done at least once: it is done again if the process is lost before its end is recorded. So the system that
+/// a handler acts on must be able to recognise a repetition; [`JobLease::job_id`](super::work::JobLease::job_id) is the
+/// same each time.
 pub trait Handler: Send + Sync {
-    /// As it is staged.
+    /// The name of the jobs, as they are staged.
     fn name(&self) -> &'static str;
 
-    /// What is written by the statement that finishes a job: nothing, or `, name AS (…)`, CTEs that take their rows from
-    /// `finished`, with the columns `job_id` and `data`.
+    /// What the statement that finishes a job writes in addition: nothing, or `, name AS (…)`, CTEs that take their
+    /// rows from `finished`, with the columns `job_id` and `data`.
     fn effects(&self) -> &'static str {
         ""
     }
 
-    /// Does a job, and returns the `data` for [`Handler::effects`]. Right before what cannot be undone it must ask
-    /// [`Held::outlasts`], because no fence stands there.
+    /// Does a job, and returns the `data` for [`Handler::effects`]. It must ask [`Held::outlasts`] right before an
+    /// action that cannot be undone, because no fence protects that action.
     fn work<'a>(&'a self, job: &'a Claimed, held: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>>;
 }
 
 /// Why an attempt did not do the job.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// Too little is left of the lease, or nothing.
+    /// The lease has run out, or too little of it is left.
     #[error("the lease was lost")]
     LeaseLost,
     /// A later attempt may succeed.
@@ -52,9 +52,9 @@ pub struct Handlers(BTreeMap<&'static str, Registered>);
 /// A handler, and the statement that finishes its jobs.
 #[derive(Clone)]
 pub struct Registered {
-    /// Does them.
+    /// Does the jobs.
     pub handler: Arc<dyn Handler>,
-    /// Ends them.
+    /// Finishes them.
     pub finish: FinishStatement,
 }
 
@@ -63,14 +63,14 @@ impl Handlers {
     ///
     /// # Panics
     ///
-    /// If there is one for jobs of that name.
+    /// If a handler for jobs of that name is registered already.
     pub fn register(&mut self, handler: impl Handler + 'static) {
         let (name, finish) = (handler.name(), FinishStatement::with(handler.effects()));
         let known = self.0.insert(name, Registered { handler: Arc::new(handler), finish });
         assert!(known.is_none(), "two handlers for jobs called {name}");
     }
 
-    /// The handler for jobs of this name.
+    /// Returns the handler for jobs of this name.
     pub fn get(&self, name: &str) -> Option<&Registered> {
         self.0.get(name)
     }

@@ -1,8 +1,8 @@
 //! Whether the queue takes jobs just now, and when to ask it again.
 //!
-//! An outage belongs to the queue and not to a job, so it is remembered here, once, and spends no job's attempts. The
-//! enqueuer leaves a queue alone for growing pauses, and comes back with small batches: one that is too slow for a
-//! large batch still gets on, and one that is down costs a lease on a few rows.
+//! An outage belongs to the queue and not to a job, so it is recorded here, once, and costs no job an attempt. The
+//! enqueuer leaves a queue alone for growing pauses, and comes back with small batches: a queue that is too slow for a
+//! large batch can take a small one, and a queue that is down costs a lease on a few rows only.
 
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
@@ -14,12 +14,12 @@ use crate::errors::chain;
 
 /// How long a queue is left alone when it first refuses; this doubles with each further refusal, give or take a fifth.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Up to this: a queue that is back should not stand idle for long.
+/// The longest pause: a queue that is back should not stand idle for long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Batches are halved this often at most: a million becomes one.
 const MOST_HALVINGS: u32 = 20;
 
-/// What is known of one queue, shared by who delivers to it and who is asked about it.
+/// What is known of one queue, shared by the code that delivers to it and the code that reports on it.
 #[derive(Debug)]
 pub struct QueueHealth {
     queue: &'static str,
@@ -42,7 +42,7 @@ struct Outage {
 }
 
 impl QueueHealth {
-    /// A queue is up until it has been asked.
+    /// Creates the record of a queue, which counts as up until it refuses a push.
     pub fn new(queue: &'static str) -> Self {
         Self { queue, state: Mutex::default() }
     }
@@ -52,23 +52,23 @@ impl QueueHealth {
         self.queue
     }
 
-    /// Since when it has taken nothing, by this host's clock; `None` if it is up.
+    /// Returns since when the queue has taken nothing, by this host's clock; `None` if it is up.
     pub fn down_since(&self) -> Option<SystemTime> {
         self.state().down.map(|outage| outage.since)
     }
 
-    /// For how long it is still to be left alone.
+    /// Returns for how long the queue is still left alone; `None` if it may be asked now.
     pub fn pause(&self) -> Option<Duration> {
         let ask_again = self.state().down?.ask_again;
         Some(ask_again.saturating_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
     }
 
-    /// How much of a batch it is to be given now.
+    /// Returns how many jobs of a batch the queue is given now.
     pub(super) fn share_of(&self, batch: i64) -> i64 {
         (batch >> self.state().halvings).max(1)
     }
 
-    /// It took a push.
+    /// Records that the queue took a push.
     pub(super) fn took_jobs(&self) {
         let mut state = self.state();
         state.halvings = state.halvings.saturating_sub(1);
@@ -78,7 +78,7 @@ impl QueueHealth {
         }
     }
 
-    /// It took nothing. Said once, when that begins.
+    /// Records that the queue took nothing. Logs only the beginning of an outage.
     pub(super) fn took_nothing(&self, error: &QueueDown) {
         let mut state = self.state();
         state.halvings = (state.halvings + 1).min(MOST_HALVINGS);

@@ -12,7 +12,7 @@ use super::work::{self, JobLease};
 use crate::database::Database;
 use crate::errors::chain;
 
-/// A lease that is not extended by the second heartbeat still has a third of its time left.
+/// If two heartbeats in a row do not extend a lease, a third of its time is still left.
 const BEATS_PER_LEASE: u32 = 3;
 
 /// All leases of one worker, by their tokens.
@@ -22,12 +22,12 @@ pub struct Leases(Mutex<HashMap<Uuid, Entry>>);
 #[derive(Debug)]
 struct Entry {
     lease: JobLease,
-    /// By this host's clock and no later than by the database's, because it is reckoned from before the statement.
+    /// By this host's clock, and no later than by the database's, because it is computed before the statement is sent.
     runs_out: Instant,
     lost: CancellationToken,
 }
 
-/// A lease in the hands of the task that works the job. It is no longer extended when this is dropped.
+/// A lease held by the task that works the job. When this is dropped, the lease is no longer extended.
 #[derive(Debug)]
 pub struct Held {
     leases: Arc<Leases>,
@@ -41,12 +41,12 @@ impl Held {
         self.lease.job_id
     }
 
-    /// Resolves when the job is somebody else's, or may be.
+    /// Resolves when another worker has the job, or may have it.
     pub async fn lost(&self) {
         self.lost.cancelled().await;
     }
 
-    /// Whether the job is surely ours for so long.
+    /// Whether the lease certainly lasts for this much longer.
     pub fn outlasts(&self, time: Duration) -> bool {
         let runs_out = self.leases.lock().get(&self.lease.token).map(|entry| entry.runs_out);
         runs_out.is_some_and(|runs_out| Instant::now() + time < runs_out)
@@ -60,14 +60,14 @@ impl Drop for Held {
 }
 
 impl Leases {
-    /// Keeps this lease alive for as long as the job is worked.
+    /// Keeps this lease alive until the returned [`Held`] is dropped.
     pub fn hold(self: &Arc<Self>, lease: JobLease, runs_out: Instant) -> Held {
         let lost = CancellationToken::new();
         self.lock().insert(lease.token, Entry { lease, runs_out, lost: lost.clone() });
         Held { leases: Arc::clone(self), lease, lost }
     }
 
-    /// Extends all leases at intervals, and tells the holders of those that are lost. Ends never.
+    /// Extends all leases at intervals, and resolves [`Held::lost`] for those that are lost. Never returns.
     pub async fn beat(self: Arc<Self>, database: Database, lasts: Duration) {
         let mut beats = interval(lasts / BEATS_PER_LEASE);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,7 +98,7 @@ impl Leases {
     }
 
     fn update(&self, lease: JobLease, change: impl FnOnce(&mut Entry)) {
-        // It is gone if the job has ended meanwhile.
+        // The entry is gone if the job has ended meanwhile.
         if let Some(entry) = self.lock().get_mut(&lease.token) {
             change(entry);
         }

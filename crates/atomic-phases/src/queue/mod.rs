@@ -1,15 +1,15 @@
-//! The outbox's other end: from `staged_jobs` to a queue.
+//! The way of a job from the outbox, `staged_jobs`, to a queue, and the default queue itself.
 //!
 //! There are two ways out, and each is an [`Outlet`]:
 //!
-//! - [`postgres`]: the default queue, the table `jobs`; delivery is one statement.
-//! - [`foreign`]: to a [`Queue`] outside this database, under leases ([`outbox`]), because no transaction is open
-//!   while anybody else is asked.
+//! - [`postgres`]: to the default queue, the table `jobs`; delivery is one statement.
+//! - [`foreign`]: to a [`Queue`] outside this database, under leases ([`outbox`]), because no transaction may be open
+//!   while another system is asked.
 //!
-//! [`work`] is the default queue's other side: how its jobs are taken, finished, tried again and given up; [`leases`] keeps
-//! those that are worked; a [`handler`] does them.
+//! [`work`] holds the statements of the default queue: how its jobs are claimed, finished, tried again and given up.
+//! [`leases`] extends the leases of jobs under way; a [`handler`] does a job.
 //!
-//! [`health`] knows whether the queue takes anything just now; [`dead`] keeps the jobs that no retry helps.
+//! [`health`] records whether the queue takes jobs just now; [`dead`] keeps the jobs that no retry helps.
 
 pub mod dead;
 pub mod foreign;
@@ -29,47 +29,47 @@ use crate::database::DatabaseError;
 /// A job on its way from the outbox to a queue.
 #[derive(Debug, Clone)]
 pub struct StagedJob {
-    /// Its row in `staged_jobs`, and what a consumer knows a repetition by.
+    /// Its row in `staged_jobs`. A consumer recognises a repetition by it.
     pub id: i64,
-    /// What the queue's workers know it by, as in `send_ride_receipt`.
+    /// The name by which the queue's workers find the handler, as in `send_ride_receipt`.
     pub name: String,
-    /// What it needs to know: a JSON object, as text, because the way to a queue only copies it.
+    /// The job's arguments: a JSON object, as text, because it is only copied on the way to a queue.
     pub args: Box<RawValue>,
     /// When its request was finished, by the database's clock.
     pub staged_at: SystemTime,
 }
 
-/// What became of one job that was pushed.
+/// The result of one job's push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
     /// The queue has it, from this push or an earlier one.
     Delivered,
-    /// Not this time; a later attempt may succeed. Counts as an attempt.
+    /// The push failed this time; a later attempt may succeed. Counts as an attempt.
     Transient(String),
     /// No attempt will ever succeed with this job.
     Permanent(String),
 }
 
-/// The queue as a whole takes nothing just now: it is down, full, or did not answer. Each job of the push may or may not
-/// have arrived, and none is to blame.
+/// The queue as a whole takes nothing just now: it is down, full, or did not answer. Each job of the push may or may
+/// not have arrived, and none of them caused the failure.
 #[derive(Debug, thiserror::Error)]
 #[error("the queue takes no jobs")]
 pub struct QueueDown(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// A queue outside this database.
 ///
-/// A crash between push and delete pushes a job again, so an implementation derives an identity from
-/// [`StagedJob::id`] that makes the second push a no-op for as long as it promises to.
+/// After a crash between push and delete, a job is pushed again. So an implementation derives an identity from
+/// [`StagedJob::id`] that makes the second push a no-op for as long as the implementation promises.
 pub trait Queue: Send + Sync {
-    /// For logs and metrics.
+    /// The queue's name in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Pushes the jobs in the order given and says, in that order, what became of each. A queue that takes only the
-    /// first of them says nothing of the rest. Bounded in time by the caller.
+    /// Pushes the jobs in the order given and returns, in that order, the result of each. A queue that takes only the
+    /// first of them returns nothing for the rest. The caller limits the time.
     fn push(&self, jobs: &[StagedJob]) -> impl Future<Output = Result<Vec<Delivery>, QueueDown>> + Send;
 }
 
-/// What one look at the outbox did.
+/// The result of one drain of the outbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drained {
     /// Jobs that are in the queue now.
@@ -78,33 +78,33 @@ pub struct Drained {
     pub failed: i64,
     /// Jobs that are dead letters now.
     pub dead: i64,
-    /// There may be more to do at once.
+    /// Whether more jobs may be due already.
     pub more: bool,
 }
 
-/// Before every job.
+/// An id before that of every job.
 pub const START: i64 = i64::MIN;
 
-/// One drain takes no new batch after this time: who waits for it, a shutdown above all, does not wait for an outbox
-/// that others keep filling.
+/// A drain takes no new batch after this time. So whatever waits for the drain, above all a shutdown, does not wait for
+/// an outbox that other processes keep filling.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// A way out of the outbox.
 ///
-/// A drain takes its first batch from the [`START`] and each further one from behind the one before it. So the index
-/// entries of jobs that have left, which lie at its front until the table is vacuumed, are walked once a drain and not
-/// once a batch. No bound outlives a drain, and a drain of several batches asks for another: a transaction that commits
-/// late has a low id, and must not be passed over.
+/// A drain takes its first batch from the [`START`], and each further one from behind the one before it. The index
+/// entries of jobs that have left stay at the front of the index until the table is vacuumed; so they are walked once a
+/// drain and not once a batch. A drain keeps no position for the next one, and a drain of several batches asks for
+/// another: a transaction that commits late has a low id, and must not be passed over.
 pub trait Outlet: Send + Sync {
-    /// Moves what is due, oldest first, and returns within seconds.
+    /// Moves the jobs that are due, oldest first, and returns within seconds.
     fn drain(&self) -> impl Future<Output = Result<Drained, DatabaseError>> + Send;
 }
 
-/// As much of an error as helps a person.
+/// The most characters of an error that are stored: as much as helps a person.
 const ERROR_CHARS: usize = 1000;
 
-/// A queue's or a mail server's message as it can be stored: it is foreign text, which may be long, and hold the one
-/// character that Postgres's does not have.
+/// Returns the message of a queue or a mail server in a form that can be stored. Such a text may be long, and may hold
+/// the null character, which Postgres does not store.
 fn storable(error: &str) -> String {
     error.chars().filter(|c| *c != '\0').take(ERROR_CHARS).collect()
 }

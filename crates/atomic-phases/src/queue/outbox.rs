@@ -1,9 +1,9 @@
 //! Leases on staged jobs, for the way to a queue that is not in this database.
 //!
-//! A lease instead of an open transaction, because nothing is held open while anybody else is asked. None of these
-//! statements waits for the disk: what a crash of the database forgets of them is that jobs were taken, or that they
-//! arrived. Either way they are due again and pushed again under the same id, and the queue drops the repetition.
-//! What it can never forget is a job, which was flushed when it was staged.
+//! A lease takes the place of an open transaction, because no transaction may be open while another system is asked.
+//! None of these statements waits for the disk. A crash of the database may undo the claim of jobs, or the record that
+//! they arrived. Either way they are due again and are pushed again under the same id, and the queue drops the
+//! repetition. A crash never loses a job itself, which was flushed when it was staged.
 
 use std::time::{Duration, Instant};
 
@@ -18,23 +18,24 @@ use crate::idempotency::claim::LONGEST_PAUSE;
 /// Jobs under one lease.
 #[derive(Debug)]
 pub struct Batch {
-    /// Random for each claim, and what settling it compares.
+    /// Random for each claim. Settling the batch compares it.
     token: Uuid,
     /// In the order of staging.
     pub jobs: Vec<StagedJob>,
     /// How often each has been tried before.
     pub attempts: Vec<i32>,
-    /// There are as many as were asked for, so there may be more.
+    /// Whether there are as many jobs as were asked for, so that there may be more.
     pub full: bool,
     /// When the lease runs out, at the earliest, by this host's clock.
     pub runs_out: Instant,
 }
 
-/// The rows are walked by their primary key, which is the order of staging. Rows that are not due lie in the way, but
-/// only what is under way or was refused by itself is not due; an outage of the queue releases all it has touched.
+/// Walks the rows by their primary key, which is the order of staging. Rows that are not due are walked too, but only
+/// jobs that are under way or were refused individually are not due; an outage of the queue releases all jobs that it
+/// has touched.
 const CLAIM: &str = include_str!("outbox_claim.sql");
 
-/// Takes up to `limit` due jobs behind the job `after` for the time of `lease`, oldest first.
+/// Claims up to `limit` due jobs behind the job `after`, oldest first, under a lease that lasts for `lease`.
 ///
 /// Locks their rows and skips rows that others have locked, so that several enqueuers share the work.
 pub async fn claim(database: &Database, after: i64, limit: i64, lease: Duration) -> Result<Batch, DatabaseError> {
@@ -52,16 +53,16 @@ pub async fn claim(database: &Database, after: i64, limit: i64, lease: Duration)
     Ok(Batch { token, jobs, attempts, full, runs_out })
 }
 
-/// What became of each job of a batch.
+/// The results of a batch, job by job.
 #[derive(Debug, Default)]
 pub struct Verdicts {
     /// The queue has them.
     pub delivered: Vec<i64>,
-    /// To be tried again, later and later, and why.
+    /// Jobs to try again, after growing pauses, each with its error.
     pub failed: Failures,
-    /// Not to be tried again, and why.
+    /// Jobs not to try again, each with its error.
     pub dead: Failures,
-    /// None to blame: due again at once, no attempt spent.
+    /// Jobs that caused no failure: due again at once, no attempt spent.
     pub released: Vec<i64>,
 }
 
@@ -74,7 +75,7 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Notes one more.
+    /// Adds a job and its error.
     pub fn push(&mut self, id: i64, error: &str) {
         self.ids.push(id);
         self.errors.push(storable(error));
@@ -83,10 +84,10 @@ impl Failures {
 
 const SETTLE: &str = include_str!("outbox_settle.sql");
 
-/// Ends the lease on a batch, in one statement, and says what it did: jobs whose lease has run out and gone to somebody
-/// else stay as they are. `retry_after` is the pause after a job's first failure; it doubles with each.
+/// Ends the lease on a batch, in one statement, and returns what it did. Jobs whose lease ran out and that another
+/// enqueuer has claimed stay as they are. `retry_after` is the pause after a job's first failure; it doubles with each.
 ///
-/// Locks the rows of the jobs, which nobody else takes while the lease lasts.
+/// Locks the rows of the jobs, which no other enqueuer claims while the lease lasts.
 pub async fn settle(
     database: &Database,
     batch: &Batch,

@@ -19,7 +19,7 @@ pub struct ToPostgres {
 }
 
 /// Delete and insert are one statement, so there is no moment in which a job is in neither table or in both.
-/// `RETURNING` has no order, so the insert restores that of staging.
+/// `RETURNING` has no order, so the insert restores the order of staging.
 const DELIVER: &str = include_str!("postgres_deliver.sql");
 /// The oldest of those behind a job.
 static DELIVER_BEHIND: LazyLock<&str> = LazyLock::new(|| delivering("id > $2 ORDER BY id LIMIT $1"));
@@ -55,9 +55,9 @@ impl Outlet for ToPostgres {
 /// What one statement moved.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Moved {
-    /// How many.
+    /// How many jobs.
     pub jobs: i64,
-    /// The last of them.
+    /// The id of the last of them.
     pub last: Option<i64>,
 }
 
@@ -70,11 +70,11 @@ pub async fn deliver(database: &Database, after: i64, limit: i64) -> Result<Move
     Ok(row.map_or_else(Moved::default, |row| Moved { jobs: row.get("delivered"), last: row.get("last") }))
 }
 
-/// Delivers a batch that the table refuses as a whole: halves what is refused, in order, until the jobs that are to
-/// blame stand alone, and those become dead letters. A batch with one bad job takes about twice as many statements as
-/// the batch has binary digits.
+/// Delivers a batch that the table refuses as a whole. Halves what is refused, in order, until each refused job stands
+/// alone; these become dead letters. A batch with one bad job takes about twice as many statements as the batch has
+/// binary digits.
 ///
-/// Locks, statement by statement, the staged rows that it moves; others may take theirs in between.
+/// Locks, statement by statement, the staged rows that it moves; other enqueuers may take rows in between.
 async fn bisect(database: &Database, limit: i64) -> Result<Drained, DatabaseError> {
     const DUE: &str = "SELECT id FROM staged_jobs WHERE next_attempt_at <= now() ORDER BY id LIMIT $1";
     let due: Vec<i64> = database.query(DUE, &[&limit]).await?.iter().map(|row| row.get("id")).collect();

@@ -1,13 +1,13 @@
-//! Working the table `jobs`: taking jobs, keeping them, and the three ways to let go of one.
+//! The statements of the table `jobs`: claiming jobs, extending their leases, and the three ways to end an attempt.
 //!
-//! It is the engine's way over again. A worker holds a job by a lease whose token is random for each attempt, and
-//! every statement that ends an attempt begins with the fence: it writes only where that token is still on the row. So
-//! a worker that was away for longer than its lease writes nothing, whatever it believes to have done meanwhile.
-//! `next_attempt_at` is both the end of a lease and the end of a pause, because to everybody else they are the same:
-//! the moment from which anybody may take the job.
+//! Jobs are protected in the same way as requests in the engine. A worker holds a job by a lease whose token is random
+//! for each attempt, and every statement that ends an attempt begins with the fence: it writes only where that token is
+//! still on the row. So a worker whose lease has gone to another one writes nothing, whatever it has done meanwhile.
+//! `next_attempt_at` is both the end of a lease and the end of a pause, because to all other workers they are the same:
+//! the moment from which any of them may take the job.
 //!
-//! A job is done at least once. What it does cannot be part of the statement that finishes it, so it is done again if
-//! the process or the database is lost between the two, or if the worker is held up there until its lease has gone.
+//! A job is done at least once. Its work cannot be part of the statement that finishes it, so the work is done again if
+//! the process or the database is lost between the two, or if the worker is held up there until its lease is lost.
 //! Nothing else repeats a job: a finished one is never taken up again.
 
 use std::cmp::Ordering;
@@ -21,11 +21,11 @@ use uuid::Uuid;
 
 use crate::database::{Batched, Database, DatabaseError, column, intern};
 
-/// The right to work a job until it runs out. Holding one is no proof that it is still valid: only a statement that
-/// compares the token decides that.
+/// The right to work a job until the lease runs out. Holding one does not prove that it is still valid: only a
+/// statement that compares the token decides that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobLease {
-    /// The job's id, which it had in the outbox already.
+    /// The job's id, the same as in the outbox.
     pub job_id: i64,
     /// Random for each attempt.
     pub token: Uuid,
@@ -34,11 +34,11 @@ pub struct JobLease {
 /// A job to work.
 #[derive(Debug, Clone)]
 pub struct Claimed {
-    /// The right to.
+    /// The right to work it.
     pub lease: JobLease,
-    /// What is to be done.
+    /// The name by which the handler is found.
     pub name: String,
-    /// With what.
+    /// The job's arguments.
     pub args: Box<RawValue>,
     /// When its request was finished, by the database's clock.
     pub staged_at: SystemTime,
@@ -46,12 +46,13 @@ pub struct Claimed {
     pub attempt: i32,
 }
 
-/// What one look at the queue found.
+/// The result of one claim.
 #[derive(Debug, Default)]
 pub struct Claims {
     /// To be worked now.
     pub claimed: Vec<Claimed>,
-    /// Dead letters now: they were taken up as often as a job may be, and nobody ever said how the last attempt ended.
+    /// Dead letters now: they were taken up as often as a job may be, and the end of the last attempt was never
+    /// recorded.
     pub buried: Vec<i64>,
 }
 
@@ -64,15 +65,15 @@ pub struct RetryPolicy {
     pub max_attempts: i32,
 }
 
-/// Mail that a server turned away for now is worth four tries a day and no more.
+/// A mail that a server refused for now is tried four times a day, and not more often.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
 
-/// Flushed, because the work follows: a claim that a crash of the database forgot would leave a worker that has done
-/// its work with no lease to finish the job under, and the work would be done again.
+/// Flushed, because the work follows. If a crash of the database undid the claim, a worker that has done its work would
+/// have no lease under which to finish the job, and the work would be done again.
 const CLAIM: &str = include_str!("work_claim.sql");
 
-/// Takes up to `limit` jobs that are due, those first that have been due for longest, under leases that last for
-/// `lease`; buries those that were taken up `max_attempts` times already.
+/// Claims up to `limit` jobs that are due, longest due first, under leases that last for `lease`. Jobs that were taken
+/// up `max_attempts` times already become dead letters.
 ///
 /// Locks the rows it returns and skips rows that others have locked, so that several workers share the work.
 pub async fn claim(
@@ -98,21 +99,21 @@ pub async fn claim(
     Ok(claims)
 }
 
-/// What became of leases that were to be extended. Those of others are in neither set.
+/// The result of extending leases. A lease that is no longer its holder's own is in neither set.
 #[derive(Debug, Default)]
 pub struct Extended {
     /// Tokens of leases that last longer now.
     pub kept: HashSet<Uuid>,
-    /// Tokens of leases that run on as they were, because another session has their rows locked just now.
+    /// Tokens of leases that stay as they were, because another session has their rows locked just now.
     pub skipped: HashSet<Uuid>,
 }
 
-/// Rows that are locked are skipped: a worker extends all of its leases in this statement, and one row that a person or a
-/// hung process holds must not cost it the others.
+/// Skips locked rows: a worker extends all of its leases in this statement, and one row that a person or a hung process
+/// has locked must not cost it the others.
 const EXTEND: &str = include_str!("work_extend.sql");
 
-/// Lets these leases last for `lease` from now on, all in one statement, as far as they are still their holders' own. One
-/// that has merely run out is not given up: while the job is not taken by another, it goes on.
+/// Extends these leases to `lease` from now on, in one statement, as far as they are still their holders' own. A lease
+/// that has run out is extended too, as long as no other worker has taken the job.
 ///
 /// Locks the jobs' rows and skips rows that others have locked.
 pub async fn extend(database: &Database, leases: &[JobLease], lease: Duration) -> Result<Extended, DatabaseError> {
@@ -126,19 +127,21 @@ pub async fn extend(database: &Database, leases: &[JobLease], lease: Duration) -
     Ok(extended)
 }
 
-/// The statement that finishes jobs of one kind. What a handler writes is taken from the fenced CTE, in the transaction that
-/// ends the job: a job that is finished has its traces, and one whose worker came too late has left none.
+/// The statement that finishes jobs of one kind. What a handler writes is taken from the fenced CTE, in the transaction
+/// that ends the job. So what the handler writes is there for every finished job, and a worker that came too late
+/// writes nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct FinishStatement(&'static str);
 
 impl FinishStatement {
-    /// With a handler's own CTEs.
+    /// Builds the statement with a handler's own CTEs.
     pub fn with(effects: &str) -> Self {
         Self(intern(include_str!("work_finish.sql").replace("/* effects */", effects)))
     }
 }
 
-/// Finishes a job, durably, with what its handler writes. `false` if the lease was lost, in which case nothing is written.
+/// Finishes a job, durably, with what its handler writes. Returns `false` if the lease was lost; then nothing is
+/// written.
 ///
 /// Locks the job's row.
 pub async fn finish(
@@ -183,14 +186,14 @@ impl Batched for Finish {
     }
 }
 
-/// What became of a job whose attempt failed.
+/// The state of a job after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Failed {
     /// It is tried again after this pause.
     Retried(Duration),
     /// It is a dead letter.
     Buried,
-    /// The lease was no longer ours: it is somebody else's to say. Nothing was written.
+    /// The lease was lost, and another worker decides on the job. Nothing was written.
     LeaseLost,
 }
 
@@ -230,7 +233,8 @@ pub async fn fail(
 
 const SWEEP: &str = include_str!("work_sweep.sql");
 
-/// Removes up to `limit` jobs that were finished at least `keep` ago, and says how many. Their receipts stay.
+/// Removes up to `limit` jobs that were finished at least `keep` ago, and returns how many. What their handlers wrote
+/// stays.
 ///
 /// Locks their rows and skips rows that others have locked.
 pub async fn sweep(database: &Database, keep: Duration, limit: i64) -> Result<i64, DatabaseError> {

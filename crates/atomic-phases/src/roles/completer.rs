@@ -46,7 +46,7 @@ impl Default for Settings {
     }
 }
 
-/// Claims what is due and has its operation carry it out, through the very code that the API uses.
+/// Claims requests that are due and has their operations carry them out, through the same code that the API uses.
 #[derive(Debug)]
 pub struct Completer {
     /// Where the keys are.

@@ -11,7 +11,7 @@ use crate::database::DatabaseError;
 use crate::queue::Outlet;
 use crate::queue::health::QueueHealth;
 
-/// Drains the outbox whenever a ride of this process is done, and looks at intervals for those of others.
+/// Drains the outbox whenever this process has staged jobs, and at intervals for the jobs of other processes.
 #[derive(Debug)]
 pub struct Enqueuer<O> {
     /// The way to the queue.
@@ -20,11 +20,11 @@ pub struct Enqueuer<O> {
     pub health: Arc<QueueHealth>,
     /// `enqueuer.poll_interval`.
     pub poll_interval: Duration,
-    /// Notified of each job that this process stages.
+    /// Notified when a request of this process has staged jobs.
     pub staged: Arc<Notify>,
     /// Notified of deliveries, for a worker in this process.
     pub delivered: Arc<Notify>,
-    /// Told of each look at the outbox.
+    /// Receives the result of each drain.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -39,7 +39,7 @@ impl<O: Outlet> Periodic for Enqueuer<O> {
         Some(&self.staged)
     }
 
-    /// A queue that is down is left alone, however many rides wake us meanwhile.
+    /// A queue is left alone during its pause, however many staged jobs wake this role meanwhile.
     async fn run_once(&self) -> Result<Progress, DatabaseError> {
         if self.health.pause().is_some() {
             return Ok(Progress::Idle);

@@ -1,4 +1,4 @@
-//! What runs beside the requests, each a loop over one database: as many processes as you like may run any of them.
+//! The roles: loops that run beside the requests, over one database. Any number of processes may run any of them.
 //!
 //! - [`periodic`]: the loop under those that poll.
 //! - [`completer`]: finishes what clients abandoned.
@@ -6,7 +6,7 @@
 //! - [`worker`]: does the jobs of the default queue.
 //! - [`reaper`]: removes what is old.
 //!
-//! None of them knows an operation or a job: they are handed those that a process has registered.
+//! No role contains code for a particular operation or job: it is given those that its process has registered.
 
 pub mod completer;
 pub mod enqueuer;

@@ -4,14 +4,14 @@ use std::fmt::Debug;
 
 use crate::queue::Drained;
 
-/// Counts what roles do, or does nothing: `()` is one.
+/// Receives what roles do, for example to count it. `()` is an observer that does nothing.
 pub trait Observer: Send + Sync + Debug + 'static {
-    /// One look at the outbox, on the way to the queue of this name.
+    /// Receives the result of one drain of the outbox to the queue of this name.
     fn drained(&self, queue: &'static str, drained: &Drained) {
         let _ = (queue, drained);
     }
 
-    /// One attempt at a job.
+    /// Receives the outcome of one attempt at a job.
     fn worked(&self, outcome: Outcome) {
         let _ = outcome;
     }
@@ -28,12 +28,12 @@ pub enum Outcome {
     Retried,
     /// It is a dead letter.
     Died,
-    /// It is somebody else's to say.
+    /// The lease was lost, or the end of the attempt could not be recorded.
     LeaseLost,
 }
 
 impl Outcome {
-    /// As a metric's label.
+    /// Returns the outcome's name, as a metric's label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Done => "done",

@@ -10,30 +10,30 @@ use tokio_util::sync::CancellationToken;
 use crate::database::DatabaseError;
 use crate::errors::chain;
 
-/// What one batch says about the next.
+/// When to look again after a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// The batch was full: look again at once, or after a rest.
     More,
-    /// It was not: there is time.
+    /// The batch was not full: the next look can wait.
     Idle,
 }
 
 /// A role that looks for work at intervals.
 pub trait Periodic: Send + Sync {
-    /// For logs.
+    /// The role's name in logs.
     const NAME: &'static str;
 
     /// Pause between looks when there is nothing to do.
     fn interval(&self) -> Duration;
 
-    /// Something that ends the pause early, if there is such a thing.
+    /// Returns a notification that ends the pause early, if there is one.
     fn wake(&self) -> Option<&Notify> {
         None
     }
 
-    /// Pause after a full batch that took so long, for work that nobody waits for: it leaves the database to others for a
-    /// share of the time, and for longer when that is slow.
+    /// Returns the pause after a full batch that took this long. For work that no client waits for, it leaves the
+    /// database to others for a share of the time, and for longer when the database is slow.
     fn rest(&self, _batch: Duration) -> Duration {
         Duration::ZERO
     }
@@ -65,7 +65,7 @@ impl<P: Periodic> Periodic for Arc<P> {
 /// Pause after a failed batch, so that a database that has come back is noticed soon.
 pub(super) const AFTER_ERROR: Duration = Duration::from_secs(1);
 
-/// Works batches until `stop`, which is heeded between batches and never within one.
+/// Works batches until `stop`, which takes effect between batches and never within one.
 pub async fn poll(role: impl Periodic, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let began = Instant::now();
@@ -104,7 +104,8 @@ async fn woken(wake: Option<&Notify>) {
     }
 }
 
-/// Up to a fifth less or more, so that processes which started together do not poll together for ever.
+/// Returns the pause, up to a fifth shorter or longer, so that processes which started together do not poll together
+/// for ever.
 pub fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }

@@ -9,7 +9,7 @@ use crate::database::{Database, DatabaseError};
 use crate::idempotency::reap::reap;
 use crate::queue::work::sweep;
 
-/// `[reaper]`: forgetting old keys.
+/// `[reaper]`: removing old keys.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -29,7 +29,7 @@ impl Default for Settings {
     }
 }
 
-/// Forgets what was finished long ago, and sets aside what should have been.
+/// Removes keys and jobs that were finished long ago, and parks old keys that never finished.
 #[derive(Debug)]
 pub struct Reaper {
     /// Where the keys are.
@@ -49,7 +49,8 @@ impl Periodic for Reaper {
         self.settings.poll_interval
     }
 
-    /// Half of the time. Nobody waits for the reaper, and clients do wait for the processor and the disk that it uses.
+    /// Rests for half of the time. No client waits for the reaper, and clients do wait for the processor and the disk
+    /// that it uses.
     fn rest(&self, batch: Duration) -> Duration {
         batch
     }

@@ -1,9 +1,9 @@
 //! Works the default queue, the table `jobs`.
 //!
-//! Unlike the roles that [poll](super::periodic), this one works many jobs at once that have nothing to do with each
-//! other, and one that waits for a slow mail server must not keep the next from starting. So it takes as many jobs as
-//! it has free slots, whenever there are both. Each job's lease is extended by one heartbeat for all of them; a job
-//! whose lease is lost is broken off, and would be turned away at the fence if it went on.
+//! Unlike the roles that [poll](super::periodic), this one works many independent jobs at once, and a job that waits
+//! for a slow mail server must not keep the next from starting. So it claims as many jobs as it has free slots,
+//! whenever there are both. One heartbeat extends the leases of all jobs. A job whose lease is lost is aborted; if it
+//! went on, the fence would stop its last statement.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::queue::handler::{HandlerError, Handlers};
 use crate::queue::leases::{Held, Leases};
 use crate::queue::work::{self, Claimed, Failed, FinishStatement, RetryPolicy};
 
-/// For logs.
+/// The role's name in logs.
 const NAME: &str = "worker";
 
 /// `[worker]`: working the default queue, the table `jobs`.
@@ -37,8 +37,8 @@ pub struct Settings {
     /// While a job waits for a mail server it holds no database connection, so it is the mail server that sets the
     /// limit: common ones take ten connections from one client without complaint.
     pub concurrency: u32,
-    /// How long a job is its worker's own without a sign of life. A heartbeat extends it every third of this, so it
-    /// bounds not how long a job may take but how long a dead process's jobs wait.
+    /// How long the lease on a job lasts without a heartbeat. A heartbeat extends it every third of this time, so it
+    /// does not limit how long a job may take, but how long the jobs of a dead process wait.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
     /// Pause after a job's first failed attempt; it doubles with each further one, up to six hours, with jitter.
@@ -74,13 +74,13 @@ impl Default for Settings {
 pub struct Worker {
     /// Where the queue is.
     pub database: Database,
-    /// What this process can work.
+    /// The handlers of the jobs that this process can work.
     pub handlers: Handlers,
     /// `[worker]`.
     pub settings: Settings,
     /// Notified when this process has delivered jobs to the queue.
     pub delivered: Arc<Notify>,
-    /// Told of each attempt.
+    /// Receives the outcome of each attempt.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -108,7 +108,7 @@ impl WorkError {
 }
 
 impl Worker {
-    /// Works until `stop`; then takes nothing more, and ends when what is under way has ended.
+    /// Works until `stop`; then claims no more jobs, and returns when the jobs under way have ended.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let leases = Arc::new(Leases::default());
         let heart = Arc::clone(&leases).beat(self.database.clone(), self.settings.lease);
@@ -132,8 +132,8 @@ impl Worker {
         while under_way.join_next().await.is_some() {}
     }
 
-    /// Takes up to `free` jobs and starts them. Returns how long to wait before the next look: not at all if there may
-    /// be more, so that the next free slot looks at once.
+    /// Claims up to `free` jobs and starts them. Returns the pause before the next look: zero if more jobs may be due,
+    /// so that the next free slot is used at once.
     async fn take(self: &Arc<Self>, free: i64, leases: &Arc<Leases>, under_way: &mut JoinSet<()>) -> Duration {
         let runs_out = Instant::now() + self.settings.lease;
         let claimed = work::claim(&self.database, free, self.settings.lease, self.settings.max_attempts).await;
@@ -157,7 +157,7 @@ impl Worker {
         if i64::try_from(found) == Ok(free) { Duration::ZERO } else { jittered(self.settings.poll_interval) }
     }
 
-    /// One attempt, from having the lease to having none.
+    /// Makes one attempt, from the claimed lease to the end of the lease.
     async fn work(self: Arc<Self>, job: Claimed, held: Held) {
         let began = Instant::now();
         let attempt = AssertUnwindSafe(self.attempt(&job, &held)).catch_unwind();
@@ -190,7 +190,7 @@ impl Worker {
         }
     }
 
-    /// Does what the job says, and returns how it is to be finished.
+    /// Has the job's handler do it, and returns the statement and the data that finish it.
     async fn attempt(&self, job: &Claimed, held: &Held) -> Result<(FinishStatement, Value), WorkError> {
         let known = self.handlers.get(&job.name).ok_or_else(|| WorkError::UnknownJob(job.name.clone()))?;
         Ok((known.finish, known.handler.work(job, held).await?))
@@ -220,9 +220,9 @@ impl Worker {
     }
 }
 
-/// Runs the statement that ends an attempt until the database carries it out or the lease has gone: what was done must
-/// not be done again for a connection that broke. If it was carried out and only the answer got lost, the next try
-/// finds the fence shut and changes nothing.
+/// Repeats the statement that ends an attempt until the database carries it out or the lease is about to run out: a
+/// connection that broke must not cause work to be done again. If the statement was carried out and only its answer was
+/// lost, the next try no longer passes the fence and changes nothing. Returns `None` if the end could not be recorded.
 async fn persist<T, F>(held: &Held, statement: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = Result<T, DatabaseError>>,

@@ -8,7 +8,7 @@ use super::{Ask, Circumstances, Finding, Found, Ledger, Pairs, Report, Rule};
 use crate::database::{Database, DatabaseError};
 use crate::errors::BoxError;
 
-/// Rows a statement reads.
+/// The most rows that a statement reads.
 const PAGE: i64 = 5000;
 
 /// What rules are asked of.
@@ -37,7 +37,7 @@ pub enum Unasked {
     /// The database did not answer, or refused the query.
     #[error(transparent)]
     Database(#[from] DatabaseError),
-    /// The same rows would be read for ever.
+    /// A page does not begin behind the one before it, so the same rows would be read for ever.
     #[error("its query does not read on from behind $1, ordered by id")]
     Stuck,
     /// The foreign system did not list its books.
@@ -131,7 +131,7 @@ impl Check<'_> {
     }
 }
 
-/// What is still to be found, and what was.
+/// The items that are still to be found, and the names that were found.
 #[derive(Default)]
 struct Books {
     expected: HashSet<String>,

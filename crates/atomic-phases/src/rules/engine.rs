@@ -2,7 +2,7 @@
 
 use super::Rule;
 
-/// Triggers stand behind what no look at the present can show.
+/// The triggers guard promises about changes, which rows as they are now cannot show.
 const GUARDED: &str = "
     SELECT g.id, CASE WHEN t.tgname IS NULL THEN 'the trigger ' || g.name || ' is missing or disabled' END AS offence
     FROM (VALUES (1::bigint, 'recovery_point_never_moves_back'), (2, 'answer_never_changes'),
@@ -10,7 +10,7 @@ const GUARDED: &str = "
     LEFT JOIN pg_trigger t ON t.tgrelid = 'idempotency_keys'::regclass AND t.tgname = g.name AND t.tgenabled = 'O'
     WHERE g.id > $1 ORDER BY g.id LIMIT $2";
 
-/// An unfinished key this much past the moment when the completer should have taken it has been forgotten.
+/// A key has been forgotten if it is unfinished an hour after the moment when the completer should have taken it.
 const NOT_FORGOTTEN: &str = "
     SELECT k.id, CASE WHEN k.response_code IS NULL AND k.parked_at IS NULL
                            AND greatest(k.next_attempt_at, k.locked_at) <= now() - interval '1 hour'
@@ -22,7 +22,7 @@ const ENDED: &str = "
                       THEN 'key ' || k.id || ': at ' || k.recovery_point END AS offence
     FROM idempotency_keys k WHERE k.id > $1 ORDER BY k.id LIMIT $2";
 
-/// Finishing stores a whole answer, forgets the last error and ends the lease; no statement may write to the key after it.
+/// Finishing stores a whole answer, clears the last error and ends the lease; no later statement may write to the key.
 const NOT_TOUCHED: &str = "
     SELECT k.id, CASE WHEN k.response_code IS NOT NULL AND (k.response_body IS NULL OR k.last_error IS NOT NULL OR k.lease_token IS NOT NULL)
                       THEN 'key ' || k.id || ': not finished as a whole, or written to after it was' END AS offence

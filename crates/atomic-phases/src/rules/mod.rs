@@ -1,11 +1,12 @@
-//! What must always hold, as queries that look for what does not.
+//! What must always hold, as queries that look for violations.
 //!
-//! The engine and the queue bring rules of their own ([`engine`], [`queue`]), each operation brings its own, and a [`Check`]
-//! asks whatever it is given.
+//! The engine and the queue bring rules of their own ([`engine`], [`queue`]), each operation brings its own, and a
+//! [`Check`] asks the rules that it is given.
 //!
-//! Rules are asked on a live system. A statement sees one moment, and what spans two is read in the order in which it can only
-//! come true: a finished request before its job, a recorded charge before the other side's list of them. So nothing that is
-//! merely under way looks wrong. Nothing is locked, and no snapshot is held for longer than a page.
+//! Rules are asked on a live system. A statement sees one moment. A rule that compares two moments reads first the side
+//! that cannot exist without the other: a finished request before its job, a recorded charge before the foreign
+//! system's list of charges. So work that is merely under way never counts as a violation. Nothing is locked, and no
+//! snapshot is held for longer than a page.
 
 mod check;
 mod engine;
@@ -28,7 +29,7 @@ pub use report::{Finding, Report};
 /// What must always hold.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// A sentence in the present tense, which says whose it is: "a ride has one charge".
+    /// A sentence in the present tense, whose subject is what the rule is about: "a ride has one charge".
     pub name: &'static str,
     /// How it is asked.
     pub ask: Ask,
@@ -36,8 +37,8 @@ pub struct Rule {
 
 /// How a rule is asked.
 ///
-/// SQL is paged: it takes `$1`, the `id` behind which to go on, and `$2`, how many rows at most, and is ordered by `id`, a
-/// bigint above 0.
+/// The SQL returns a page: it takes `$1`, the `id` behind which to go on, and `$2`, the most rows, and is ordered by
+/// `id`, a bigint above 0.
 #[derive(Debug, Clone)]
 pub enum Ask {
     /// Each row by itself: `id`, and `offence`, a text that says what is wrong and with what, or null.
@@ -47,11 +48,11 @@ pub enum Ask {
         /// The page.
         sql: &'static str,
     },
-    /// Two sides: what is expected is found, and nothing is found twice that may be there once.
+    /// Two sides: what is expected is found, and what may exist once is not found twice.
     Pairs(Pairs),
 }
 
-/// Two sides that agree.
+/// Two sides that must agree.
 #[derive(Debug, Clone)]
 pub struct Pairs {
     /// Pages of `id` and `item`, a text: what must be found. Read first, when it can be asked.
@@ -63,30 +64,30 @@ pub struct Pairs {
 /// One place where things are found.
 #[derive(Clone)]
 pub enum Found {
-    /// Pages of `id`; `thing`, a bigint that is the same wherever this thing is seen again; and what a [`Found::Ledger`]
-    /// returns.
+    /// Pages of `id`; `thing`, a bigint that is the same in each row about the same thing; and the columns that a
+    /// [`Found::Ledger`] returns.
     Rows(&'static str),
-    /// What a foreign system has in its books.
+    /// The entries of a foreign system's ledger.
     Ledger {
         /// Lists them.
         ledger: Arc<dyn Ledger>,
-        /// Takes `$1`, a page's entries as `jsonb[]`, and returns a row for each that is ours: `items`, an array of what it is
-        /// among what is expected; `once`, an array of names that no other thing may have; and `offence`, as in
-        /// [`Ask::Rows`]. Nulls in the arrays count for nothing.
+        /// Takes `$1`, a page's entries as `jsonb[]`, and returns a row for each entry that belongs to this system:
+        /// `items`, an array of the expected items that the entry stands for; `once`, an array of names that no other
+        /// thing may have; and `offence`, as in [`Ask::Rows`]. Nulls in the arrays are ignored.
         sql: &'static str,
     },
 }
 
-/// A foreign system's books.
+/// A foreign system's ledger, which lists its entries in pages.
 pub trait Ledger: Send + Sync {
-    /// One page, beginning where the page before it said.
+    /// Returns one page: the first, or the one at `after`, which is the [`LedgerPage::next`] of the page before.
     fn page(&self, after: Option<String>) -> BoxFuture<'_, Result<LedgerPage, BoxError>>;
 }
 
 /// A page of a ledger.
 #[derive(Debug)]
 pub struct LedgerPage {
-    /// What stands in it.
+    /// The page's entries.
     pub entries: Vec<Value>,
     /// Where the next one begins, if there is one.
     pub next: Option<String>,
@@ -121,7 +122,7 @@ impl When {
         }
     }
 
-    /// What a report says when it is not.
+    /// Returns a report's note for a rule that cannot be asked.
     fn otherwise(self) -> &'static str {
         match self {
             Self::Always => "asked at any time",
@@ -132,17 +133,17 @@ impl When {
 }
 
 impl Rule {
-    /// One that looks at each row by itself, at any time.
+    /// Creates a rule that looks at each row by itself, at any time.
     pub const fn rows(name: &'static str, sql: &'static str) -> Self {
         Self { name, ask: Ask::Rows { when: When::Always, sql } }
     }
 
-    /// One that looks at two sides.
+    /// Creates a rule that compares two sides.
     pub const fn pairs(name: &'static str, expected: (When, &'static str), found: Vec<Found>) -> Self {
         Self { name, ask: Ask::Pairs(Pairs { expected, found }) }
     }
 
-    /// One that looks at each row by itself once all has come to rest.
+    /// Creates a rule that looks at each row by itself once all has come to rest.
     pub const fn rows_at_rest(name: &'static str, sql: &'static str) -> Self {
         Self { name, ask: Ask::Rows { when: When::AtRest, sql } }
     }

@@ -1,4 +1,4 @@
-//! The queue's own rules: a job's life, whatever it does.
+//! The queue's own rules: what holds for every job, whatever it does.
 
 use super::Rule;
 

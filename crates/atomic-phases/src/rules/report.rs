@@ -1,34 +1,34 @@
-//! What was found.
+//! The result of a check.
 
 use std::fmt;
 
-/// Offenders that a report names; it counts the others.
+/// The most violations that a report names; it only counts the others.
 const NAMED: usize = 10;
 
-/// What one rule's queries saw.
+/// The result of one rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finding {
     /// Rows and entries looked at.
     pub examined: u64,
-    /// Violations.
+    /// How many violations.
     pub violations: u64,
     /// The first of them.
     pub named: Vec<String>,
-    /// What could not be asked.
+    /// What could not be asked, and why.
     pub unasked: Option<&'static str>,
 }
 
-/// What all rules said, in the order in which they were asked.
+/// The findings of all rules, in the order in which they were asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report(pub(super) Vec<(&'static str, Finding)>);
 
 impl Report {
-    /// One for each rule, by its name.
+    /// Returns the name of each rule, with its finding.
     pub fn findings(&self) -> impl Iterator<Item = (&'static str, &Finding)> {
         self.0.iter().map(|(name, finding)| (*name, finding))
     }
 
-    /// The rules that do not hold.
+    /// Returns the names of the rules that do not hold.
     pub fn violated(&self) -> Vec<&'static str> {
         self.findings().filter(|(_, finding)| finding.violations > 0).map(|(name, _)| name).collect()
     }
@@ -44,7 +44,7 @@ impl Finding {
 }
 
 impl fmt::Display for Report {
-    /// A line for each rule, and one for each named offender.
+    /// Writes a line for each rule, and one for each named violation.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, finding) in self.findings() {
             let verdict = if finding.violations == 0 { "holds   " } else { "VIOLATED" };

@@ -1,6 +1,6 @@
 //! The shop is killed, and cut off, at each message that it sends; every order is paid for and shipped exactly once.
 
-// The machinery is the program's own, of which this needs a part.
+// These modules are the program's own test support, of which this test uses a part.
 #[allow(dead_code)]
 #[path = "../../../../tests/chaos/proxy.rs"]
 mod proxy;
@@ -33,10 +33,10 @@ use uuid::Uuid;
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a bank or a carrier has done, by the keys that it was asked with.
+/// What a bank or a carrier has done, by the idempotency keys of the calls.
 type Done = Arc<Mutex<HashMap<String, Value>>>;
 
-/// Does once whatever it is asked for under one key, and declines one card.
+/// Starts a bank or a carrier, which acts once for each idempotency key and declines one card.
 async fn serve() -> (SocketAddr, Done) {
     async fn once(State(done): State<Done>, headers: HeaderMap, Json(asked): Json<Value>) -> Json<Value> {
         if asked["card"] == "declined" {
@@ -55,7 +55,7 @@ async fn serve() -> (SocketAddr, Done) {
     (address, done)
 }
 
-/// The shop with all that it talks to, past one script.
+/// The shop and all that it talks to, each behind a proxy that follows one script.
 struct Street {
     script: Script,
     postgres: Proxy,
@@ -82,7 +82,7 @@ impl Street {
         }
     }
 
-    /// The shop's address; it is started if it does not run.
+    /// Returns the shop's address; starts the shop if it does not run.
     async fn shop(&mut self) -> SocketAddr {
         if let Some((child, address)) = &mut self.shop
             && child.try_wait().unwrap().is_none()
@@ -120,7 +120,7 @@ impl Street {
         self.database.script(sql).await.unwrap();
     }
 
-    /// A customer who asks until there is a final answer.
+    /// Places an order, and repeats the request until there is a final answer.
     async fn order(&mut self, product: i64, card: &str) -> (u16, String) {
         let (key, client, began) = (Uuid::new_v4().to_string(), reqwest::Client::new(), Instant::now());
         let wish = json!({ "product_id": product, "card": card, "address": "1 Main Street" });
@@ -140,7 +140,7 @@ impl Street {
         }
     }
 
-    /// Paid, shipped, ordered, and what is left on the shelf.
+    /// Returns how many payments, parcels and orders there are, and how much stock is left.
     async fn books(&self) -> (usize, usize, i64, i64) {
         let sql = "SELECT count(*), count(payment) + count(parcel), (SELECT sum(stock) FROM products) FROM orders";
         let row = &self.database.query(sql, &[]).await.unwrap()[0];
@@ -159,7 +159,7 @@ impl Street {
     }
 }
 
-/// What an order crosses, without what the completer asks beside it and the pool, which grows meanwhile.
+/// Returns what an order sends, without the completer's statements and those that open connections of the growing pool.
 fn of_the_order(crossed: Vec<Boundary>) -> Vec<Boundary> {
     let beside = |label: &str| label.ends_with("update idempotency_keys") || label.starts_with("query SET");
     crossed.into_iter().filter(|boundary| !beside(&boundary.label)).collect()
@@ -177,7 +177,7 @@ async fn an_order_survives_a_crash_at_every_step() {
     let mut runs = 0;
     for n in 0..boundaries.len() {
         for fault in Fault::BREAKING.into_iter().filter(|fault| fault.fits(&boundaries[n])) {
-            // Statements are prepared anew.
+            // A new process, so that statements are prepared again.
             if let Some((mut child, _)) = street.shop.take() {
                 child.kill().await.unwrap();
             }

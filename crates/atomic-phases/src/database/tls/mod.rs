@@ -1,8 +1,8 @@
 //! The database URL, with `sslmode` meaning what it means to libpq and psql.
 //!
-//! tokio-postgres knows `disable`, `prefer` and `require`, and leaves the certificate to whoever makes the TLS
-//! connection; it refuses a URL with `sslmode=verify-full` or `sslrootcert`, the two that managed databases tell
-//! their users to add. Here both are taken out and become a certificate check:
+//! tokio-postgres reads the modes `disable`, `prefer` and `require`, and leaves the certificate to the TLS connector.
+//! It refuses a URL with `sslmode=verify-full` or `sslrootcert`, the two that managed databases tell their users to
+//! add. This module takes both out of the URL and turns them into a certificate check:
 //!
 //! | `sslmode` | encrypted | certificate's chain | host name |
 //! |---|---|---|---|
@@ -14,7 +14,8 @@
 //!
 //! As in libpq, none of it applies to Unix sockets, and `sslrootcert=system` implies `verify-full`. Two differences
 //! remain. Without `sslrootcert` the roots are Mozilla's, compiled in, and not a file in the home directory. And a
-//! certificate that is checked has to be of X.509 version 3, with the host among its alternative names.
+//! certificate that is checked must be of X.509 version 3; where the host name is checked, it must be among the
+//! certificate's alternative names.
 
 mod verifier;
 
@@ -33,7 +34,7 @@ pub enum UrlError {
     /// tokio-postgres does not accept the rest of the URL; its error names the parameter.
     #[error("the database URL is not valid")]
     Invalid(#[source] tokio_postgres::Error),
-    /// A URL with two `@` could be cut at either, and a part of the password end up as the host.
+    /// The URL has two `@`. If it were cut at the wrong one, a part of the password would become the host.
     #[error("the database URL has more than one `@`: write `%40` for one in a password or a parameter")]
     SecondAt,
     /// Not a URL, and not the keyword form either.
@@ -45,7 +46,7 @@ pub enum UrlError {
     /// An unknown `sslmode`.
     #[error("sslmode `{0}` is not one of disable, prefer, require, verify-ca, verify-full")]
     Mode(String),
-    /// `sslrootcert=system` says that certificates matter, and a weak `sslmode` that they do not.
+    /// `sslrootcert=system` needs `verify-full`, and the `sslmode` that is given is weaker.
     #[error("sslrootcert=system needs sslmode=verify-full")]
     WeakForSystem,
     /// The file of `sslrootcert` cannot be read.
@@ -64,12 +65,12 @@ pub enum UrlError {
     },
 }
 
-/// Reads a libpq URL (`postgres://…`) or keyword string (`host=… user=…`): where to connect, and how to check the
-/// certificate of whoever answers.
+/// Reads a libpq URL (`postgres://…`) or keyword string (`host=… user=…`). Returns where to connect, and how to check
+/// the server's certificate.
 ///
 /// # Errors
 ///
-/// If a parameter is unknown or has a wrong value, or the file of `sslrootcert` is of no use.
+/// If a parameter is unknown or has a wrong value, or the file of `sslrootcert` holds no usable certificate.
 pub fn parse(url: &str) -> Result<(Config, MakeRustlsConnect), UrlError> {
     let (rest, parameters) = take_ssl_parameters(url)?;
     let mut config: Config = rest.parse().map_err(UrlError::Invalid)?;
@@ -82,13 +83,14 @@ pub fn parse(url: &str) -> Result<(Config, MakeRustlsConnect), UrlError> {
     Ok((config, connector(checks)))
 }
 
-/// For connections that never use TLS, such as those over a Unix socket. It trusts nobody, so that a mistake shows.
+/// Returns a connector for connections that never use TLS, such as those over a Unix socket. It trusts no certificate,
+/// so that TLS by mistake fails.
 #[must_use]
 pub fn none() -> MakeRustlsConnect {
     connector(Checks::ChainAndName(Roots::none()))
 }
 
-/// TLS does not exist on Unix sockets, whatever `sslmode` says.
+/// Whether all hosts are Unix sockets, on which TLS does not exist, whatever `sslmode` says.
 fn is_local(config: &Config) -> bool {
     let hosts = config.get_hosts();
     let is_socket = |host: &Host| matches!(host, Host::Unix(_));
@@ -112,7 +114,8 @@ struct SslParameters {
 }
 
 impl SslParameters {
-    /// Keeps a parameter that belongs here, and says whether it did. As in libpq, the last one of a name counts.
+    /// Stores a parameter if it is one of these two, and returns whether it is. As in libpq, the last one of a name
+    /// counts.
     fn take(&mut self, name: &str, value: &str) -> Result<bool, UrlError> {
         match name {
             "sslmode" => self.mode = Some(parse_mode(value)?),
@@ -122,7 +125,7 @@ impl SslParameters {
         Ok(true)
     }
 
-    /// What to ask of tokio-postgres, and what to check of the certificate.
+    /// Returns the mode for tokio-postgres, and the checks of the certificate.
     fn resolve(&self) -> Result<(SslMode, Checks), UrlError> {
         let root_certificate = self.root_certificate.as_deref();
         let system = root_certificate == Some("system");
@@ -174,7 +177,7 @@ fn take_from_url(url: &str, address: &str) -> Result<(String, SslParameters), Ur
 
     let mut kept = Vec::new();
     for pair in url[question_mark + 1..].split('&') {
-        // In a form `+` is a space; in a URL of Postgres', as in most file names, it is a plus.
+        // In an HTML form `+` means a space; in a Postgres URL, as in most file names, it is a plus.
         let escaped = pair.replace('+', "%2B");
         let taken = match form_urlencoded::parse(escaped.as_bytes()).next() {
             Some((name, value)) => parameters.take(&name, &value)?,
@@ -208,7 +211,7 @@ fn take_from_pairs(pairs: &str) -> Result<(String, SslParameters), UrlError> {
     Ok((kept, parameters))
 }
 
-/// The value at the start of `text`, quoted or bare, and where it ends. A backslash escapes in both.
+/// Returns the value at the start of `text`, quoted or bare, and where it ends. A backslash escapes in both.
 fn read_value(text: &str) -> Option<(String, usize)> {
     let quoted = text.starts_with('\'');
     let mut value = String::new();
@@ -237,7 +240,7 @@ mod tests {
         split(url).1.resolve().unwrap()
     }
 
-    /// The whole chain of an error, as it is logged.
+    /// The whole chain of an error, as `Display` and as `Debug` print it.
     fn explain(url: &str) -> String {
         let error = parse(url).map(|(config, _)| config).unwrap_err();
         let mut text = format!("{error} {error:?}");

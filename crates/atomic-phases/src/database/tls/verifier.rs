@@ -1,4 +1,4 @@
-//! Who is believed to be the database: the checks of a certificate that `sslmode` asks for.
+//! The checks of the server's certificate that `sslmode` asks for.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) fn connector(checks: Checks) -> MakeRustlsConnect {
 #[derive(Debug)]
 pub(super) struct Roots {
     anchors: RootCertStore,
-    /// Those of `sslrootcert` as they are, to recognise a server that presents one of them itself.
+    /// The certificates of `sslrootcert` as they are, to recognise a server that presents one of them as its own.
     certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -55,7 +55,7 @@ impl Roots {
         }
     }
 
-    /// None, so that nobody is trusted.
+    /// Returns no roots, so that no certificate is trusted.
     pub(super) fn none() -> Self {
         Self { anchors: RootCertStore::empty(), certificates: Vec::new() }
     }
@@ -77,7 +77,7 @@ impl Roots {
     }
 }
 
-/// What of the server's certificate is checked.
+/// Which parts of the server's certificate are checked.
 #[derive(Debug)]
 pub(super) enum Checks {
     Nothing,
@@ -85,7 +85,8 @@ pub(super) enum Checks {
     ChainAndName(Roots),
 }
 
-/// rustls' own verifier always checks the name, and has no mode that trusts a certificate authority blindly.
+/// Carries out the [`Checks`]. rustls' own verifier always checks both chain and name, and has no mode that leaves one
+/// out.
 #[derive(Debug)]
 struct Verifier {
     checks: Checks,
@@ -103,8 +104,9 @@ impl Verifier {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.algorithms.all;
         match verify_server_cert_signed_by_trust_anchor(&parsed, &roots.anchors, intermediates, now, algorithms) {
-            // A self-signed certificate usually calls itself an authority, which may not serve by the book. libpq
-            // accepts it if it is the very one in sslrootcert. (One that has expired is told apart by rustls.)
+            // A self-signed certificate usually calls itself an authority, and an authority's certificate must not be a
+            // server's. libpq accepts it if it is the very one in sslrootcert. (For one that has expired, rustls
+            // returns another error.)
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
                 if roots.certificates.contains(end_entity) =>
             {
@@ -135,8 +137,8 @@ impl ServerCertVerifier for Verifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    // The signature proves that the server has the certificate's key. That is worth nothing where anybody's
-    // certificate will do, and checking it would refuse certificates too old in form for rustls to read.
+    // The signature proves that the server has the certificate's key. Where any certificate is accepted, that proves
+    // nothing, and checking it would refuse certificates whose form is too old for rustls to read.
 
     fn verify_tls12_signature(
         &self,

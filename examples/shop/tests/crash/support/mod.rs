@@ -1,4 +1,4 @@
-//! What the program's tests stand on.
+//! The program's own test support.
 
 #[path = "../../../../../tests/support/cluster.rs"]
 pub mod cluster;
