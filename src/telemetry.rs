@@ -34,8 +34,7 @@ pub enum Format {
     Json,
 }
 
-/// Installs the process's subscriber. Logs go to standard error: standard output is for what a command was
-/// asked to print.
+/// Installs the process's subscriber. Logs go to standard error: standard output is for the result of a command.
 pub fn init(settings: &Settings) -> Result<(), ParseError> {
     // tokio-postgres logs the parameters of statements, e-mail addresses among them.
     let filter = EnvFilter::try_new(&settings.filter)?.add_directive("tokio_postgres::query=off".parse()?);

@@ -13,9 +13,8 @@ use super::decode::single_header;
 use super::error::{ApiError, Unauthenticated};
 use crate::users::{self, User};
 
-/// How long a user who was found is not looked up again, which saves a busy client a read with each request. When a
-/// user is removed, authentication refuses them up to a second later; no ride is booked meanwhile, because it refers to
-/// its user's row.
+/// How long a user who was found is not looked up again, which saves a busy client a read with each request. A user who
+/// is removed is refused up to a second later; no ride is booked meanwhile, because it refers to its user's row.
 const REMEMBERED: Duration = Duration::from_secs(1);
 /// How many users are remembered at most.
 const MOST: usize = 10_000;

@@ -11,7 +11,8 @@ use crate::api::Auth;
 use crate::role::Role;
 
 /// The part of a lease that is left for the phases and for a short wait for connections, besides the two calls to
-/// Stripe that one attempt may make (a look-up and a charge). If an attempt takes longer, the fence still stops it.
+/// Stripe that one attempt may make (a look-up and a charge). If an attempt takes longer, the fence still keeps it from
+/// writing.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
 /// The part of an enqueuer's lease that is left for statements, besides the two pushes that it may have to wait for. If

@@ -42,7 +42,7 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
     /// Bring a database of an earlier version to this one at the start. A private Postgres is always migrated, whatever
-    /// this says.
+    /// the value.
     pub migrate: bool,
 }
 

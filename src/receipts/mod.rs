@@ -46,7 +46,7 @@ use smtp::Smtp;
 pub struct Receipts {
     /// Where rides and users are.
     pub database: Database,
-    /// This database's own name, so that a database made anew, whose ids begin again, does not send under the message
+    /// The UUID of this database. Without it, a database made anew, whose ids begin again, would send under the message
     /// ids of another.
     pub installation: Uuid,
     /// How receipts are sent.

@@ -54,7 +54,7 @@ pub enum SmtpError {
         /// The server's words.
         said: Said,
     },
-    /// The connection broke when the mail had been sent, and before the server had said whether it took it.
+    /// The connection broke after the mail had been sent, and before the server had answered whether it took it.
     #[error("it is not known whether it was taken: {0}")]
     Unknown(Said),
 }
@@ -62,9 +62,9 @@ pub enum SmtpError {
 /// A command that the server can refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// `MAIL FROM`: who sends.
+    /// `MAIL FROM`: the sender.
     Sender,
-    /// `RCPT TO`: who receives.
+    /// `RCPT TO`: the recipient.
     Recipient,
     /// `DATA`: that a mail follows.
     Data,

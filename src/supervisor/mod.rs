@@ -76,8 +76,8 @@ fn names(roles: &[Role]) -> String {
 }
 
 impl Supervisor {
-    /// Binds the ports, brings up the database, and starts every role that `config` asks for. When this returns
-    /// the API answers.
+    /// Binds the ports, brings up the database, and starts every role that `config` turns on. When this returns, the
+    /// API answers.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         start::start(config).await
     }

@@ -23,7 +23,7 @@ use crate::receipts::{self, Sender};
 use crate::role::Role;
 use crate::stripe::{self, ClientError, sandbox};
 
-/// Seeding asks Stripe, which may be in another process that is only just starting.
+/// Seeding calls Stripe, which may be in another process that is only just starting.
 const SEED_TRIES: u32 = 5;
 const SEED_PAUSE: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-//! The files of one cluster: where they are, who may use them, and how a cluster comes to exist.
+//! The files of one cluster: where they are, which account may use them, and how a cluster is made.
 //!
 //! For a data directory `pg` there are, beside it, `pg.lock` (held by the process that runs the cluster), `pg.log`
 //! (what Postgres logs) and, while initdb works, `pg.new`.

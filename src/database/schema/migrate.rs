@@ -59,7 +59,7 @@ impl Step {
     }
 }
 
-/// For a step that makes everything wait that uses the table.
+/// For a step that makes all other users of the table wait.
 const BRIEFLY: &str = "the table, for milliseconds";
 
 /// Returns the steps from this version to the next.
@@ -114,7 +114,8 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
     Ok(steps)
 }
 
-/// Carries these steps out. Several processes may do so at once: one works, and the others wait and find it done.
+/// Carries out the steps of [`plan`]. Several processes may do so at once: one works, and the others wait and find it
+/// done.
 pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
     let migration = Migration::open(database).await?;
     // Most starts find nothing to do, and need not wait for each other.

@@ -104,7 +104,7 @@ impl Journal {
             let read = reader.read_until(b'\n', &mut line).map_err(failed("read"))?;
             if !line.ends_with(b"\n") {
                 if read > 0 {
-                    // Its write never returned, so no answer has told of what it holds.
+                    // Its write never returned, so no client has an answer that depends on it.
                     tracing::warn!(path = %path.display(), line = number, "cutting off a torn last line");
                     file.set_len(length).map_err(failed("truncate"))?;
                 }

@@ -21,7 +21,7 @@ use crate::http::{Body, HangUp};
 pub(super) enum ListFault {
     /// Nothing.
     None,
-    /// The page is empty and says that there are more.
+    /// The page is empty, but `has_more` is true.
     EmptyPage,
     /// The connection is dropped.
     Reset,

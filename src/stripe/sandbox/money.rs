@@ -172,7 +172,7 @@ fn refund(claim: Claim<'_>, terms: RefundTerms, fault: Fault) -> Result<Reply, A
     }
 }
 
-/// A success that does not say what was created.
+/// Removes the id from a success, so that it does not say what was created.
 fn without_id(reply: Reply) -> Reply {
     let body = match serde_json::from_slice(&reply.body) {
         Ok(Value::Object(mut charge)) => {
@@ -184,7 +184,7 @@ fn without_id(reply: Reply) -> Reply {
     Reply { body, ..reply }
 }
 
-/// A reply that promises a whole body and breaks the connection after half of it.
+/// Returns a reply that promises a whole body and breaks the connection after half of it.
 fn truncated(reply: Reply) -> Response<Body> {
     let whole = reply.body.len();
     let half = reply.body.slice(..whole / 2);

@@ -80,7 +80,7 @@ pub struct ChargeTerms {
     pub customer: String,
     /// What it is for.
     pub description: Option<String>,
-    /// Texts by which the caller wants to find it.
+    /// Texts by which the caller can find it.
     pub metadata: Metadata,
 }
 
@@ -124,7 +124,7 @@ pub(super) struct RefundFailure {
 pub struct RefundTerms {
     /// The charge to refund, `ch_…`.
     pub charge: String,
-    /// Texts by which the caller wants to find it.
+    /// Texts by which the caller can find it.
     pub metadata: Metadata,
 }
 
