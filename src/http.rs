@@ -1,8 +1,8 @@
 //! The HTTP/1 server under the API and the Stripe sandbox: accept, bound, serve, drain.
 //!
-//! hyper parses and writes; what hyper leaves to its caller lives here: a bound on connections, a deadline on
-//! reading a request's head and body, and the drain, which lets requests in flight answer while idle
-//! connections close at once. Routing and meaning belong to whoever passes the handler in.
+//! hyper parses and writes; what hyper leaves to its caller is here: a bound on connections, a deadline on reading a
+//! request's head and body, and the drain, which lets requests in flight answer while idle connections close at once.
+//! Routing and meaning belong to the handler that the caller passes in.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -62,7 +62,7 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket: Mutex::new(Some(Arc::new(socket))) })
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -161,7 +161,7 @@ pub async fn read_body(body: Incoming, limit: usize, timeout: Duration) -> Resul
     }
 }
 
-/// A response of `status` whose body is the given JSON text, byte for byte.
+/// Returns a response of `status` whose body is the given JSON text, byte for byte.
 pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     let body = Full::new(body.into()).map_err(|never: Infallible| match never {}).boxed_unsync();
     let mut response = Response::new(body);

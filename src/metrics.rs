@@ -1,10 +1,10 @@
-//! What this process tells Prometheus, as `GET /metrics`.
+//! The metrics of this process, which Prometheus reads with `GET /metrics`.
 //!
-//! The registry belongs to a supervisor and is not global, so that two of them in one test process count for
-//! themselves. What the process counts is always told; what only the database knows ([`depths`]) is told while the
-//! database answers, and left out rather than waited for while it does not.
+//! The registry belongs to a supervisor and is not global, so that two supervisors in one test process count
+//! separately. What the process counts is always there. Figures from the database ([`depths`]) are there while the
+//! database answers, and left out while it does not.
 //!
-//! Names begin with `rocket_rides_`, and units are base units. A label never holds what a client made up.
+//! Names begin with `rocket_rides_`, and units are base units. A label never holds text that a client chose.
 
 pub mod depths;
 
@@ -26,7 +26,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use depths::Depths;
 
-/// The type of what [`Metrics::render`] gives.
+/// The content type of what [`Metrics::render`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const PREFIX: &str = "rocket_rides";
@@ -67,7 +67,7 @@ struct Ended {
     outcome: &'static str,
 }
 
-/// From a millisecond, which a replay takes, to 16 s, which two calls to a slow Stripe do.
+/// Makes a histogram from 1 ms, which a replay takes, to 16 s, which two calls to a slow Stripe take.
 fn request_seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
@@ -95,7 +95,7 @@ impl Default for Metrics {
     }
 }
 
-/// A counter for each set of labels that comes along.
+/// Registers a family that makes a counter for each set of labels when it first occurs.
 fn counter<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Counter>
 where
     L: EncodeLabelSet + Clone + std::fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static,
@@ -106,16 +106,16 @@ where
 }
 
 impl Metrics {
-    /// One request was answered.
+    /// Counts a request that was answered.
     ///
-    /// `path` is a route's pattern, or [`OTHER`], for paths are the client's to make up.
+    /// `path` is a route's pattern, or [`OTHER`], because a client can send any path.
     pub fn count_request(&self, method: &Method, path: &'static str, status: StatusCode, took: Duration) {
         let method = method_label(method);
         self.requests.get_or_create(&Answered { method, path, status: status.as_u16() }).inc();
         self.request_seconds.get_or_create(&Asked { method, path }).observe(took.as_secs_f64());
     }
 
-    /// All of it, as text. Waits for the database no longer than [`depths::PATIENCE`].
+    /// Returns all metrics as text. Waits for the database no longer than [`depths::PATIENCE`].
     pub async fn render(&self, database: &Database, queue: Option<&QueueHealth>) -> String {
         let mut now = Registry::with_prefix(PREFIX);
         let mut gauge = |name: &str, help: &str, value: i64| now.register(name, help, ConstGauge::new(value));
@@ -162,17 +162,17 @@ impl Observer for Metrics {
     }
 }
 
-/// The resident set, where the system tells it as Linux does.
+/// Returns the resident set in bytes, where the system has `/proc` as Linux does.
 fn resident_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(resident.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()? * 1024)
 }
 
-/// The label of everything that is not served.
+/// The label of every path that is not served, and of every unknown method.
 pub const OTHER: &str = "other";
 
-/// Methods are the client's to make up, too.
+/// Returns a method's label. A client can send any method, too.
 fn method_label(method: &Method) -> &'static str {
     const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER)

@@ -13,7 +13,7 @@ use crate::refunds::Refunds;
 use crate::rides::{self, Rides};
 use crate::stripe;
 
-/// Every operation of the program, as those know it who carry operations out.
+/// Every operation of the program, in the forms that the completer and the API use.
 #[derive(Clone)]
 pub struct Registry {
     /// For the completer.
@@ -28,7 +28,7 @@ impl Registry {
         self.endpoints.push(Arc::new(operation));
     }
 
-    /// What must always hold.
+    /// Returns the rules: what must always hold.
     pub fn rules(&self) -> Vec<Rule> {
         [rules::engine(), rules::queue(), self.operations.rules(), receipts::rules()].concat()
     }

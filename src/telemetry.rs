@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// `[log]`: what is said, and how.
+/// `[log]`: what is logged, and how.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -34,13 +34,12 @@ pub enum Format {
     Json,
 }
 
-/// Installs the process's subscriber. Logs go to standard error: standard output is for what a command was
-/// asked to print.
+/// Installs the process's subscriber. Logs go to standard error: standard output is for the result of a command.
 pub fn init(settings: &Settings) -> Result<(), ParseError> {
     // tokio-postgres logs the parameters of statements, e-mail addresses among them.
     let filter = EnvFilter::try_new(&settings.filter)?.add_directive("tokio_postgres::query=off".parse()?);
-    // A log that cannot be written (a closed pipe, a full disk) loses its lines. The library's own complaint about
-    // that would panic in the task that logged, with a card charged and its client waiting.
+    // A log that cannot be written (a closed pipe, a full disk) loses its lines. The library's own message about that
+    // would panic in the task that logged, perhaps when a card was charged and its client waits.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let pretty = match settings.format {

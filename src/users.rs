@@ -1,4 +1,4 @@
-//! Who may book rides.
+//! The users, who may book rides.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use atomic_phases::database::{Batched, Database, DatabaseError, column};
 use tokio_postgres::Row;
 
-/// Somebody who books rides.
+/// A user, who may book rides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// The row.
     pub id: i64,
-    /// Whom Stripe charges.
+    /// The customer that Stripe charges.
     pub stripe_customer_id: String,
 }
 
@@ -21,7 +21,7 @@ impl User {
     }
 }
 
-/// The user with this e-mail address, compared byte for byte.
+/// Returns the user with this e-mail address, compared byte for byte.
 pub async fn find_by_email(database: &Database, email: &str) -> Result<Option<User>, DatabaseError> {
     database.batched(ByEmail(email.to_owned())).await
 }

@@ -1,4 +1,4 @@
-//! Who is asking.
+//! Authenticates clients by e-mail address.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,17 +13,17 @@ use super::decode::single_header;
 use super::error::{ApiError, Unauthenticated};
 use crate::users::{self, User};
 
-/// A user who was found is not looked up again for so long, which saves a busy client a read with each request. Somebody who
-/// is removed is told so a second later; no ride is booked meanwhile, because it refers to its user's row.
+/// How long a user who was found is not looked up again, which saves a busy client a read with each request. A user who
+/// is removed is refused up to a second later; no ride is booked meanwhile, because it refers to its user's row.
 const REMEMBERED: Duration = Duration::from_secs(1);
-/// How many are remembered at most.
+/// How many users are remembered at most.
 const MOST: usize = 10_000;
 
-/// The users who asked a moment ago, by e-mail address.
+/// A cache of the users who sent a request a moment ago, by e-mail address.
 #[derive(Debug, Default)]
 pub struct Seen(Mutex<HashMap<String, (User, Instant)>>);
 
-/// The user whose e-mail address stands in `Authorization`.
+/// Returns the user whose e-mail address is in `Authorization`.
 pub(super) async fn authenticate(database: &Database, seen: &Seen, headers: &HeaderMap) -> Result<User, ApiError> {
     let email = single_header(headers, &AUTHORIZATION)?;
     let email = match email.map(str::trim) {

@@ -1,4 +1,4 @@
-//! From bytes to what was meant: the header that may come once, and a body in one of three forms.
+//! Decodes requests: headers that may be given once, and a body in one of three forms.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,17 +14,18 @@ use super::error::ApiError;
 use crate::endpoint::ParamError;
 use crate::http::{self, BodyError};
 
-/// A request has a few hundred bytes.
+/// The longest body, in bytes. A usual one has a few hundred.
 const BODY_BYTES: usize = 16 * 1024;
 
-/// In a demonstration, whether the request is to fail.
+/// The field by which a client of a demonstration asks for a failure.
 const RAISE_ERROR: &str = "raise_error";
 
 /// A body's fields, in the order in which they came.
 #[derive(Debug)]
 pub(super) struct Fields(Vec<(String, String)>);
 
-/// The value of a header that may be given once, as text. Two would leave it to chance which one counts.
+/// Returns the value of a header that may be given once, as text. With two values, chance would decide which one
+/// counts.
 pub(super) fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
@@ -34,7 +35,7 @@ pub(super) fn single_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Re
     first.map(|value| value.to_str().map_err(|_| ApiError::HeaderNotText(name.clone()))).transpose()
 }
 
-/// Reads the whole body and takes it apart, as its `Content-Type` says: form, JSON or multipart.
+/// Reads the whole body and parses it as its `Content-Type` says: form, JSON or multipart.
 pub(super) async fn read(head: &Parts, body: Incoming, timeout: Duration) -> Result<Fields, ApiError> {
     if body.size_hint().lower() > BODY_BYTES as u64 {
         return Err(ApiError::Body(BodyError::TooLong { limit: BODY_BYTES }));
@@ -73,7 +74,7 @@ fn json(body: &[u8]) -> Result<Fields, ApiError> {
     Ok(fields)
 }
 
-/// Keeps every member of a JSON object. A map would keep the last of two and say nothing.
+/// Keeps every member of a JSON object. A map would silently keep the last of two members with one name.
 struct FieldsVisitor;
 
 impl<'de> Visitor<'de> for FieldsVisitor {
@@ -97,7 +98,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 }
 
 impl Fields {
-    /// Makes sure that none of these names, nor `raise_error`, was given twice. Others mean nothing.
+    /// Checks that none of these fields, nor `raise_error`, was given twice. Other fields have no meaning.
     pub(super) fn each_once(&self, names: &'static [&'static str]) -> Result<(), ParamError> {
         for field in names.iter().copied().chain([RAISE_ERROR]) {
             if self.0.iter().filter(|(name, _)| name == field).count() > 1 {
@@ -107,12 +108,12 @@ impl Fields {
         Ok(())
     }
 
-    /// The text of a field.
+    /// Returns the text of a field.
     pub(super) fn find(&self, name: &str) -> Option<String> {
         self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
     }
 
-    /// Whether the client asks for a failure.
+    /// Returns whether the client asks for a failure.
     pub(super) fn raise_error(&self) -> Result<bool, ParamError> {
         match self.find(RAISE_ERROR).as_deref() {
             None | Some("false") => Ok(false),

@@ -1,4 +1,4 @@
-//! Every way in which a request is not answered by its operation, and the one place that gives each its status.
+//! Every error that a request can get in place of its operation's answer, and the one place that maps each to a status.
 
 use atomic_phases::database::DatabaseError;
 use atomic_phases::errors::chain;
@@ -59,22 +59,22 @@ pub(super) enum ApiError {
     Internal,
 }
 
-/// Why nobody knows who is asking.
+/// Why the client could not be authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unauthenticated {
     Missing,
     Unknown,
 }
 
-/// Somebody else's attempt takes about as long as one call to Stripe.
+/// In seconds. The attempt that holds the key takes about as long as one call to Stripe.
 const RETRY_SOON: u32 = 1;
-/// What is broken needs a moment.
+/// In seconds. An outage needs a moment to end.
 const RETRY_LATER: u32 = 5;
-/// What waits for a person waits for long.
+/// In seconds. A parked request waits for a person, and that takes long.
 const RETRY_MUCH_LATER: u32 = 3600;
 
 impl ApiError {
-    /// The status.
+    /// Returns the HTTP status.
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Path(_) => StatusCode::NOT_FOUND,
@@ -103,7 +103,7 @@ impl ApiError {
         }
     }
 
-    /// Seconds after which the same request with the same key is worth repeating.
+    /// Returns the seconds after which it is worth repeating the same request with the same key.
     pub(super) fn retry_after(&self) -> Option<u32> {
         match self {
             Self::InProgress | Self::Stopped { stop: Stop::LeaseLost, .. } => Some(RETRY_SOON),
@@ -113,7 +113,7 @@ impl ApiError {
         }
     }
 
-    /// The JSON that the client gets.
+    /// Returns the JSON that the client gets.
     pub(super) fn body(&self) -> String {
         json!({ "error": self.for_client() }).to_string()
     }
@@ -171,7 +171,7 @@ impl ApiError {
         }
     }
 
-    /// What an operator needs to know, without anything that a client sent.
+    /// Returns what an operator needs to know, without anything that a client sent.
     pub(super) fn for_log(&self) -> String {
         chain(self)
     }
@@ -185,7 +185,7 @@ fn database_status(error: &DatabaseError) -> StatusCode {
     if error.is_transient() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR }
 }
 
-/// As people write header names.
+/// Returns a header's name in its usual spelling, as in `Idempotency-Key`.
 fn title(name: &HeaderName) -> String {
     let words = name.as_str().split('-').map(|word| {
         let (first, rest) = word.split_at(1);

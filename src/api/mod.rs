@@ -1,5 +1,5 @@
-//! The HTTP side: the operations, each with a path of its own, two questions an orchestrator asks, and one that Prometheus
-//! asks.
+//! The HTTP side: the operations, each with a path of its own, two probes for an orchestrator, and the metrics for
+//! Prometheus.
 //!
 //! A client that hangs up cancels nothing: hyper drops the handler's future then, so the handler only reads
 //! the request and waits, and the work runs as a task of its own that shutdown waits for.
@@ -39,14 +39,14 @@ pub use settings::{Auth, Settings};
 
 /// Marks an answer that was stored earlier.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// `/readyz` says "not ready" rather than wait longer than this for the database.
+/// How long `/readyz` waits for the database before it answers "not ready".
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the API works with.
 pub struct Api {
     /// Where users and keys are.
     pub database: Database,
-    /// What is served at paths of its own.
+    /// The operations, each served at a path of its own.
     pub operations: Vec<Arc<dyn Serves>>,
     /// `[api]`.
     pub settings: Settings,
@@ -56,11 +56,11 @@ pub struct Api {
     pub queue: Option<Arc<QueueHealth>>,
     /// Where requests are counted.
     pub metrics: Arc<Metrics>,
-    /// Cancelled when the process begins to leave, some time before the listener closes.
+    /// Cancelled when the shutdown begins, some time before the listener closes.
     pub leaving: CancellationToken,
-    /// Who asked a moment ago.
+    /// The users who sent a request a moment ago.
     pub seen: Seen,
-    /// Requests under way, with or without their client.
+    /// Requests under way, also those whose client has hung up.
     pub under_way: TaskTracker,
 }
 
@@ -73,7 +73,7 @@ struct Reply {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// What the one log line of a request says besides method, path, status and time.
+/// What a request's log line holds besides method, path, status and time.
 #[derive(Debug, Default)]
 struct Trail {
     key_id: Option<i64>,
@@ -149,7 +149,7 @@ async fn post(
     let work = under_way.spawn(async move {
         let mut trail = Trail::default();
         let (operation, path) = (&*api.operations[place], head.uri.path());
-        // Clients that hang up free their connections, not their requests, so these have a bound of their own.
+        // A client that hangs up frees its connection, but not its request, so requests have a bound of their own.
         let answer = if api.under_way.len() > api.settings.connections {
             Err(ApiError::Overloaded)
         } else {
@@ -164,7 +164,7 @@ async fn post(
         api.tell(&trail, &Method::POST, path, &reply, began);
         reply
     });
-    // The runtime is going down when a task that catches its panics does not end.
+    // The task catches its panics, so it fails only when the runtime is going down.
     work.await.unwrap_or_else(|_| ApiError::Internal.into())
 }
 
@@ -178,8 +178,8 @@ async fn readiness(api: &Api) -> Result<(), ApiError> {
     }
 }
 
-/// A queue that is down does not make the API unready: rides are booked, and their jobs wait in the outbox. But
-/// whoever looks should see it.
+/// Returns the body of a `/readyz` that is ready. A queue that is down does not make the API unready, because rides are
+/// booked and their jobs wait in the outbox; but the body shows it.
 fn ready(queue: Option<&QueueHealth>) -> String {
     match queue {
         Some(queue) => json!({ "message": "ready", "queue": queue.to_string() }).to_string(),
@@ -199,7 +199,8 @@ impl Api {
 }
 
 impl Trail {
-    /// What does not reach an operation, such as probes, is much and says little, so it is for those who ask for details.
+    /// Writes the log line. Requests that reach no operation, such as probes, are many and say little, so their level
+    /// is debug.
     fn log(&self, method: &str, path: &str, reply: &Reply, began: Instant, is_operation: bool) {
         let Self { key_id, attempt, replayed, .. } = self;
         let (status, reached, error) = (reply.status.as_u16(), self.reached.as_deref(), self.error.as_deref());

@@ -1,4 +1,4 @@
-//! A request of an operation: the checks in their order, and the answer.
+//! Handles a request for an operation: the checks in their order, then the answer.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::{Api, Reply, Trail, auth};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Where a request goes, and from where it comes.
+/// The target of a request, and the address that it comes from.
 pub(super) struct Addressed<'a> {
     pub(super) operation: &'a dyn Serves,
     pub(super) path: &'a str,
@@ -22,8 +22,8 @@ pub(super) struct Addressed<'a> {
     pub(super) origin_ip: IpAddr,
 }
 
-/// Carries the request out, or repeats what was answered before. Checks run in the documented order: who asks, the key,
-/// the parameters, whether the key fits the request, whether another attempt is under way.
+/// Carries the request out, or replays the stored answer. Checks run in the documented order: the user, the key, the
+/// parameters, whether the key fits the request, whether another attempt is under way.
 pub(super) async fn operate(
     api: &Api,
     addressed: Addressed<'_>,

@@ -1,24 +1,24 @@
-//! What is where.
+//! Finds what is served at a path.
 
 use std::sync::Arc;
 
 use super::serve::Serves;
 
-/// What stands at a path.
+/// What is served at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     /// One of the operations, which take `POST`.
     Operation {
-        /// Its place among them.
+        /// Its index among the operations.
         place: usize,
         /// The number in the path.
         id: Option<i64>,
     },
-    /// What takes `GET` and `HEAD`.
+    /// A service, which takes `GET` and `HEAD`.
     Service(Service),
 }
 
-/// What the process says of itself.
+/// Information about the process itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Service {
     Alive,
@@ -29,7 +29,7 @@ pub(super) enum Service {
 const SERVICES: [(&str, Service); 3] =
     [("/healthz", Service::Alive), ("/readyz", Service::Ready), ("/metrics", Service::Metrics)];
 
-/// What stands at this path, if anything.
+/// Returns what is served at this path, if anything.
 pub(super) fn find(operations: &[Arc<dyn Serves>], path: &str) -> Option<Route> {
     let service = SERVICES.iter().find(|(at, _)| *at == path).map(|(_, service)| Route::Service(*service));
     service.or_else(|| {
@@ -41,7 +41,7 @@ pub(super) fn find(operations: &[Arc<dyn Serves>], path: &str) -> Option<Route> 
 }
 
 impl Route {
-    /// The path as metrics have it, without what differs from request to request.
+    /// Returns the path's label in metrics, without what differs from request to request.
     pub(super) fn label(self, operations: &[Arc<dyn Serves>]) -> &'static str {
         match self {
             Self::Operation { place, .. } => operations[place].path(),
@@ -52,8 +52,8 @@ impl Route {
     }
 }
 
-/// Whether a path fits a pattern, and the number where that has `{id}`. A number has one spelling: without sign or leading
-/// zero.
+/// Returns `None` if the path does not fit the pattern, else the number in place of `{id}`, if the pattern has that. A
+/// number has one spelling: without sign or leading zero.
 fn matches(pattern: &str, path: &str) -> Option<Option<i64>> {
     let Some((before, after)) = pattern.split_once("{id}") else { return (pattern == path).then_some(None) };
     let digits = path.strip_prefix(before)?.strip_suffix(after)?;

@@ -1,4 +1,4 @@
-//! An operation's requests, whichever operation it is.
+//! Serves the requests of any operation.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub struct Asked {
     pub(super) raise_error: bool,
 }
 
-/// Carries a request out whose parameters are known.
+/// Carries out a request whose parameters are known.
 pub(super) type CarryOut<'a> = Box<dyn FnOnce(Asked) -> BoxFuture<'a, Executed> + Send + 'a>;
 
 /// An [`Endpoint`] of any kind, with its executor.

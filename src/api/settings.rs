@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// How clients say who they are.
+    /// How clients authenticate.
     pub auth: Auth,
-    /// Accept `auth = "email"` on an address that other machines can reach. Anybody can claim any e-mail
-    /// address, so this is for networks that are trusted by other means.
+    /// Accept `auth = "email"` on an address that other machines can reach. Any client can claim any e-mail address, so
+    /// this is for networks that are trusted by other means.
     pub insecure_auth: bool,
     /// Connections served at once; further ones wait in the kernel.
     pub connections: usize,
@@ -39,10 +39,10 @@ impl Default for Settings {
     }
 }
 
-/// How clients say who they are.
+/// How clients authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Auth {
-    /// `Authorization` holds the user's e-mail address, unproven: a demonstration's way.
+    /// `Authorization` holds the user's e-mail address, without proof: meant for demonstrations.
     Email,
 }

@@ -1,4 +1,4 @@
-//! `jobs`: looking after dead letters.
+//! `jobs`: lists, retries and removes dead letters.
 
 use atomic_phases::database::{Database, DatabaseError};
 use atomic_phases::queue::dead;
@@ -64,7 +64,7 @@ async fn list(database: &Database, limit: i64) -> Result<(), DatabaseError> {
     Ok(())
 }
 
-/// Does `act` to the dead letters that were named, or to all, page by page, and says what became of each.
+/// Applies `act` to the dead letters that were named, or to all, page by page, and prints what became of each.
 async fn each(
     database: &Database,
     which: Which,

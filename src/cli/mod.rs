@@ -1,4 +1,4 @@
-//! What the command line asks for, and the exit code that answers.
+//! Runs the command that the command line names, and returns its exit code.
 
 mod jobs;
 mod visit;
@@ -116,7 +116,7 @@ enum CliError {
 }
 
 impl CliError {
-    /// Codes 69 and 78 are sysexits' "unavailable" and "config".
+    /// Returns the exit code. 69 and 78 are "unavailable" and "config" of sysexits.
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Config(_) | Self::LogFilter(_) => 78,
@@ -133,7 +133,7 @@ impl CliError {
 }
 
 impl Cli {
-    /// Does what was asked for.
+    /// Runs the command and returns its exit code.
     pub async fn run(self) -> ExitCode {
         match self.execute().await {
             Ok(()) => ExitCode::SUCCESS,
@@ -146,7 +146,7 @@ impl Cli {
 
     async fn execute(self) -> Result<(), CliError> {
         let flags = Flags { only: self.only, without: self.without, set: self.set };
-        // A variable that is not text is none of ours.
+        // A variable that is not UTF-8 text is not ours, so it is ignored.
         let text =
             |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
         let config = Config::load(Some(&self.config), std::env::vars_os().filter_map(text), &flags)?;
@@ -259,12 +259,12 @@ async fn retry_parked(database: &Database, ids: &[i64]) -> Result<(), DatabaseEr
     Ok(())
 }
 
-/// What a command was asked to print. Whoever closed the pipe does not want the rest.
+/// Prints a line of a command's result. An error is ignored: it means that the reader has closed the pipe.
 fn print(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// The logs may not be up yet, and a person reads this.
+/// Prints an error for a person, not to the logs, which may not be set up yet.
 fn complain(error: &CliError) {
     let _ = writeln!(std::io::stderr(), "rocket-rides-atomic: {}", chain(error));
 }

@@ -1,4 +1,4 @@
-//! A command's way into a system that another process may or may not be running just now.
+//! Gives a command its database and its Stripe, whether or not another process runs them just now.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::stripe;
 use crate::stripe::sandbox::{self, FaultControl, Faults, Ledger, LedgerError};
 use crate::supervisor::StartError;
 
-/// How long the private Postgres may take to end, if it was started for this visit.
+/// How long the private Postgres may take to end, if it was started for this command.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// The database, and whatever had to be started to reach it.
+/// The database, and what was started to reach it.
 pub(super) struct Visit {
     pub(super) database: Database,
     embedded: Option<EmbeddedPostgres>,
@@ -27,22 +27,22 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Opens the database that the config means, if it has our version. A private Postgres is joined if a process runs it,
-    /// and started for the time of the visit if none does.
+    /// Opens the database that the config names, if it has our version. Uses the private Postgres of another process if
+    /// one runs it, and otherwise starts it for the time of the command.
     pub(super) async fn begin(config: &Config) -> Result<Self, StartError> {
         let visit = Self::without_check(config).await?;
         schema::check(&visit.database).await.map_err(StartError::Schema)?;
         Ok(visit)
     }
 
-    /// The same, whatever the database holds.
+    /// Does the same, whatever the database holds.
     pub(super) async fn without_check(config: &Config) -> Result<Self, StartError> {
         let Opened { embedded, database, .. } = database::open(&config.database, Other::Join).await?;
         Ok(Self { database, embedded, sandbox: None })
     }
 
-    /// A client of the Stripe that the config means. If that is the sandbox, the one that runs is asked; if none
-    /// runs, its ledger is served for the time of the visit.
+    /// Returns a client of the Stripe that the config names. If that is the sandbox, the client calls the one that
+    /// runs; if none runs, its ledger is served for the time of the command.
     pub(super) async fn stripe(&mut self, config: &Config) -> Result<stripe::Client, StartError> {
         let settings = &config.stripe_sandbox;
         if !config.runs(Role::StripeSandbox) || config.stripe.api_base.is_some() {
@@ -65,7 +65,7 @@ impl Visit {
         Ok(client)
     }
 
-    /// Ends what was started for the visit.
+    /// Ends what was started for the command.
     pub(super) async fn end(self) {
         if let Some((stop, served)) = self.sandbox {
             stop.cancel();

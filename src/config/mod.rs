@@ -1,8 +1,8 @@
 //! One config for one process: defaults in code, then a file, then the environment, then flags.
 //!
-//! Each layer overrides the one before it, key by key. What does not fit is refused before anything starts, in
-//! one line that names where the value came from and which key it is, because a role that runs with a mistyped
-//! threshold is worse than one that does not run.
+//! Each layer overrides the one before it, key by key. A wrong key or value is refused before anything starts, in one
+//! line that names its origin and its key, because a role that runs with a mistyped threshold is worse than one that
+//! does not run.
 
 mod queues;
 mod roles;
@@ -40,7 +40,7 @@ pub use roles::Roles;
 /// Variables with this prefix set a key: `ROCKET_RIDES__API__LISTEN` is `api.listen`.
 const PREFIX: &str = "ROCKET_RIDES__";
 
-/// The variables that the field has agreed on, and the keys they set.
+/// Variables that other programs use as well, and the keys that they set.
 const PLAIN_VARIABLES: [(&str, &str); 4] = [
     ("DATABASE_URL", "database.url"),
     ("REDIS_URL", "redis.url"),
@@ -75,15 +75,15 @@ pub struct Config {
     pub shutdown: Shutdown,
 }
 
-/// `[shutdown]`: leaving.
+/// `[shutdown]`: how the process ends.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shutdown {
     /// Time for the whole ordered drain. Below the 30 s that orchestrators wait before they kill.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
-    /// Time between `/readyz` turning 503 and the listener closing. Behind a load balancer, a little longer
-    /// than its health checks are apart; 0 where nobody asks.
+    /// Time between `/readyz` turning 503 and the listener closing. Behind a load balancer, a little longer than its
+    /// health checks are apart; 0 where there is none.
     #[serde(with = "humantime_serde")]
     pub notice: Duration,
 }
@@ -94,7 +94,7 @@ impl Default for Shutdown {
     }
 }
 
-/// What the command line says about the config.
+/// The config's layer from the command line.
 #[derive(Debug, Default, Clone)]
 pub struct Flags {
     /// Run these roles and no others (Postgres excepted: it is a role only by `database.embedded`).
@@ -105,7 +105,7 @@ pub struct Flags {
     pub set: Vec<String>,
 }
 
-/// Why there is no config to run with. Its text is one line and never holds a secret's value.
+/// Why the config cannot be used. Its text is one line and never holds a secret's value.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// `--config` names a file that cannot be read.
@@ -113,7 +113,7 @@ pub enum ConfigError {
     File {
         /// As given.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -210,7 +210,7 @@ fn with_port(figment: &Figment, port: &str) -> Result<SocketAddr, ConfigError> {
     Ok(SocketAddr::new(listen.ip(), port))
 }
 
-/// The config file; figment's own provider would pass over a file that is missing.
+/// The config file; figment's own provider would silently skip a file that is missing.
 struct TomlFile<'a> {
     path: &'a Path,
     text: String,
@@ -226,7 +226,7 @@ impl Provider for TomlFile<'_> {
     }
 }
 
-/// One key from a variable or a flag, which remembers its origin for error messages.
+/// One key from a variable or a flag, with its origin for error messages.
 struct Setting {
     origin: String,
     key: String,
@@ -273,7 +273,7 @@ fn describe(error: &figment::Error) -> ConfigError {
         Kind::UnknownField(_, expected) => {
             format!("there is no such key here; there are {}", expected.join(", "))
         }
-        // A secret must not be repeated in an error, and a secret of the wrong type is one that figment prints.
+        // figment prints a value that has the wrong type. If it is a secret, the error must not repeat it.
         Kind::InvalidType(_, expected) if is_secret(path) => format!("expected {expected}"),
         kind => kind.to_string(),
     };

@@ -1,4 +1,4 @@
-//! What the sections of the queues must satisfy.
+//! Checks the sections of the queues.
 
 use super::validate::require;
 use super::{Config, ConfigError};

@@ -1,4 +1,4 @@
-//! What the values must satisfy together.
+//! Checks that the values fit each other.
 
 use std::time::Duration;
 
@@ -10,18 +10,19 @@ use super::{Config, ConfigError};
 use crate::api::Auth;
 use crate::role::Role;
 
-/// What a lease should outlast besides the two calls to Stripe that one attempt may make (a look-up and a charge):
-/// the phases, and a short wait for connections. Where that is too little, the fence holds.
+/// The part of a lease that is left for the phases and for a short wait for connections, besides the two calls to
+/// Stripe that one attempt may make (a look-up and a charge). If an attempt takes longer, the fence still keeps it from
+/// writing.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
-/// What an enqueuer's lease should outlast besides the two pushes that it may have to wait for: the statements around
-/// them. Where that is too little, a job is pushed twice under one id.
+/// The part of an enqueuer's lease that is left for statements, besides the two pushes that it may have to wait for. If
+/// they take longer, a job is pushed twice under one id.
 const PUSH_MARGIN: Duration = Duration::from_secs(5);
 
-/// What a statement may take besides waiting for a row, for as long as every session does.
+/// How long a statement may take besides its wait for a row, which `LOCK_TIMEOUT` limits in every session.
 const STATEMENT_MARGIN: Duration = Duration::from_secs(2);
 
-/// Nothing here is meant to last longer, and sums of such times still fit.
+/// The longest time that a setting may have; sums of such times do not overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// How long Stripe promises to remember an idempotency key.
@@ -134,7 +135,7 @@ impl Config {
 
     fn check_bounds(&self) -> Result<(), ConfigError> {
         for (key, value, most) in [
-            // The private Postgres takes 200 connections, of this process and of a person who looks.
+            // The private Postgres takes 200 connections, which leaves some for people with psql.
             (
                 "database.pool_size",
                 i64::from(self.database.pool_size),
@@ -201,7 +202,7 @@ pub(super) fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> 
 mod tests {
     use super::super::{Config, Flags};
 
-    /// A config that is valid, but for these settings.
+    /// Loads a config that is valid, except perhaps for these settings.
     fn load(settings: &[String]) -> Result<(), String> {
         let base = ["database.url=postgres://localhost/x", "stripe.api_key=sk_test_1"];
         let set = base.into_iter().map(str::to_owned).chain(settings.iter().cloned()).collect();
@@ -209,7 +210,7 @@ mod tests {
         Config::load(None, [], &flags).map(drop).map_err(|error| error.to_string())
     }
 
-    /// That `key` may be `inside` and not `outside`, with the other defaults, and that `named` is the key to change.
+    /// Checks that `key` may be `inside` but not `outside`, with the other defaults, and that the error names `named`.
     fn assert_edge(key: &str, inside: &str, outside: &str, named: &str) {
         assert_eq!(load(&[format!("{key}={inside}")]), Ok(()), "{key}={inside}");
         let error = load(&[format!("{key}={outside}")]).expect_err(outside);

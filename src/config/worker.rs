@@ -1,4 +1,4 @@
-//! What the worker's section and that of receipts must satisfy.
+//! Checks the sections of the worker and of receipts.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::receipts::Transport;
 use crate::receipts::smtp::Smtp;
 use crate::role::Role;
 
-/// What a worker's lease should outlast besides handing a mail over: the statements around that.
+/// The part of a worker's lease that is left for statements, besides the time in which a mail is handed over.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
 impl Config {

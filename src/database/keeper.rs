@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::embedded::{EmbeddedError, EmbeddedPostgres};
 
-/// How long a fast shutdown may take before Postgres is told to leave at once; it recovers at the next start.
+/// How long a fast shutdown may take before Postgres is told to end at once; it recovers at the next start.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// Why the role ended although nobody asked it to.
+/// Why the role ended although it was not told to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// The server ended by itself.
@@ -24,8 +24,8 @@ pub enum PostgresError {
     Start(#[from] EmbeddedError),
 }
 
-/// Watches the server in `running`, which the supervisor started; starts it anew when an earlier run of this
-/// role saw it end.
+/// Watches the server in `running`, which the supervisor started; starts it again if an earlier run of this role saw it
+/// end.
 pub async fn run(
     running: Arc<Mutex<Option<EmbeddedPostgres>>>,
     data_dir: PathBuf,

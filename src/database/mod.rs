@@ -18,7 +18,7 @@ use serde::Deserialize;
 use embedded::{EmbeddedError, EmbeddedPostgres};
 use schema::Older;
 
-/// By which people know our sessions in `pg_stat_activity`.
+/// The name of our sessions in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "rocket-rides-atomic";
 
 /// `[database]`: one pool over one Postgres, ours or yours.
@@ -31,17 +31,18 @@ pub struct Settings {
     pub url: Option<SecretString>,
     /// Where the private Postgres keeps its files.
     pub data_dir: PathBuf,
-    /// Connections in the pool. Two per core of the database server is plenty: no connection is held while
-    /// Stripe is asked, so few serve many requests.
+    /// Connections in the pool. Two per core of the database server is plenty: no connection is held during a call to
+    /// Stripe, so few connections serve many requests.
     pub pool_size: u32,
     /// How long a request waits for a free connection before it is answered 503.
     #[serde(with = "humantime_serde")]
     pub pool_timeout: Duration,
-    /// How long a statement may take before its connection is given up as one that hangs on a dead network. None of ours
-    /// runs for more than tens of milliseconds, but one may wait 3 s for a row, and a disk may be slow.
+    /// How long a statement may take before its connection is given up as one that hangs on a dead network. Our
+    /// statements run for tens of milliseconds at most, but one may wait 3 s for a row, and a disk may be slow.
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
-    /// Bring a database of an earlier version to this one at the start. A private Postgres is, whatever this says.
+    /// Bring a database of an earlier version to this one at the start. A private Postgres is always migrated, whatever
+    /// the value.
     pub migrate: bool,
 }
 
@@ -60,12 +61,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What becomes of a database of an earlier version.
+    /// Returns what to do with a database of an earlier version.
     pub fn older(&self) -> Older {
         if self.migrate || self.url.is_none() { Older::Migrate } else { Older::Refuse }
     }
 
-    /// What of this concerns the pool.
+    /// Returns the settings of the pool.
     pub fn pool_settings(&self) -> PoolSettings {
         let Self { pool_size: size, pool_timeout: checkout_timeout, statement_timeout, .. } = *self;
         PoolSettings { size, checkout_timeout, statement_timeout, application_name: APPLICATION_NAME }
@@ -89,7 +90,7 @@ pub enum OpenError {
     /// The private Postgres did not start.
     #[error("cannot start the private Postgres")]
     Embedded(#[from] EmbeddedError),
-    /// `database.url` makes no sense.
+    /// `database.url` cannot be used.
     #[error("database.url")]
     Url(#[from] UrlError),
     /// The database does not answer.
@@ -97,12 +98,12 @@ pub enum OpenError {
     Database(#[from] DatabaseError),
 }
 
-/// Whether a private Postgres that another process runs is joined.
+/// What to do if another process runs the private Postgres.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Other {
-    /// It is, for a visit.
+    /// Connect to it.
     Join,
-    /// It is in the way.
+    /// Return an error.
     Refuse,
 }
 

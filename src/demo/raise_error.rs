@@ -1,4 +1,4 @@
-//! A client of the demonstration may ask for a failure, to see what happens.
+//! Lets a client of the demonstration ask for a failure, to see what happens.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use atomic_phases::idempotency::{Attempt, Next, Operation, Phases, Stop};
 use atomic_phases::rules::Rule;
 use serde_json::Value;
 
-/// An operation whose attempts fail right before the foreign call. What is stored is the operation's own, so an attempt
-/// that does not ask for a failure finishes it.
+/// An operation whose attempts fail right before the foreign call. It stores what the operation itself stores, so an
+/// attempt that does not ask for a failure finishes the request.
 #[derive(Debug)]
 pub struct RaiseError<O>(pub Arc<O>);
 

@@ -1,7 +1,7 @@
-//! Plays the clients: random rides at random moments, part of which go wrong in the ways that clients do.
+//! Simulates clients: random rides at random moments, some of which go wrong in the ways that clients do.
 //!
-//! It knows nothing but the API's address. What it finds wrong (an answer that changed, a status that the
-//! contract does not have) is an error in the log.
+//! It knows only the API's address. What it finds wrong (an answer that changed, a status that the contract does not
+//! have), it logs as an error.
 
 mod client;
 
@@ -20,11 +20,11 @@ use uuid::Uuid;
 use super::seed;
 use client::{Answer, ApiClient, Asked};
 
-/// Clients at once; when the API is slow, new ones stay away rather than pile up.
+/// Clients at once; when the API is slow, no new ones start until others have ended.
 const MOST_CLIENTS: usize = 256;
-/// How often it says what became of its rides.
+/// How often it logs the outcomes of its rides.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// How often a client repeats a request before it gives up.
+/// How often a client sends a request before it gives up.
 const TRIES: u32 = 5;
 /// Pause before the first repetition; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -49,7 +49,7 @@ pub struct Settings {
     pub hang_up: f64,
     /// Clients that repeat a request although it was answered, and expect the same answer.
     pub replay: f64,
-    /// Clients that ask for their money back once they have paid.
+    /// Clients that ask for a refund once they have paid.
     pub refund: f64,
 }
 
@@ -68,7 +68,7 @@ impl Default for Settings {
     }
 }
 
-/// What became of rides since the last report: how they ended, and how many ended so.
+/// The outcomes of rides since the last report, and how many rides had each.
 type Tally = Arc<Mutex<BTreeMap<String, u64>>>;
 
 /// Sends traffic to `api_base` until `stop`; clients under way then hang up, as clients do.
@@ -91,7 +91,7 @@ pub async fn run(settings: Settings, api_base: String, stop: CancellationToken) 
     }
 }
 
-/// Time to the next arrival of a Poisson process: clients do not know of each other.
+/// Returns the time to the next arrival of a Poisson process, because clients are independent of each other.
 fn until_next(rate: f64) -> Duration {
     let uniform: f64 = rand::rng().random_range(f64::EPSILON..1.0);
     Duration::from_secs_f64((-uniform.ln() / rate).min(3600.0))
@@ -106,7 +106,7 @@ fn tell(tally: &Tally) {
     }
 }
 
-/// One client's script.
+/// What one client will do.
 #[derive(Debug, Clone)]
 struct Plan {
     ride: Asked,
@@ -146,7 +146,7 @@ async fn play(client: ApiClient, plan: Plan, tally: Tally) {
     *tally.lock().expect("no panic while locked").entry(ended).or_default() += 1;
 }
 
-/// Plays the script and says how it ended.
+/// Carries out the plan and returns how it ended.
 async fn follow(client: &ApiClient, plan: &Plan) -> String {
     if plan.hang_up {
         // Dropping the request closes its connection, whatever the API was doing.
@@ -175,7 +175,7 @@ async fn follow(client: &ApiClient, plan: &Plan) -> String {
     }
 }
 
-/// Asks for the money back.
+/// Asks for a refund of the ride.
 async fn refund(client: &ApiClient, ride: &Asked, place: &str) -> String {
     let refund = Asked {
         path: format!("{place}/refund"),
@@ -191,8 +191,8 @@ async fn refund(client: &ApiClient, ride: &Asked, place: &str) -> String {
     }
 }
 
-/// Repeats the request until it has a final answer or patience ends. A client that asked for a failure got what
-/// it wanted and walks away.
+/// Sends the request until it has a final answer, [`TRIES`] times at most. A client that asked for a failure stops when
+/// it gets one.
 async fn insist(client: &ApiClient, asked: &Asked) -> Option<Answer> {
     let mut pause = FIRST_PAUSE;
     for _ in 0..TRIES {

@@ -1,8 +1,8 @@
 //! How much waits in the database, and for how long.
 //!
-//! Asked when Prometheus asks, and at most once a second, however many ask. Every figure walks an index that holds
-//! only what waits, and none walks further than [`MOST`] entries, which takes some tens of milliseconds: an outbox
-//! with a million jobs in it says 100,000, and that is alarming enough.
+//! Read when Prometheus asks, and at most once a second, however many requests there are. Every figure walks an index
+//! that holds only what waits, and none walks further than [`MOST`] entries, which takes some tens of milliseconds. For
+//! an outbox with a million jobs the figure is 100,000, and that is alarming enough.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::Mutex;
 
-/// Counts end here.
+/// Counts stop at this number.
 pub const MOST: i64 = 100_000;
 /// A database that does not answer by now counts as down. Prometheus waits for 10 s by default.
 pub const PATIENCE: Duration = Duration::from_secs(1);
-/// How long an answer, or none, serves whoever asks next.
+/// How long an answer, or the lack of one, is used again.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The last answer.
@@ -36,12 +36,12 @@ pub(super) struct Waiting {
     dead_jobs: i64,
 }
 
-/// Each `ORDER BY` names the index to walk. Past [`MOST`] unfinished jobs the oldest is the oldest of those that are
-/// due first.
+/// Each `ORDER BY` names the index to walk. With more than [`MOST`] unfinished jobs, the oldest is that of the [`MOST`]
+/// jobs that are due first.
 const ASK: &str = include_str!("depths.sql");
 
 impl Depths {
-    /// What waits, as of a second ago at most; `None` if the database does not say. Locks no rows.
+    /// Returns what waits, at most a second old; `None` if the database does not answer. Locks no rows.
     pub(super) async fn read(&self, database: &Database) -> Option<Waiting> {
         let mut last = self.last.lock().await;
         if let Some((at, waiting)) = *last
@@ -49,7 +49,7 @@ impl Depths {
         {
             return waiting;
         }
-        // The pool logs what keeps it from connecting, and `database_up` tells the rest.
+        // The pool logs why it cannot connect, and `database_up` shows the rest.
         let answer = tokio::time::timeout(PATIENCE, ask(database)).await.ok().and_then(Result::ok);
         *last = Some((Instant::now(), answer));
         answer
@@ -59,7 +59,7 @@ impl Depths {
 async fn ask(database: &Database) -> Result<Waiting, DatabaseError> {
     let rows = database.query(ASK, &[&MOST]).await?;
     let row = &rows[0];
-    // Nothing waits, or since a moment that a clock set back has not reached yet.
+    // It is null if nothing waits, and negative if the clock was set back.
     let age = |name| row.get::<_, Option<f64>>(name).unwrap_or(0.0).max(0.0);
     Ok(Waiting {
         keys_unfinished: row.get("keys_unfinished"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 
-/// Why the file is of no use.
+/// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// It cannot be read.
@@ -13,11 +13,11 @@ pub enum CaError {
     Read {
         /// As given.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It can be read, and then nobody would be trusted.
+    /// It can be read, but no server would be trusted with it.
     #[error("{} holds no certificate in PEM form", path.display())]
     Empty {
         /// As given.
@@ -28,7 +28,8 @@ pub enum CaError {
     },
 }
 
-/// The file's content, which holds a certificate. Read at start, so that a wrong path is not first noticed by a push.
+/// Returns the file's content, which holds a certificate. It is read at start, so that a wrong path is noticed before
+/// the first push.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, CaError> {
     let read = std::fs::read(path);
     let content = read.map_err(|source| CaError::Read { path: path.to_owned(), source })?;

@@ -18,7 +18,7 @@ pub use ca::CaError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Queue {
-    /// The table `jobs` in the same database: nothing to install, and nothing can come between.
+    /// The table `jobs` in the same database: nothing to install, and no crash can come between push and delete.
     Postgres,
     /// A list in Redis, worked by Sidekiq.
     Redis,
@@ -27,7 +27,7 @@ pub enum Queue {
 }
 
 impl Queue {
-    /// Its name in config, logs and metrics.
+    /// Returns its name in config, logs and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Postgres => postgres::NAME,
@@ -45,22 +45,22 @@ pub struct Settings {
     pub queue: Queue,
     /// Jobs moved by one statement. Measured best of 100, 1,000 and 10,000.
     pub batch: i64,
-    /// Pause between looks; a ride that finishes in this process wakes the enqueuer at once.
+    /// Pause between polls; a ride that finishes in this process wakes the enqueuer at once.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
     /// Deadline for one push to a queue outside the database. A batch takes it some tens of milliseconds.
     #[serde(with = "humantime_serde")]
     pub push_timeout: Duration,
-    /// How long jobs are an enqueuer's own while it pushes them. A batch waits for one push and then has its own, so
-    /// this is longer than two; when a process dies, its jobs are pushed again after this time.
+    /// How long an enqueuer's claim on jobs lasts while it pushes them. A batch waits for the push before it and then
+    /// has its own, so this is longer than two pushes; when a process dies, its jobs are pushed again after this time.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
-    /// Pause after a job's first failed push; it doubles with each further one, up to an hour, with jitter. A queue
-    /// that is down as a whole is no job's failure.
+    /// Pause after a job's first failed push; it doubles with each further one, up to an hour, with jitter. An outage
+    /// of the whole queue does not count as a failure of a job.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
-    /// A job that was refused this often is a dead letter. With doubling pauses of 5 s to 1 h, 25 attempts take most
-    /// of a day: time enough to mend what refuses it.
+    /// A job that was refused this often becomes a dead letter. With doubling pauses of 5 s to 1 h, 25 attempts take
+    /// most of a day: time enough to fix the cause.
     pub max_attempts: i32,
 }
 
@@ -79,7 +79,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What of this concerns a queue outside the database.
+    /// Returns the settings for a queue outside the database.
     pub fn push_policy(&self) -> PushPolicy {
         let Self { batch, push_timeout: timeout, lease, retry_after, max_attempts, .. } = *self;
         PushPolicy { batch, timeout, lease, retry_after, max_attempts }

@@ -1,11 +1,11 @@
-//! Connections to a queue between two pushes.
+//! Keeps connections to a queue between two pushes.
 
 use std::sync::{Mutex, PoisonError};
 
 /// Connections whose last push was answered in full.
 ///
 /// A push takes one out and puts it back when it was answered. One that failed, or whose push was given up in the
-/// middle, is not put back: it may hang on a dead network, or still send what its queue was given long since.
+/// middle, is not put back: it may hang on a dead network, or still send jobs that the queue has got from a later push.
 #[derive(Debug)]
 pub(super) struct Spare<C>(Mutex<Vec<C>>);
 

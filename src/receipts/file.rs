@@ -31,7 +31,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Puts a file there, durably.
+    /// Writes a file into the directory, durably.
     pub async fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let (unfinished, finished) = (self.unfinished(), self.0.join(name));
         let (directory, bytes) = (self.0.clone(), bytes.to_owned());
@@ -48,7 +48,8 @@ impl Directory {
         written.await.map_err(io::Error::other)?
     }
 
-    /// A name that no other attempt uses: two that write the same receipt at once must not share a file.
+    /// Returns a name that no other attempt uses: two attempts that write the same receipt at once must not share a
+    /// file.
     fn unfinished(&self) -> PathBuf {
         self.0.join(format!("{UNFINISHED}{}", Uuid::new_v4().simple()))
     }

@@ -1,17 +1,17 @@
 //! Receipts: what `send_ride_receipt` asks for, as an e-mail.
 //!
 //! Everything about a receipt follows from the ride and the staged job, its date and its message id included, so that
-//! the same job makes the same mail however often it is worked. A mail cannot be part of a transaction, and so it is
-//! handed over first and recorded afterwards, by the statement that finishes the job. What happens if that never comes,
-//! because the process dies between the two, is the transport's to say:
+//! the same job makes the same mail however often it is worked. A mail cannot be part of a transaction, so it is handed
+//! over first and recorded afterwards, by the statement that finishes the job. What happens if the process dies between
+//! the two depends on the transport:
 //!
-//! - [`file`](mod@file): the file is replaced by itself. There is one file for a ride, come what may.
+//! - [`file`](mod@file): the file is written again with the same bytes. There is one file for a ride in every case.
 //! - [`smtp`]: the mail server gets the mail again, under the same message id, by which mailboxes that drop repeats
-//!   know it. SMTP has no way to make sure of more: if a connection breaks after the mail was sent and before the answer
-//!   came, nobody can know whether it was taken.
+//!   recognise it. SMTP cannot promise more: if a connection breaks after the mail was sent and before the answer came,
+//!   the client cannot know whether the mail was taken.
 //!
-//! The address is read when the receipt is sent. It is not staged with the job, where it would lie in queues and dead
-//! letters, and no log and no error holds one.
+//! The address is read when the receipt is sent. It is not staged with the job, where it would stay in queues and dead
+//! letters, and no log and no error holds an address.
 
 pub mod file;
 mod refund;
@@ -46,14 +46,14 @@ use smtp::Smtp;
 pub struct Receipts {
     /// Where rides and users are.
     pub database: Database,
-    /// This database's own name, so that a database made anew, whose ids begin again, does not send under the message
+    /// The UUID of this database. Without it, a database made anew, whose ids begin again, would send under the message
     /// ids of another.
     pub installation: Uuid,
-    /// How they leave.
+    /// How receipts are sent.
     pub sender: Sender,
 }
 
-/// `[receipts]`: how receipts leave.
+/// `[receipts]`: how receipts are sent.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -61,14 +61,14 @@ pub struct Settings {
     pub transport: Transport,
     /// Where `transport = "file"` puts receipts, one file each, as any mail program opens them.
     pub dir: PathBuf,
-    /// The mail server of `transport = "smtp"`, with user and password: `smtps://` speaks TLS from the first byte,
-    /// `smtp://` insists on STARTTLS before it says anything. To this machine itself `smtp://` is plain; `?tls=none`
-    /// makes it so anywhere, and `?tls=required` nowhere.
+    /// The mail server of `transport = "smtp"`, with user and password: `smtps://` uses TLS from the first byte,
+    /// `smtp://` requires STARTTLS before the login and the mail. To this machine itself `smtp://` is unencrypted; with
+    /// `?tls=none` it is unencrypted to any host, with `?tls=required` to none.
     pub smtp_url: Option<SecretString>,
-    /// Whom receipts are from, as in `Rocket Rides <receipts@your.domain>`. Its domain ends their message ids.
+    /// The sender of receipts, as in `Rocket Rides <receipts@your.domain>`. Message ids end with its domain.
     pub from: String,
-    /// Deadline for handing one receipt over, from connecting to being told that it was taken. It fits into the
-    /// worker's lease, so that nobody else starts meanwhile, and into the shutdown's deadline.
+    /// Deadline for handing one receipt over, from the start of the connection to the answer that it was taken. It fits
+    /// into the worker's lease, so that no other worker starts meanwhile, and into the shutdown's deadline.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 }
@@ -85,7 +85,7 @@ impl Default for Settings {
     }
 }
 
-/// A way in which receipts leave.
+/// A way to send receipts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
@@ -95,7 +95,7 @@ pub enum Transport {
     Smtp,
 }
 
-/// How receipts leave, and from whom: all that can be known and checked without a database.
+/// How receipts are sent, and their sender: all that can be known and checked without a database.
 #[derive(Debug, Clone)]
 pub struct Sender {
     from: Mailbox,
@@ -109,22 +109,22 @@ enum Way {
     Smtp(Box<Smtp>),
 }
 
-/// Why no receipt can be sent with this config, whatever the receipt.
+/// Why no receipt at all can be sent with this config.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// Nothing can be written there.
+    /// `receipts.dir` cannot be written to.
     #[error("receipts.dir: cannot write to {dir:?}")]
     Directory {
         /// As configured.
         dir: std::path::PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It names no mail server.
+    /// `receipts.smtp_url` names no mail server.
     #[error("receipts.smtp_url")]
     Url(#[from] smtp::UrlError),
-    /// It is no address.
+    /// `receipts.from` is no address.
     #[error("receipts.from")]
     From(#[from] lettre::address::AddressError),
 }
@@ -134,22 +134,22 @@ pub enum SetupError {
 pub struct Mail {
     /// As in its header, angle brackets included.
     pub message_id: String,
-    /// Its file's name, if it becomes one: unlike any other receipt's, of whatever database.
+    /// The name of its file, if it is sent as one. No other receipt of any database has the same name.
     pub file_name: String,
     envelope: Envelope,
     bytes: Vec<u8>,
 }
 
-/// Why a receipt was not sent, as far as anybody knows.
+/// Why a receipt was not sent, or may not have been sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiptError {
     /// The job's arguments are not those of a receipt.
     #[error("the arguments make no sense")]
     Arguments(#[source] serde_json::Error),
-    /// They are, and there is no such ride to receipt.
+    /// They are those of a receipt, but there is no such ride to send one for.
     #[error("the arguments make no sense: {0}")]
     Ride(&'static str),
-    /// What the user is known by is no address that a mail could be sent to.
+    /// The user's e-mail address is none that a mail could be sent to.
     #[error("the user has no e-mail address")]
     Address(#[source] lettre::address::AddressError),
     /// The ride could not be read.
@@ -161,13 +161,13 @@ pub enum ReceiptError {
     /// The mail server did not take it.
     #[error("the mail server did not take the receipt")]
     Smtp(#[from] smtp::SmtpError),
-    /// Nobody knows whether it was taken.
+    /// It is not known whether the receipt was taken.
     #[error("the receipt was not handed over within {0:?}")]
     TimedOut(Duration),
 }
 
 impl ReceiptError {
-    /// Whether no further attempt can end otherwise.
+    /// Returns whether every further attempt would fail the same way.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Arguments(_) | Self::Ride(_) | Self::Address(_) => true,
@@ -193,7 +193,7 @@ impl Sender {
         Ok(Self { from: settings.from.parse()?, way, timeout: settings.timeout })
     }
 
-    /// The longest that [`Sender::send`] takes.
+    /// Returns the longest time that [`Sender::send`] takes.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -208,8 +208,7 @@ impl Sender {
             }
             Way::Smtp(smtp) => {
                 let sent = tokio::time::timeout(self.timeout, smtp.send(&mail.envelope, &mail.bytes));
-                // Only now is the server told goodbye: a farewell that takes too long must not look like a mail that
-                // was not taken.
+                // QUIT is sent outside the deadline: a slow answer to it must not look like a mail that was not taken.
                 sent.await.map_err(late)??.farewell();
                 Ok(())
             }
@@ -220,16 +219,16 @@ impl Sender {
 /// The job that is staged with a paid ride.
 pub const RIDE_RECEIPT: &str = "send_ride_receipt";
 
-/// What that job needs to know.
+/// The arguments of that job.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RideReceipt {
     /// The ride.
     pub ride_id: i64,
-    /// Who paid.
+    /// The user who paid.
     pub user_id: i64,
-    /// What, in the currency's hundredth part.
+    /// The amount, in hundredths of the currency.
     pub amount: u32,
-    /// In which currency.
+    /// The currency.
     pub currency: String,
 }
 
@@ -264,7 +263,7 @@ impl From<ReceiptError> for HandlerError {
 }
 
 impl Receipts {
-    /// The mail that the job asks for, or `None` if the ride's receipt was sent before. Locks nothing.
+    /// Returns the mail that the job asks for, or `None` if the ride's receipt was sent before. Locks nothing.
     async fn prepare(&self, job: &Claimed) -> Result<Option<(i64, Mail)>, ReceiptError> {
         let arguments: RideReceipt = serde_json::from_str(job.args.get()).map_err(ReceiptError::Arguments)?;
         let Some(ride) = store::find_ride(&self.database, arguments.ride_id).await? else {

@@ -13,18 +13,18 @@ use super::{Mail, ReceiptError, Receipts, render, store};
 /// The job that is staged with a refund.
 pub const REFUND_RECEIPT: &str = "send_refund_receipt";
 
-/// What that job needs to know.
+/// The arguments of that job.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RefundReceipt {
     /// The refund.
     pub refund_id: i64,
-    /// What was refunded.
+    /// The ride that was refunded.
     pub ride_id: i64,
-    /// Who got it.
+    /// The user who got it.
     pub user_id: i64,
-    /// What, in the currency's hundredth part.
+    /// The amount, in hundredths of the currency.
     pub amount: u32,
-    /// In which currency.
+    /// The currency.
     pub currency: String,
 }
 
@@ -57,7 +57,7 @@ impl Handler for RefundReceipts {
 }
 
 impl RefundReceipts {
-    /// As [`Receipts::prepare`].
+    /// Does the same as [`Receipts::prepare`].
     async fn prepare(&self, job: &Claimed) -> Result<Option<(i64, Mail)>, ReceiptError> {
         let arguments: RefundReceipt = serde_json::from_str(job.args.get()).map_err(ReceiptError::Arguments)?;
         let Some(refund) = store::find_refund(&self.0.database, arguments.refund_id).await? else {

@@ -1,4 +1,4 @@
-//! A receipt's words, as a mail in plain text and in HTML.
+//! Renders a receipt as a mail in plain text and in HTML.
 
 use std::time::SystemTime;
 
@@ -10,16 +10,16 @@ use uuid::Uuid;
 
 use super::Mail;
 
-/// What is receipted: money that went from the card, or back to it.
+/// What a receipt is for: money that was charged to the card, or refunded to it.
 #[derive(Debug)]
 pub(super) struct Receipt<'a> {
     pub(super) ride_id: i64,
-    /// If it went back.
+    /// Set if the money was refunded.
     pub(super) refund: Option<Refund<'a>>,
     pub(super) staged_id: i64,
-    /// When it went.
+    /// When the money moved.
     pub(super) at: SystemTime,
-    /// In the currency's hundredth part.
+    /// In hundredths of the currency.
     pub(super) amount: u32,
     pub(super) currency: &'a str,
     /// Latitude and longitude, in degrees.
@@ -35,8 +35,8 @@ pub(super) struct Refund<'a> {
     pub(super) stripe_id: &'a str,
 }
 
-/// The mail, the same to the last byte whenever it is made of the same job: nothing in it is random, and its date is
-/// that of the payment.
+/// Makes the mail. The same job gives the same mail to the last byte: nothing in it is random, and its date is that of
+/// the payment.
 pub(super) fn mail(receipt: &Receipt<'_>, from: Mailbox, to: Address, installation: Uuid) -> Mail {
     let id = Uuid::new_v5(&installation, format!("receipt of staged job {}", receipt.staged_id).as_bytes());
     let message_id = format!("<{id}@{}>", from.email.domain());
@@ -65,10 +65,10 @@ pub(super) fn mail(receipt: &Receipt<'_>, from: Mailbox, to: Address, installati
 }
 
 impl Receipt<'_> {
-    /// What is said about the ride: a name and a value each.
+    /// Returns the lines about the ride: a name and a value each.
     fn lines(&self) -> Vec<(&'static str, String)> {
         let place = |(latitude, longitude): (f64, f64)| format!("{latitude}, {longitude}");
-        // As in 2025-11-24T03:06:00Z; a clock before 1970 would be no time to speak of.
+        // As in 2025-11-24T03:06:00Z; a time before 1970 is written as 1970.
         let paid_at = humantime::format_rfc3339_seconds(self.at.max(SystemTime::UNIX_EPOCH)).to_string();
         let paid = if self.refund.is_some() { "Refund" } else { "Paid" };
         let mut lines = vec![
@@ -126,7 +126,7 @@ fn html(thanks: &str, lines: &[(&str, String)]) -> String {
     )
 }
 
-/// As text of an element or of a quoted attribute.
+/// Escapes text for an element or a quoted attribute.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -5,7 +5,7 @@ use atomic_phases::rules::{Found, Rule, When};
 
 use super::{REFUND_RECEIPT, RIDE_RECEIPT};
 
-/// What receipts are for, in the words of the database.
+/// What receipts are for, as the names that its SQL uses.
 struct Receipted {
     rule: &'static str,
     what: &'static str,
@@ -33,8 +33,8 @@ const REFUNDS: Receipted = Receipted {
     receipts: "refund_receipts",
 };
 
-/// Where a job may be, in the order in which it moves, with its id's column and when it is finished there. Dead letters come
-/// first too, because a person may just be sending one back.
+/// The tables in which a job may be, in the order in which it moves, with the column of its id and the condition under
+/// which it is finished there. Dead letters come first as well, because a person may be retrying one at this moment.
 const PLACES: [(&str, &str, &str); 5] = [
     ("dead_jobs", "staged_id", "false"),
     ("staged_jobs", "id", "false"),
@@ -43,7 +43,7 @@ const PLACES: [(&str, &str, &str); 5] = [
     ("purged_jobs", "staged_id", "false"),
 ];
 
-/// The rules of receipts.
+/// Returns the rules of receipts.
 pub fn rules() -> Vec<Rule> {
     vec![RIDES.rule(), REFUNDS.rule()]
 }

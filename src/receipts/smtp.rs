@@ -1,8 +1,8 @@
-//! Receipts to a mail server.
+//! Sends receipts to a mail server.
 //!
-//! The conversation is held step by step, because it matters at which step it fails: a recipient that is refused for
-//! ever is the job's end, while a server that refuses *us* is for an operator to mend. A connection serves one receipt:
-//! at a receipt a ride, what a second connection costs is not worth what a stale one does.
+//! The commands are sent one by one, because it matters which of them fails: a recipient that is refused for ever ends
+//! the job, while a server that refuses *us* is a problem that an operator can fix. Each receipt has its own
+//! connection: with one receipt for each ride, a new connection costs less than the failures of a stale one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,14 +19,14 @@ use url::{Host, Url};
 
 /// TLS from the first byte (RFC 8314).
 const SMTPS_PORT: u16 = 465;
-/// Submission by those who log in (RFC 6409).
+/// Submission by clients that log in (RFC 6409).
 const SUBMISSION_PORT: u16 = 587;
-/// Servers' errors are sentences, but need not be.
+/// How much of a server's error is kept. It is usually a sentence, but need not be.
 const REPLY_CHARACTERS: usize = 300;
-/// How long a server may take to say goodbye.
+/// How long a server may take to answer QUIT.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Why a URL names no mail server. Says nothing of what it holds: there is a password in it.
+/// Why a URL names no mail server. Never quotes the URL, because there is a password in it.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum UrlError {
@@ -43,10 +43,10 @@ pub enum UrlError {
 /// Why a mail server did not take a mail, or may not have.
 #[derive(Debug, thiserror::Error)]
 pub enum SmtpError {
-    /// It was not reached, or did not let us in. The mail did not leave.
+    /// It was not reached, or did not accept us. The mail was not sent.
     #[error("no conversation: {0}")]
     NotSent(Said),
-    /// It turned the sender, the recipient or the mail down.
+    /// It refused the sender, the recipient or the mail.
     #[error("turned down at {step}: {said}")]
     Refused {
         /// Which command it was.
@@ -54,17 +54,17 @@ pub enum SmtpError {
         /// The server's words.
         said: Said,
     },
-    /// The connection broke when the mail had been sent, and before the server had said whether it took it.
+    /// The connection broke after the mail had been sent, and before the server had answered whether it took it.
     #[error("it is not known whether it was taken: {0}")]
     Unknown(Said),
 }
 
-/// A command that names something that can be refused.
+/// A command that the server can refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// `MAIL FROM`: who sends.
+    /// `MAIL FROM`: the sender.
     Sender,
-    /// `RCPT TO`: who receives.
+    /// `RCPT TO`: the recipient.
     Recipient,
     /// `DATA`: that a mail follows.
     Data,
@@ -83,7 +83,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// What went wrong in the server's or the system's words, without the addresses that servers like to repeat.
+/// The server's or the system's error text, without the addresses that servers often repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
     code: Option<u16>,
@@ -104,8 +104,8 @@ impl Said {
         Self { code: error.status().map(u16::from), text }
     }
 
-    /// Whether the server objects to us rather than to the mail: it wants us to log in (530 to 538), or its policy is
-    /// against us (enhanced status x.7.y).
+    /// Returns whether the server refuses us rather than the mail: it wants us to log in (530 to 539), or its policy is
+    /// against us (enhanced status 5.7.y).
     fn is_about_us(&self) -> bool {
         self.code.is_some_and(|code| (530..540).contains(&code)) || self.text.contains(" 5.7.")
     }
@@ -118,7 +118,7 @@ impl fmt::Display for Said {
 }
 
 impl SmtpError {
-    /// Whether this recipient or this mail will never be taken.
+    /// Returns whether this recipient or this mail will never be taken.
     pub(super) fn is_permanent(&self) -> bool {
         match self {
             Self::NotSent(_) | Self::Unknown(_) | Self::Refused { step: Step::Sender | Step::Data, .. } => false,
@@ -129,7 +129,7 @@ impl SmtpError {
     }
 }
 
-/// A mail server, and how to be let in.
+/// A mail server, and how to log in to it.
 #[derive(Clone)]
 pub struct Smtp {
     host: String,
@@ -155,23 +155,23 @@ impl fmt::Debug for Smtp {
 pub(super) struct Taken(AsyncSmtpConnection);
 
 impl Taken {
-    /// Ends the conversation as politeness asks, without making anybody wait.
+    /// Sends QUIT in the background, so that the caller does not wait for the answer.
     pub(super) fn farewell(mut self) {
         tokio::spawn(async move {
-            // The mail was taken, so how this ends is of no interest.
+            // The mail was taken, so the result of QUIT does not matter.
             let _ = tokio::time::timeout(FAREWELL, self.0.quit()).await;
         });
     }
 }
 
 impl Smtp {
-    /// Reads a URL as `receipts.smtp_url` has it. Connects nowhere.
+    /// Parses a URL of the form of `receipts.smtp_url`. Makes no connection.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
         let url = Url::parse(url).map_err(|_| UrlError::Form)?;
         let (Some(host), "" | "/", None) = (url.host_str(), url.path(), url.fragment()) else {
             return Err(UrlError::Form);
         };
-        // `url` knows hosts of web addresses only; here an address of this machine is one in any spelling.
+        // `url` parses IPv4 addresses in web URLs only, so `is_this_machine` parses the host again, in any spelling.
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let tls = || TlsParameters::new(host.clone()).map_err(|_| UrlError::Host);
         let (security, port) = match (url.scheme(), url.query()) {
@@ -215,7 +215,7 @@ impl Smtp {
     }
 
     async fn connect(&self, envelope: &Envelope) -> Result<AsyncSmtpConnection, Error> {
-        // Servers want a name in the greeting; the sender's domain is one that we have a right to.
+        // Servers want a name in the greeting; the sender's domain is one that we may use.
         let sender =
             envelope.from().map_or_else(ClientId::default, |from| ClientId::Domain(from.domain().to_owned()));
         let tls = match &self.security {
@@ -225,7 +225,7 @@ impl Smtp {
         let address = (self.host.as_str(), self.port);
         let mut connection = AsyncSmtpConnection::connect_tokio1(address, None, &sender, tls, None).await?;
         if let Security::StartTls(tls) = &self.security {
-            // Fails if the server does not offer it: nothing is said in the clear to whoever may be in between.
+            // Fails if the server does not offer STARTTLS, so neither password nor mail is sent unencrypted.
             connection.starttls(tls.clone(), &sender).await?;
         }
         if let Some(credentials) = &self.credentials {
@@ -235,7 +235,7 @@ impl Smtp {
     }
 }
 
-/// A refusal at this step; if the server said nothing, the mail did not leave.
+/// Returns the error for a failure at this step. If the server gave no code, the mail was not sent.
 fn refusal(step: Step, error: &Error) -> SmtpError {
     let said = Said::new(error);
     if said.code.is_some() { SmtpError::Refused { step, said } } else { SmtpError::NotSent(said) }
@@ -249,7 +249,7 @@ fn is_this_machine(host: &str) -> bool {
     }
 }
 
-/// A part of a URL without its percent signs.
+/// Decodes the percent-encoding of a part of a URL.
 fn decode(part: &str) -> Result<String, UrlError> {
     percent_decode_str(part).decode_utf8().map(Cow::into_owned).map_err(|_| UrlError::Credentials)
 }

@@ -1,9 +1,9 @@
-//! What a receipt needs to know of its ride or refund.
+//! Reads what a receipt needs of its ride or refund.
 
 use atomic_phases::database::{Database, DatabaseError};
 use tokio_postgres::Row;
 
-/// A ride, and whom it was for.
+/// A ride, and the user who booked it.
 #[derive(Debug)]
 pub(super) struct Ride {
     pub(super) user_id: i64,
@@ -18,12 +18,12 @@ pub(super) struct Ride {
 
 const FIND: &str = include_str!("store_find_ride.sql");
 
-/// The ride with this id. Locks nothing.
+/// Returns the ride with this id. Locks nothing.
 pub(super) async fn find_ride(database: &Database, id: i64) -> Result<Option<Ride>, DatabaseError> {
     Ok(database.query_opt(FIND, &[&id]).await?.as_ref().map(Ride::from_row))
 }
 
-/// A refund, and what was refunded.
+/// A refund, and the ride that was refunded.
 #[derive(Debug)]
 pub(super) struct Refund {
     /// `receipted` is the refund's.
@@ -34,7 +34,7 @@ pub(super) struct Refund {
 
 const FIND_REFUND: &str = include_str!("store_find_refund.sql");
 
-/// The refund with this id. Locks nothing.
+/// Returns the refund with this id. Locks nothing.
 pub(super) async fn find_refund(database: &Database, id: i64) -> Result<Option<Refund>, DatabaseError> {
     Ok(database.query_opt(FIND_REFUND, &[&id]).await?.map(|row| Refund {
         ride: Ride::from_row(&row),

@@ -1,6 +1,7 @@
-//! A paid ride is refunded, in full and once: the operation behind `POST /rides/{id}/refund`.
+//! The operation behind `POST /rides/{id}/refund`: refunds a paid ride, in full and once.
 //!
-//! The row in `refunds` says that a request is about to refund the ride; its unique `ride_id` lets no second one begin.
+//! The row in `refunds` means that a request is about to refund the ride; its unique `ride_id` keeps a second one from
+//! beginning.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +18,13 @@ use crate::stripe::{self, Refund, RefundOutcome, RefundRequest, Unsettled, books
 /// Refunds rides.
 #[derive(Debug, Clone)]
 pub struct Refunds {
-    /// Who refunds.
+    /// The client that makes the refund.
     pub stripe: stripe::Client,
-    /// How long Stripe surely remembers a refund's key.
+    /// How long Stripe certainly remembers a refund's key.
     pub key_retention: Duration,
 }
 
-/// Which ride.
+/// The ride to refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the name says it")]
 pub struct RefundParams {
@@ -34,13 +35,13 @@ pub struct RefundParams {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefundState {
-    /// The refund is in the books; Stripe may have made it.
+    /// The refund has its row; Stripe may have made it.
     RefundCreated {
         /// The row.
         refund_id: i64,
-        /// What is refunded.
+        /// The ride that is refunded.
         ride_id: i64,
-        /// What Stripe is asked to refund.
+        /// The charge that Stripe is to refund.
         charge_id: String,
     },
 }
@@ -104,7 +105,7 @@ impl Endpoint for Refunds {
 
     fn refusal(word: &str) -> Option<Refusal> {
         Some(match word {
-            // Another user's ride is none of this user's business, not even that it is there.
+            // A user must not learn of another user's ride, not even that it exists.
             "no_such_ride" => Refusal { status: 404, text: "You have no such ride." },
             "not_paid" => Refusal { status: 409, text: "This ride is not paid, so there is nothing to refund." },
             "refunded_by_another" => {
@@ -116,7 +117,8 @@ impl Endpoint for Refunds {
 }
 
 impl Refunds {
-    /// A charge is refunded as a whole, so a refund of it that is there is the one.
+    /// Returns the refund, looked up or newly made. A charge is refunded as a whole, so an existing refund of it is the
+    /// one.
     async fn look_up_or_refund(
         &self,
         attempt: &Attempt<RefundParams>,

@@ -1,8 +1,8 @@
-//! A ride is booked and paid: the operation behind `POST /rides`.
+//! The operation behind `POST /rides`: books a ride and charges the card.
 //!
-//! One foreign call, the charge, stands between its two statements. What is sent to Stripe is frozen with the ride, because
-//! Stripe refuses a repetition whose parameters differ: a price, a description or a customer that changes between two
-//! attempts changes new rides only.
+//! It makes one foreign call, the charge, between its two statements. What is sent to Stripe is stored with the ride
+//! and never changes, because Stripe refuses a repetition whose parameters differ. So a new price, description or
+//! customer affects new rides only.
 
 mod params;
 mod rules;
@@ -21,18 +21,18 @@ pub use params::RideParams;
 
 /// What a ride costs, in cents.
 pub const PRICE: u32 = 2000;
-/// And in which currency.
+/// The currency of the price.
 pub const CURRENCY: &str = "usd";
 
-/// As errors call it.
+/// The foreign call's name in errors.
 const WHAT: &str = "charge";
 
 /// Books rides.
 #[derive(Debug, Clone)]
 pub struct Rides {
-    /// Who charges.
+    /// The client that makes the charge.
     pub stripe: stripe::Client,
-    /// How long Stripe surely remembers a charge's key.
+    /// How long Stripe certainly remembers a charge's key.
     pub key_retention: Duration,
     /// What a new ride costs, in cents.
     pub price: u32,
@@ -51,7 +51,7 @@ pub enum RideState {
     },
 }
 
-/// What is sent to Stripe, whenever it is sent.
+/// What each attempt sends to Stripe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are Stripe's")]
 pub struct Charge {
@@ -107,7 +107,7 @@ impl Endpoint for Rides {
     }
 
     fn refusal(word: &str) -> Option<Refusal> {
-        // Removed since the request was authenticated.
+        // The user was removed after the request was authenticated.
         (word == "unknown_user")
             .then_some(Refusal { status: 401, text: "The header Authorization names no user that we know." })
     }

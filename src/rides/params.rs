@@ -1,10 +1,10 @@
-//! What a ride is asked for: four coordinates, parsed at the edge.
+//! The parameters of a ride: four coordinates, parsed at the edge.
 
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::ParamError;
 
-/// From where to where, in degrees. Its JSON is the normal form in which two requests are compared.
+/// Origin and target, in degrees. Its JSON is the normal form in which two requests are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct RideParams {
@@ -43,11 +43,11 @@ fn parse_coordinate(text: &str, bound: f64) -> Result<f64, String> {
     if !(-bound..=bound).contains(&value) {
         return Err(format!("must be from -{bound} to {bound}"));
     }
-    // One zero: -0.0 asks for the same place as 0.0.
+    // Makes -0.0 the same as 0.0, because both are the same place.
     Ok(value + 0.0)
 }
 
-/// Whether it is a number as people write it. Rust's own parser would also take `inf`, `NaN` and `5.`.
+/// Returns whether it is a number as people write it. Rust's own parser would also take `inf`, `NaN` and `5.`.
 fn is_decimal(text: &[u8]) -> bool {
     fn digits(text: &[u8]) -> (usize, &[u8]) {
         let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();

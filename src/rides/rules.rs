@@ -7,7 +7,7 @@ use atomic_phases::rules::{Found, Rule, When};
 use crate::stripe;
 use crate::stripe::books::Charges;
 
-/// The rules of rides, with Stripe's books as the other side.
+/// Returns the rules of rides, which compare them with Stripe's ledger.
 pub(super) fn rules(stripe: &stripe::Client) -> Vec<Rule> {
     let ledger = Arc::new(Charges(stripe.clone()));
     let charges = vec![Found::Ledger { ledger, sql: include_str!("rule_charges_found.sql") }];

@@ -1,4 +1,4 @@
-//! Stripe's lists of charges and refunds, as rules compare them with ours.
+//! Stripe's lists of charges and refunds, in the form in which rules compare them with the database.
 
 use atomic_phases::errors::BoxError;
 use atomic_phases::rules::{Ledger, LedgerPage};

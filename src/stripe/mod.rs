@@ -2,12 +2,12 @@
 //! sandbox that stands in for the real thing.
 //!
 //! Whether a card was charged is never a matter of `Ok` and `Err`. A refused connection proves that nothing
-//! happened; a timeout proves nothing at all; a decline is final. Whoever calls must act differently on each,
-//! so [`Client::charge`] answers with a [`ChargeOutcome`], and its variants are those certainties.
+//! happened; a timeout proves nothing at all; a decline is final. The caller must act differently on each, so
+//! [`Client::charge`] returns a [`ChargeOutcome`], with a variant for each of these cases.
 //!
-//! There is no retry in here on purpose. The caller owns the idempotency key, and only the caller can make a
-//! retry outlive this process. Nor is there a trait over client and sandbox: the sandbox speaks HTTP, so tests
-//! and demonstrations run the very client that production runs.
+//! This module makes no retries, on purpose. The caller owns the idempotency key, and only the caller can make a retry
+//! outlive this process. Nor is there a trait over client and sandbox: the sandbox speaks HTTP, so tests and
+//! demonstrations run the very client that production runs.
 
 pub mod books;
 mod client;
@@ -27,14 +27,14 @@ use uuid::Uuid;
 pub use client::{Client, ClientError, LedgerPage, ListedCharge, ListedRefund};
 pub use unsettled::Unsettled;
 
-/// Where Stripe is when nothing else is said.
+/// The address of Stripe, unless the settings name another.
 const STRIPE: &str = "https://api.stripe.com";
 
 /// The metadata field of a charge that carries its idempotency key, by which [`Client::find_charge`] finds it
 /// after Stripe has forgotten the key itself.
 const KEY_METADATA: &str = "idempotency_key";
 
-/// The metadata field of a charge that names the ride, for whoever looks at it from Stripe's side.
+/// The metadata field of a charge that names the ride, for people who look at the charge at Stripe.
 const RIDE_METADATA: &str = "ride_id";
 
 /// `[stripe]`: the foreign call.
@@ -49,8 +49,8 @@ pub struct Settings {
     /// the lease and into the shutdown's deadline.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// How long after the charge was first intended Stripe surely still knows our idempotency key. Stripe
-    /// promises 24 h; past this, a charge is looked up before it is made.
+    /// How long after the charge was first intended Stripe certainly still knows our idempotency key. Stripe promises
+    /// 24 h. After this time, a charge is looked up before it is made.
     #[serde(with = "humantime_serde")]
     pub key_retention: Duration,
 }
@@ -67,7 +67,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// A client of the Stripe that is meant: the one that `api_base` names, else this process's sandbox, else Stripe.
+    /// Returns a client of the configured Stripe: the one that `api_base` names, else this process's sandbox, else
+    /// Stripe.
     pub fn client(&self, sandbox: Option<SocketAddr>) -> Result<Client, ClientError> {
         let api_base = match (&self.api_base, sandbox) {
             (Some(api_base), _) => api_base.clone(),
@@ -113,14 +114,14 @@ pub enum ChargeOutcome {
     NotSent(NotSent),
     /// The card may or may not have been charged. Retry with the same key only.
     Unknown(Unknown),
-    /// Stripe turned the request down without charging. A retry makes sense once the cause is mended.
+    /// Stripe turned the request down without charging. A retry makes sense once the cause is fixed.
     Refused(ErrorReply),
 }
 
 /// A charge to be refunded as a whole, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundRequest {
-    /// What was charged, `ch_…`.
+    /// The charge, `ch_…`.
     pub charge_id: String,
     /// The ride that was paid with it.
     pub ride_id: i64,
@@ -165,7 +166,7 @@ pub enum NotSent {
     TimedOut(Duration),
 }
 
-/// Why it is open whether Stripe acted on a request.
+/// Why it is not known whether Stripe acted on a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
     /// The deadline passed after the request may have been sent.
@@ -227,7 +228,7 @@ pub struct ErrorReply {
     pub request_id: String,
 }
 
-/// Why a call brought nothing.
+/// Why a call returned no result.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// Stripe has not seen the request.
@@ -241,7 +242,7 @@ pub enum CallError {
     Refused(#[source] ErrorReply),
 }
 
-/// Why it could not be said whether a charge or refund exists.
+/// Why a lookup could not decide whether a charge or refund exists.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     /// A page could not be fetched; a later lookup may succeed.
@@ -252,5 +253,5 @@ pub enum LookupError {
     Undecidable(&'static str),
 }
 
-/// An error of the layers below whose type is nobody's business here; it is only logged.
+/// An error of the layers below. Its type does not matter here; it is only logged.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

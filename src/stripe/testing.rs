@@ -48,7 +48,7 @@ pub(super) struct Rig {
     pub(super) address: SocketAddr,
     stop: CancellationToken,
     served: JoinHandle<()>,
-    /// Keeps the ledger's directory alive, unless that is somebody else's.
+    /// Keeps the ledger's directory; `None` if that belongs to the test.
     _scratch: Option<Scratch>,
 }
 
@@ -71,7 +71,7 @@ impl Rig {
         Self { ledger, faults, client, address, stop, served, _scratch: None }
     }
 
-    /// A client of this sandbox that gives up early.
+    /// Returns a client of this sandbox that gives up early.
     pub(super) fn hasty_client(&self) -> Client {
         client(&format!("http://{}", self.address), HASTY)
     }
@@ -82,7 +82,7 @@ impl Rig {
         self.served.await.expect("the sandbox does not panic");
     }
 
-    /// Asks it to stop, and goes on.
+    /// Tells it to stop, and does not wait.
     pub(super) fn begin_to_stop(&self) {
         self.stop.cancel();
     }

@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout_at};
 use super::{RoleTask, RunError, Supervisor};
 use crate::role::Role;
 
-/// When a role ends, counted from 0; some end together. First who makes work, then who takes it, then who works by
-/// themselves, and last what all of them need.
+/// Returns when a role ends, counted from 0; some end together. First the role that makes work, then the one that
+/// accepts it, then those that work by themselves, and last what all of them need.
 const fn turn(role: Role) -> usize {
     match role {
         Role::Simulator => 0,
@@ -21,7 +21,7 @@ const fn turn(role: Role) -> usize {
 }
 const TURNS: usize = 6;
 
-/// The pool goes with its last user.
+/// Returns whether a role uses the pool, which is closed after its last user has ended.
 const fn uses_the_pool(role: Role) -> bool {
     match role {
         Role::Api | Role::Completer | Role::Enqueuer | Role::Reaper | Role::Worker => true,
@@ -31,8 +31,8 @@ const fn uses_the_pool(role: Role) -> bool {
 
 /// A role that takes longer than this to end is named in the log.
 const SLOW: Duration = Duration::from_millis(500);
-/// What a role gets even when those before it have used up the deadline: enough to end if it has nothing to do, so
-/// that it is not named for the lateness of others.
+/// The time that a role gets even when those before it have used up the deadline: enough to end if it has nothing to
+/// do, so that it is not named for the lateness of others.
 const MOMENT: Duration = Duration::from_millis(200);
 
 pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
@@ -68,7 +68,7 @@ async fn end(tasks: Vec<RoleTask>, deadline: Instant) -> Vec<Role> {
     let mut late = Vec::new();
     for RoleTask { role, mut task, .. } in tasks {
         let left = deadline.saturating_duration_since(Instant::now());
-        // A role that has work under way says so early, not only when time is up.
+        // A role that has work under way is logged early, not only when time is up.
         if tokio::time::timeout(SLOW.min(left), &mut task).await.is_ok() {
             tracing::debug!(role = role.name(), "ended");
             continue;

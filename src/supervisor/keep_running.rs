@@ -11,11 +11,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::role::Role;
 
-/// Why one run of a role ended although nobody asked it to.
+/// Why one run of a role ended although it was not told to stop.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// A role that failed this often within [`WINDOW`] will fail again: the process ends, and whoever watches the
-/// process learns of it.
+/// A role that failed this often within [`WINDOW`] will fail again. So the process ends, and whatever monitors the
+/// process notices that.
 const MOST_FAILURES: usize = 5;
 /// The time over which failures are counted.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -26,11 +26,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 #[error("the role {role} failed {failures} times within {WINDOW:?}; the last time: {last}")]
 pub struct GaveUp {
-    /// Which.
+    /// The role.
     pub role: Role,
-    /// How often.
+    /// How often it failed.
     pub failures: usize,
-    /// What it said last.
+    /// Its last error.
     pub last: String,
 }
 

@@ -28,9 +28,9 @@ use keep_running::keep_running;
 pub struct Supervisor {
     tasks: Vec<RoleTask>,
     gave_up: mpsc::UnboundedReceiver<GaveUp>,
-    /// Told of roles that give up; kept so that the channel stays open.
+    /// Sends which role failed too often; kept so that the channel stays open.
     giving_up: mpsc::UnboundedSender<GaveUp>,
-    /// Cancelled first of all: `/readyz` then says so.
+    /// Cancelled first of all: `/readyz` then answers 503.
     leaving: CancellationToken,
     /// Cancelled when the supervisor is dropped, so that no role outlives it.
     abandoned: CancellationToken,
@@ -39,7 +39,7 @@ pub struct Supervisor {
     shutdown: crate::config::Shutdown,
 }
 
-/// Where this process listens.
+/// The addresses on which this process listens.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(missing_docs, reason = "the names are the roles'")]
 pub struct Addresses {
@@ -55,7 +55,7 @@ struct RoleTask {
     task: JoinHandle<()>,
 }
 
-/// Why the process did not end well.
+/// Why the process ended with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A role kept failing.
@@ -66,7 +66,7 @@ pub enum RunError {
     DeadlinePassed {
         /// `shutdown.deadline`.
         deadline: Duration,
-        /// Who was late.
+        /// The roles that were late.
         late: Vec<Role>,
     },
 }
@@ -76,18 +76,18 @@ fn names(roles: &[Role]) -> String {
 }
 
 impl Supervisor {
-    /// Binds the ports, brings up the database, and starts every role that `config` asks for. When this returns
-    /// the API answers.
+    /// Binds the ports, brings up the database, and starts every role that `config` turns on. When this returns, the
+    /// API answers.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         start::start(config).await
     }
 
-    /// Where this process listens.
+    /// Returns the addresses on which this process listens.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// How to reach the database that the roles work on.
+    /// Returns how to reach the database that the roles work on.
     pub fn database_config(&self) -> tokio_postgres::Config {
         self.database.config.clone()
     }
@@ -117,7 +117,7 @@ impl Supervisor {
             let stop = stop.clone();
             async move {
                 if let Err(gave_up) = keep_running(role, &stop, run).await {
-                    // Nobody listens any more only when the supervisor is gone.
+                    // Sending fails only when the supervisor is gone.
                     let _ = giving_up.send(gave_up);
                 }
             }
@@ -132,7 +132,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// A role that only ends when it is told to.
+/// Runs a role that only ends when it is told to.
 async fn never_fails(role: impl Future<Output = ()>) -> Result<(), keep_running::Failure> {
     role.await;
     Ok(())

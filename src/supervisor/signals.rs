@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first asks for the drain, the second for the end.
+//! SIGINT and SIGTERM: the first starts the drain, the second ends the process at once.
 
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGINT, SIGTERM};

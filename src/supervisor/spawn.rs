@@ -43,11 +43,11 @@ pub(super) struct Shared {
     installation: Uuid,
     registry: Registry,
     metrics: Arc<Metrics>,
-    /// What the enqueuer knows of its queue.
+    /// Whether the enqueuer's queue takes jobs.
     health: Arc<QueueHealth>,
-    /// The engine tells the enqueuer of the jobs that are staged.
+    /// The engine wakes the enqueuer with this when jobs are staged.
     staged: Arc<Notify>,
-    /// The enqueuer tells the worker of the jobs that it delivers.
+    /// The enqueuer wakes the worker with this when it has delivered jobs.
     delivered: Arc<Notify>,
 }
 
@@ -69,7 +69,7 @@ impl Shared {
         }
     }
 
-    /// Whether this release can go on with what it finds.
+    /// Checks that this release can go on with the unfinished requests in the database.
     pub(super) async fn check_points(&self) -> Result<(), PointsError> {
         self.registry.operations.check_points(&self.database).await
     }

@@ -1,4 +1,4 @@
-//! From a config to running roles: ports, database, schema, Stripe, then everybody, in that order.
+//! From a config to running roles: ports, database, schema, Stripe, then the other roles, in that order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,21 +23,21 @@ use crate::receipts::{self, Sender};
 use crate::role::Role;
 use crate::stripe::{self, ClientError, sandbox};
 
-/// Seeding asks Stripe, which may be in another process that is only just starting.
+/// Seeding calls Stripe, which may be in another process that is only just starting.
 const SEED_TRIES: u32 = 5;
 const SEED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the process did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port cannot be had.
+    /// A port cannot be bound.
     #[error("{key}: cannot listen on {address}")]
     Listen {
         /// The config key.
         key: &'static str,
-        /// What it says.
+        /// Its value.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -47,25 +47,25 @@ pub enum StartError {
     /// The database went away.
     #[error("the database is unavailable")]
     Database(#[from] DatabaseError),
-    /// The database is not one for us.
+    /// The schema of the database cannot be used.
     #[error("cannot use this database")]
     Schema(#[source] SchemaError),
-    /// Requests are where this release has no way on.
+    /// Unfinished requests are at recovery points that this release does not have.
     #[error("cannot go on with what is in the database")]
     Points(#[from] PointsError),
-    /// The sandbox cannot open its books.
+    /// The sandbox cannot open its ledger.
     #[error("stripe_sandbox.ledger")]
     Ledger(#[from] sandbox::LedgerError),
-    /// The settings for Stripe make no sense.
+    /// The settings for Stripe cannot be used.
     #[error("cannot talk to Stripe")]
     Stripe(#[from] ClientError),
     /// Receipts cannot be sent as configured.
     #[error("the role worker cannot send receipts")]
     Receipts(#[from] receipts::SetupError),
-    /// The settings for Redis make no sense.
+    /// The settings for Redis cannot be used.
     #[error("enqueuer.queue is \"redis\"")]
     Redis(#[from] queues::redis::SettingsError),
-    /// The settings for NATS make no sense.
+    /// The settings for NATS cannot be used.
     #[error("enqueuer.queue is \"nats\"")]
     Nats(#[from] queues::nats::SettingsError),
     /// The demonstration's users could not be made.
@@ -173,7 +173,7 @@ impl Supervisor {
         }
     }
 
-    /// The roster, and what to do next.
+    /// Logs which roles are on, and what to do next.
     fn announce(&self, config: &Config) {
         let (on, off): (Vec<_>, Vec<_>) = Role::ALL.into_iter().partition(|role| config.runs(*role));
         tracing::info!(on = super::names(&on), off = super::names(&off), "roles");

@@ -1,4 +1,4 @@
-//! Finding `initdb` and `postgres`, of the version that a cluster needs.
+//! Finds `initdb` and `postgres`, of the version that a cluster needs.
 
 use std::env;
 use std::fs;
@@ -11,8 +11,8 @@ use super::error::EmbeddedError;
 /// The oldest major version accepted: 14 is the oldest that the Postgres project itself still supports.
 const OLDEST_MAJOR: u32 = 14;
 
-/// Where packagers put one directory per version: (parent, prefix of the name). `PATH` often has only `psql` there,
-/// and Homebrew links versioned formulae nowhere.
+/// Where packagers put one directory per version: (parent, prefix of the name). In `PATH` there is often only `psql` of
+/// these, and Homebrew does not link versioned formulae at all.
 const VERSIONED: [(&str, &str); 6] = [
     ("/usr/lib/postgresql", ""),
     ("/usr", "pgsql-"),
@@ -30,10 +30,10 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The first installation that `account` can run and that fits: of exactly the major version `cluster` (the
-    /// directory and its version) when there is one already, else any that is recent enough.
+    /// Returns the first installation that `account` can run and that fits: one of exactly the major version of
+    /// `cluster` (the directory and its version) if there is a cluster already, else any that is recent enough.
     ///
-    /// `pg_bin` is an order, not a hint: when it is given, nothing else is looked at.
+    /// If `pg_bin` is given, no other directory is searched.
     pub(super) fn find(
         account: &Account,
         cluster: Option<(&Path, u32)>,
@@ -68,18 +68,18 @@ impl Binaries {
         }
     }
 
-    /// The path of one program.
+    /// Returns the path of one program.
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// The path of `psql`, or its bare name where the client tools live elsewhere.
+    /// Returns the path of `psql`, or its bare name where the client tools are in another directory.
     pub(super) fn psql(&self) -> PathBuf {
         let beside = self.program("psql");
         if beside.is_file() { beside } else { "psql".into() }
     }
 
-    /// Asks for the version by running the server: it proves at the same time that `account` may run it.
+    /// Runs the server to read its version, which also proves that `account` may run it.
     fn probe(account: &Account, dir: PathBuf) -> Result<Self, EmbeddedError> {
         let program = dir.join("postgres");
         let output = account.command(&program, Path::new("/")).arg("--version").output();
@@ -94,13 +94,13 @@ impl Binaries {
     }
 }
 
-/// The number in `postgres (PostgreSQL) 17.2 (Debian 17.2-1)`, and in `18beta1`.
+/// Returns the major version in `postgres (PostgreSQL) 17.2 (Debian 17.2-1)`, or in `18beta1`.
 fn parse_major(version: &str) -> Option<u32> {
     let (_, number) = version.split_once("(PostgreSQL) ")?;
     number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Directories that hold both programs: those in `PATH` first, then the packagers', newest version first.
+/// Returns the directories that hold both programs: those in `PATH` first, then the packagers', newest version first.
 fn installed() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // A link in PATH leads to the directory where `initdb` finds its `postgres` and both find their shared files.
@@ -120,7 +120,7 @@ fn installed() -> Vec<PathBuf> {
     found
 }
 
-/// The `bin` directories in `parent/<prefix><version>`, with the major part of the version.
+/// Returns the `bin` directories in `parent/<prefix><version>`, with the major part of the version.
 fn versions_below(parent: &Path, prefix: &str) -> Vec<(u32, PathBuf)> {
     let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
     let version = |entry: fs::DirEntry| {

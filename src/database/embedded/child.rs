@@ -1,4 +1,5 @@
-//! Running Postgres' programs: whom they run as, how they are tied to this process, and what else is running.
+//! Runs Postgres' programs: the account that they run as, how they are tied to this process, and which processes are
+//! running.
 
 use std::convert::Infallible;
 use std::env;
@@ -20,10 +21,11 @@ use tokio::runtime::Handle;
 
 use super::error::EmbeddedError;
 
-/// Whom root runs Postgres as: the user that packages of Postgres create, else the one with no rights at all.
+/// The accounts that Postgres runs as for root: the user that packages of Postgres create, else the one with no rights
+/// at all.
 pub(super) const ROOTS_ACCOUNTS: [&str; 2] = ["postgres", "nobody"];
 
-/// Whom Postgres runs as: whoever runs this process, unless that is root, whom Postgres refuses.
+/// The account that Postgres runs as: that of this process, unless that is root, which Postgres refuses.
 #[derive(Debug)]
 pub(super) struct Account {
     name: String,
@@ -34,7 +36,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// This process' own account or, for root, the first of [`ROOTS_ACCOUNTS`] that exists.
+    /// Returns this process' own account or, for root, the first of [`ROOTS_ACCOUNTS`] that exists.
     pub(super) fn current() -> Result<Self, EmbeddedError> {
         let uid = geteuid();
         if !uid.is_root() {
@@ -47,20 +49,20 @@ impl Account {
             .ok_or(EmbeddedError::NoAccount)
     }
 
-    /// Its name, for people to read.
+    /// Returns its name, for messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether a file with this owner is the account's.
+    /// Returns whether a file with this owner is the account's.
     pub(super) fn owns(&self, uid: u32) -> bool {
         self.uid.as_raw() == uid
     }
 
-    /// A command that runs as this account, in `directory`, in a plain environment.
+    /// Returns a command that runs as this account, in `directory`, in a plain environment.
     pub(super) fn command(&self, program: &Path, directory: &Path) -> Command {
         let mut command = Command::new(program);
-        // Whatever PGPORT or PGCLIENTENCODING a person's shell has, it is meant for other servers.
+        // If the environment has PGPORT, PGCLIENTENCODING or the like, they are meant for other servers.
         for (name, _) in env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"PG")) {
             command.env_remove(name);
         }
@@ -72,8 +74,8 @@ impl Account {
         command
     }
 
-    /// Whether the account can reach what is in `directory`. Asked of the kernel, by starting a shell there: no
-    /// arithmetic on mode bits knows about access control lists.
+    /// Returns whether the account can reach what is in `directory`. Starts a shell there, so that the kernel decides:
+    /// a look at the mode bits would miss access control lists.
     pub(super) fn can_enter(&self, directory: &Path) -> Result<bool, EmbeddedError> {
         if !self.switch {
             return Ok(true);
@@ -88,7 +90,7 @@ impl Account {
         }
     }
 
-    /// Hands a directory that this process made to the account.
+    /// Makes the account the owner of a directory that this process made.
     pub(super) fn take_over(&self, directory: &Path) -> io::Result<()> {
         if !self.switch {
             return Ok(());
@@ -97,19 +99,20 @@ impl Account {
     }
 }
 
-/// A user's name, or the number where there is no name for it.
+/// Returns a user's name, or the number where there is no name for it.
 pub(super) fn user_name(uid: u32) -> String {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// What a child gets when this process dies. To Postgres it means an immediate shutdown, without a checkpoint.
+/// The signal that a child gets when this process dies. For Postgres it means an immediate shutdown, without a
+/// checkpoint.
 const DEATH_SIGNAL: Signal = Signal::SIGQUIT;
 
 /// Ties the future child to this process: it is sent [`DEATH_SIGNAL`] when the thread that spawns it ends, and it
 /// shares `lock`.
 ///
-/// A child that holds the lock's descriptor keeps the lock until it and its own children are gone, so that a
-/// successor waits for a Postgres that outlives this process by a moment instead of meeting it.
+/// A child that holds the lock's descriptor keeps the lock until it and its own children are gone. So if Postgres
+/// outlives this process by a moment, the next process waits for its end and does not run beside it.
 pub(super) fn tie(command: &mut Command, lock: &File) -> io::Result<()> {
     // A group of its own: Ctrl-C is for this process, which drains before it stops Postgres.
     command.process_group(0);
@@ -133,12 +136,12 @@ pub(super) fn tie(command: &mut Command, lock: &File) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 fn die_with(parent: Pid) -> nix::Result<()> {
     nix::sys::prctl::set_pdeathsig(DEATH_SIGNAL)?;
-    // A parent that died before the request above will never be announced.
+    // If the parent died before the request above, no signal will come.
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::Error::ESRCH) }
 }
 
-/// Elsewhere nothing announces a parent's death: after `kill -9` of this process, Postgres runs on, and the next
-/// start says so.
+/// Does nothing: other systems send no signal when a parent dies. After `kill -9` of this process, Postgres runs on,
+/// and the next start reports it.
 #[cfg(not(target_os = "linux"))]
 fn die_with(_parent: Pid) -> nix::Result<()> {
     Ok(())
@@ -170,7 +173,7 @@ pub(super) fn spawn_guarded(command: Command) -> io::Result<(Child, Guardian)> {
     Ok((child, Guardian { _alive: alive }))
 }
 
-/// The program name of a process that is running: neither gone nor a zombie that nobody has reaped yet.
+/// Returns the program name of a process that is running: neither gone nor a zombie that is not reaped yet.
 #[cfg(target_os = "linux")]
 pub(super) fn running_program(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -180,7 +183,7 @@ pub(super) fn running_program(pid: u32) -> Option<String> {
     (!tail.starts_with(['Z', 'X'])).then(|| name.to_owned())
 }
 
-/// The program name of a process that is running: neither gone nor a zombie that nobody has reaped yet.
+/// Returns the program name of a process that is running: neither gone nor a zombie that is not reaped yet.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn running_program(pid: u32) -> Option<String> {
     let output = Command::new("ps").args(["-o", "stat=,comm=", "-p", &pid.to_string()]).output().ok()?;
@@ -190,7 +193,8 @@ pub(super) fn running_program(pid: u32) -> Option<String> {
     (!state.starts_with('Z')).then_some(name)
 }
 
-/// Whether process `pid` is a Postgres at work in `data_dir`, and not one that merely got a dead one's number.
+/// Returns whether process `pid` is a Postgres at work in `data_dir`, and not another process that got the number of a
+/// dead one.
 pub(super) fn is_postgres_of(pid: u32, data_dir: &Path) -> bool {
     let is_postgres = running_program(pid).is_some_and(|name| name == "postgres" || name == "postmaster");
     // Each Postgres works in its data directory. Where that cannot be read (a container's root may not look into

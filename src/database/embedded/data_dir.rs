@@ -1,6 +1,6 @@
-//! The files of one cluster: where they are, who may use them, and how a cluster comes to exist.
+//! The files of one cluster: where they are, which account may use them, and how a cluster is made.
 //!
-//! For a data directory `pg` there are, beside it, `pg.lock` (held by whoever runs the cluster), `pg.log`
+//! For a data directory `pg` there are, beside it, `pg.lock` (held by the process that runs the cluster), `pg.log`
 //! (what Postgres logs) and, while initdb works, `pg.new`.
 
 use std::ffi::OsString;
@@ -27,19 +27,20 @@ const SOCKET: &str = ".s.PGSQL.5432";
 /// A socket's path has at most 107 bytes on Linux and 103 on macOS.
 const SOCKET_PATH_BYTES: usize = 103;
 
-/// Where root's clusters go if the configured place cannot be reached by the user whom Postgres runs as.
+/// Where root's clusters go if the user that Postgres runs as cannot reach the configured place.
 const SHARED_STATE: &str = "/var/lib/rocket-rides-atomic";
 
 /// How long a start waits for the Postgres of a dead predecessor. It was sent SIGQUIT, and takes milliseconds to
 /// obey; a backend stuck in a system call may take until the postmaster kills it, 5 s later.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(7);
 const PREDECESSOR_POLL: Duration = Duration::from_millis(10);
-/// How long an owner has to look alive to count as such: one that was just killed does so for some milliseconds.
+/// How long the owner of a lock must look alive to count as alive: a process that was just killed still looks so for
+/// some milliseconds.
 const OWNER_WAIT: Duration = Duration::from_millis(250);
 
-/// A log that has grown beyond this is set aside at the next start, replacing the one set aside before.
+/// A log that has grown beyond this, in bytes, is renamed to `.log.old` at the next start, and replaces the one before.
 const LOG_BYTES: u64 = 16 * 1024 * 1024;
-/// How much of a log or of initdb's complaints an error quotes.
+/// How much of a log or of initdb's error output an error quotes.
 const TAIL_BYTES: u64 = 4096;
 const TAIL_LINES: usize = 8;
 
@@ -53,8 +54,8 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Finds the place for the configured path, making its parent directory where it is missing.
     ///
-    /// Root's children run as another user: below a private directory such as `/root` they could not open their
-    /// files, so that such a cluster lives in [`SHARED_STATE`], under a name derived from the configured one.
+    /// Root's children run as another user, who cannot open files below a private directory such as `/root`. Such a
+    /// cluster is placed in [`SHARED_STATE`], under a name derived from the configured one.
     pub(super) fn locate(configured: &Path, account: &Account) -> Result<Self, EmbeddedError> {
         let configured = std::path::absolute(configured).map_err(EmbeddedError::unusable(configured))?;
         let here = Self::resolve(&configured).map_err(EmbeddedError::unusable(&configured))?;
@@ -92,7 +93,7 @@ impl DataDir {
         &self.parent
     }
 
-    /// `<data_dir>.<extension>`. Not `with_extension`, which would replace what follows a dot in the name.
+    /// Returns `<data_dir>.<extension>`. Not `with_extension`, which would replace what follows a dot in the name.
     fn sibling(&self, extension: &str) -> PathBuf {
         let mut name = OsString::from(&self.path);
         name.push(".");
@@ -100,9 +101,9 @@ impl DataDir {
         name.into()
     }
 
-    /// Where the socket is: in the data directory, which is its owner's alone, or in a short directory that
-    /// [`make_socket_dir`](Self::make_socket_dir) makes as private. The latter is for paths that are too long for a
-    /// socket, or that hold a comma or a quote, which mean something to libpq, to Postgres or to a shell.
+    /// Returns the socket's directory: the data directory, which only its owner can enter, or a short directory that
+    /// [`make_socket_dir`](Self::make_socket_dir) makes just as private. The latter is for paths that are too long for
+    /// a socket, or that hold a comma or a quote, which have a meaning to libpq, Postgres or a shell.
     pub(super) fn socket_dir(&self) -> PathBuf {
         let inside = self.path.join(SOCKET);
         let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-@+".contains(byte);
@@ -135,7 +136,7 @@ impl DataDir {
         account.take_over(&dir).map_err(EmbeddedError::unusable(&dir))
     }
 
-    /// A connection string for the cluster, in libpq's keyword form.
+    /// Returns a connection string for the cluster, in libpq's keyword form.
     pub(super) fn url(&self) -> String {
         format!("host={} user={NAME} dbname={NAME}", self.socket_dir().display())
     }
@@ -147,7 +148,7 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(source) => return Err(EmbeddedError::Unusable { path: self.path.clone(), source }),
         };
-        // Root may have made the directory, still without a cluster: the finished one replaces it.
+        // Root may have made the directory before there was a cluster; the finished cluster replaces it.
         let is_vacant = owner == geteuid().as_raw() && !self.path.join("PG_VERSION").exists();
         if account.owns(owner) || is_vacant {
             return Ok(());
@@ -157,7 +158,7 @@ impl DataDir {
         Err(EmbeddedError::WrongOwner { data_dir: self.path.clone(), owner, user, starter })
     }
 
-    /// The major version of the cluster, or `None` where there is no cluster yet.
+    /// Returns the major version of the cluster, or `None` where there is no cluster yet.
     pub(super) fn major(&self) -> Result<Option<u32>, EmbeddedError> {
         let path = self.path.join("PG_VERSION");
         match fs::read_to_string(&path) {
@@ -187,7 +188,7 @@ impl DataDir {
         let program = binaries.program("initdb");
         let mut command = account.command(&program, &self.parent);
         command.arg("--pgdata").arg(&fresh);
-        // The socket's directory lets in nobody but its owner, so that a password would protect nothing.
+        // Only its owner can enter the socket's directory, so a password would protect nothing.
         command.args(["--username", NAME, "--auth", "trust", "--encoding", "UTF8", "--locale", "C"]);
         let output = child::tie(&mut command, lock.file())
             .and_then(|()| command.output())
@@ -201,7 +202,7 @@ impl DataDir {
         File::open(&self.parent).and_then(|parent| parent.sync_all()).map_err(EmbeddedError::unusable(&self.parent))
     }
 
-    /// A new cluster may take the place of nothing, or of an empty directory that can be renamed over.
+    /// Checks that a new cluster can be put there: the path is absent, or an empty directory that a rename can replace.
     pub(super) fn check_vacant(&self) -> Result<(), EmbeddedError> {
         let mut entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
@@ -218,8 +219,8 @@ impl DataDir {
         }
     }
 
-    /// Removes what a killed Postgres left. Its number may belong to another process by now, even to the Postgres
-    /// of another cluster, and Postgres itself would then refuse to start.
+    /// Removes what a killed Postgres left. Its process number may belong to another process by now, even to the
+    /// Postgres of another cluster, and Postgres itself would then refuse to start.
     ///
     /// The lock is held, so that no Postgres of ours is running; one that a person started by hand may be.
     pub(super) fn clear_stale(&self, _lock: &Lock) -> Result<(), EmbeddedError> {
@@ -234,7 +235,7 @@ impl DataDir {
         Ok(())
     }
 
-    /// The process number in `postmaster.pid`, which may be long dead.
+    /// Returns the process number in `postmaster.pid`. That process may have ended long ago.
     fn postmaster(&self) -> Option<u32> {
         fs::read_to_string(self.path.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()
     }
@@ -258,7 +259,8 @@ impl DataDir {
 pub(super) struct Lock(File);
 
 impl Lock {
-    /// Claims the cluster, or says whose it is. Waits for a Postgres whose owner is gone, for that is about to end.
+    /// Claims the cluster, or returns an error that names its owner. Waits for a Postgres whose owner is gone, because
+    /// it is about to end.
     pub(super) fn acquire(data_dir: &DataDir) -> Result<Self, EmbeddedError> {
         let path = data_dir.sibling("lock");
         let mut file = OpenOptions::new()
@@ -299,7 +301,7 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Withdraws the name of the owner: a Postgres that is still ending keeps the lock, without an owner.
+    /// Removes the owner's number from the file: a Postgres that is still ending keeps the lock, without an owner.
     fn drop(&mut self) {
         let _ = self.0.set_len(0);
     }
@@ -323,7 +325,7 @@ impl Log {
         &self.file
     }
 
-    /// The last lines that were written since the start.
+    /// Returns the last lines that were written since the start.
     pub(super) fn tail(&self) -> String {
         let read = || -> io::Result<String> {
             let mut file = File::open(&self.path)?;
@@ -337,13 +339,13 @@ impl Log {
     }
 }
 
-/// The end of a program's output, for an error.
+/// Returns the end of a program's output, for an error.
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
-/// Removes what may be absent already.
+/// Removes a path that may be absent already.
 fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), EmbeddedError> {
     match how(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -353,8 +355,8 @@ fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), 
     }
 }
 
-/// Sixteen digits that stand for a path: FNV-1a, because the standard library's hasher may change between releases
-/// while the directories named after it stay.
+/// Returns sixteen hexadecimal digits that stand for a path. Uses FNV-1a, because the standard library's hasher may
+/// change between releases, while the directories named after the hash stay.
 fn short_hash(path: &Path) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in path.as_os_str().as_bytes() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// Why the embedded Postgres did not start. One variant per situation a person has to tell apart.
+/// Why the embedded Postgres did not start. One variant for each situation that an operator has to distinguish.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// Neither `PATH` nor any usual place holds `initdb` and `postgres`.
@@ -20,24 +20,24 @@ pub enum EmbeddedError {
         /// The directory that `PG_BIN` names.
         dir: PathBuf,
     },
-    /// A program is there but does not run, for the user that has to run it.
+    /// A program is there, but the user that has to run it cannot.
     #[error("cannot run `{program}` as user `{user}`")]
     CannotRun {
         /// What was run.
         program: PathBuf,
-        /// Whom it was run as.
+        /// The user that it was run as.
         user: String,
         /// The system's reason.
         source: io::Error,
     },
-    /// All that is installed predates what the schema needs.
+    /// Every installed version is older than the schema needs.
     #[error("Postgres {major} in `{dir}` is too old: install version {oldest} or newer, or set PG_BIN to it")]
     TooOld {
         /// Where its binaries are.
         dir: PathBuf,
         /// Its major version.
         major: u32,
-        /// The oldest major version that would do.
+        /// The oldest major version that is accepted.
         oldest: u32,
     },
     /// The cluster was initialised by a major version that is not installed.
@@ -53,7 +53,7 @@ pub enum EmbeddedError {
         /// The major versions found, for people to read.
         installed: String,
     },
-    /// Root has nobody to run Postgres as.
+    /// There is no user that Postgres could run as for root.
     #[error("Postgres refuses to run as root, and there is no user `postgres` or `nobody` to run it as")]
     NoAccount,
     /// A file or directory cannot be read, written or made: permissions, a full disk, a read-only mount.
@@ -76,7 +76,7 @@ pub enum EmbeddedError {
         /// The directory.
         data_dir: PathBuf,
     },
-    /// The cluster belongs to somebody else, whose files Postgres would refuse.
+    /// The cluster belongs to another user, whose files Postgres would refuse.
     #[error(
         "`{data_dir}` belongs to user `{owner}`, but Postgres would run as `{user}` now: start this program as \
          `{starter}` again, or set database.data_dir to another directory, or hand it over with \
@@ -85,21 +85,21 @@ pub enum EmbeddedError {
     WrongOwner {
         /// The cluster.
         data_dir: PathBuf,
-        /// Whom it belongs to.
+        /// The user that owns it.
         owner: String,
-        /// Whom Postgres would run as.
+        /// The user that Postgres would run as.
         user: String,
-        /// Who started this program when the cluster was made.
+        /// The user that started this program when the cluster was made.
         starter: String,
     },
-    /// The directory for the socket is not ours alone, so that somebody could stand in for Postgres.
+    /// The directory for the socket is not ours alone, so that another program could answer in Postgres' place.
     #[error(
         "`{dir}` is to hold the socket of Postgres, but is not a private directory of user `{user}`: remove it"
     )]
     SocketDirectory {
         /// The directory.
         dir: PathBuf,
-        /// Whom it has to belong to.
+        /// The user that has to own it.
         user: String,
     },
     /// Another process of this program runs the cluster.
@@ -123,7 +123,7 @@ pub enum EmbeddedError {
         /// The cluster.
         data_dir: PathBuf,
     },
-    /// `initdb` gave up.
+    /// `initdb` failed.
     #[error("initdb failed with {status}: {tail}")]
     InitdbFailed {
         /// How it ended.
@@ -151,7 +151,7 @@ pub enum EmbeddedError {
         /// What Postgres answered.
         source: tokio_postgres::Error,
     },
-    /// Postgres said nothing until the deadline.
+    /// Postgres accepted no connection before the deadline.
     #[error("Postgres did not accept connections within {within:?} (log: `{log}`): {tail}")]
     TimedOut {
         /// The deadline.
@@ -164,14 +164,14 @@ pub enum EmbeddedError {
 }
 
 impl EmbeddedError {
-    /// Shapes an I/O error on `path` for `map_err`.
+    /// Returns a function for `map_err` that adds `path` to an I/O error.
     pub(super) fn unusable(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Unusable { path, source }
     }
 }
 
-/// How to stop a Postgres by hand.
+/// Returns how to stop a Postgres by hand, for the end of a message.
 fn stop(pid: Option<u32>) -> String {
     pid.map(|pid| format!(": stop it with `kill -INT {pid}`")).unwrap_or_default()
 }

@@ -1,9 +1,9 @@
-//! A private, durable Postgres that lives and dies with this process, so that nobody has to set one up first.
+//! A private, durable Postgres that starts and ends with this process, so that no server has to be set up first.
 //!
-//! It differs from the Postgres of a test kit on purpose. Nothing of its durability is traded for speed, because
-//! what it stores decides whether a card is charged again. It listens on a Unix socket only. And it is tied to
-//! this process: it ends in order when asked to, and at once when this process is killed (on Linux; elsewhere nothing
-//! can promise that). What a crash leaves behind is cleared and recovered at the next start, without a person.
+//! It differs from the Postgres of a test kit on purpose. It trades no durability for speed, because what it stores
+//! decides whether a card is charged again. It listens on a Unix socket only. And it is tied to this process: it ends
+//! in order when asked to, and at once when this process is killed (on Linux; other systems cannot promise that). What
+//! a crash leaves behind is cleared and recovered at the next start, without a person.
 //!
 //! There is no global state: every cluster has a thread, a lock and a child of its own.
 
@@ -32,10 +32,10 @@ use child::{Account, Guardian};
 use data_dir::{DataDir, Lock, Log, NAME, PORT};
 pub use error::EmbeddedError;
 
-/// How long Postgres may say nothing at all. A start takes milliseconds; one that replays the
-/// [`max_wal_size`](SETTINGS) of a crash on a slow disk takes minutes, and says so.
+/// How long Postgres may give no answer at all. A start takes milliseconds; one that replays the
+/// [`max_wal_size`](SETTINGS) of a crash on a slow disk takes minutes, and its answers say that it is recovering.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a long recovery is spoken of.
+/// How often a long recovery is logged.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 const START_POLL: Duration = Duration::from_millis(10);
 
@@ -57,7 +57,7 @@ const SETTINGS: &[&str] = &[
     // Checkpoints by time rather than by volume: the default of 1 GB forces them under load.
     "max_wal_size=2GB",
     "logging_collector=off",
-    // A failed statement is its client's to handle and to log.
+    // The client of a failed statement handles and logs it.
     "log_min_messages=log",
     // After a crash, one flush of the file system instead of one for each file: 0.3 s instead of 57 s, measured with
     // 20,000 files.
@@ -85,7 +85,7 @@ pub enum Stopped {
     Clean,
     /// Without a checkpoint, because the grace period was over.
     Immediate,
-    /// By SIGKILL, because it did not even answer to SIGQUIT.
+    /// By SIGKILL, because it did not react to SIGQUIT either.
     Killed,
     /// By itself, or with an error while it was being stopped.
     Failed(ExitStatus),
@@ -104,8 +104,8 @@ impl EmbeddedPostgres {
     pub async fn start(data_dir: &Path) -> Result<Self, EmbeddedError> {
         let begun = Instant::now();
         let configured = data_dir.to_owned();
-        // Files, waits for a predecessor and initdb: none of it is for a runtime's thread. If the caller goes away
-        // meanwhile, the result is dropped where it is made, and with it Postgres.
+        // Files, the wait for a predecessor and initdb all block, so they run on a thread for that. If the caller is
+        // cancelled meanwhile, the result is dropped on that thread, and Postgres with it.
         let mut postgres = match tokio::task::spawn_blocking(move || Self::launch(&configured)).await {
             Ok(launched) => launched?,
             Err(error) => resume_unwind(error.into_panic()),
@@ -120,7 +120,7 @@ impl EmbeddedPostgres {
         Ok(postgres)
     }
 
-    /// How to connect: over the socket, as superuser `rocket_rides`, to database `rocket_rides`.
+    /// Returns how to connect: over the socket, as superuser `rocket_rides`, to database `rocket_rides`.
     #[must_use]
     pub fn config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
@@ -130,7 +130,7 @@ impl EmbeddedPostgres {
         config
     }
 
-    /// A command line for a shell, to look inside with `psql`.
+    /// Returns a command line for a shell, to look inside with `psql`.
     #[must_use]
     pub fn psql_command(&self) -> String {
         // The socket's directory has a path that needs no quotes.
@@ -138,7 +138,7 @@ impl EmbeddedPostgres {
         format!("'{psql}' -h {} -p {PORT} -U {NAME} {NAME}", socket_dir.display())
     }
 
-    /// The postmaster's process number.
+    /// Returns the postmaster's process number.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
@@ -178,7 +178,7 @@ impl EmbeddedPostgres {
         let account = Account::current()?;
         let data_dir = DataDir::locate(configured, &account)?;
         data_dir.check_owner(&account)?;
-        // Before the lock's file is put beside a directory that is none of ours.
+        // Checked before the lock's file is put beside the directory, which may not be ours.
         if data_dir.major()?.is_none() {
             data_dir.check_vacant()?;
         }
@@ -200,11 +200,11 @@ impl EmbeddedPostgres {
         Ok(Self { child, pid, psql: binaries.psql(), data_dir, log, _guardian: guardian, _lock: lock })
     }
 
-    /// Tries until the database can be connected to, creating it on the way: a kill may have come between initdb
-    /// and its creation.
+    /// Connects again and again until the database accepts a connection. Creates the database if it is missing: a kill
+    /// may have come between initdb and its creation.
     ///
-    /// A server that says it is recovering gets all the time it needs: whoever killed it for being late would have the
-    /// next one begin anew.
+    /// A server that says it is recovering gets all the time it needs: if it were killed for being late, the next one
+    /// would begin the recovery anew.
     async fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
         let mut heard_of = Instant::now();
         let mut announced = heard_of;
@@ -248,7 +248,7 @@ impl EmbeddedPostgres {
         let connection = tokio::spawn(connection);
         let created = client.batch_execute(&format!("CREATE DATABASE {NAME}")).await;
         drop(client);
-        // Its outcome is that of the statement.
+        // A failure of the connection shows in the result of the statement.
         let _ = connection.await;
         created
     }

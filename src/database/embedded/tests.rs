@@ -173,7 +173,7 @@ async fn a_recycled_process_number_is_no_obstacle() {
     let pid_file = scratch.data_dir().join("postmaster.pid");
     let socket_lock = scratch.data_dir().join(".s.PGSQL.5432.lock");
 
-    // Of a process that is no Postgres, and of one that is Postgres elsewhere.
+    // The number of a process that is no Postgres, then that of a Postgres of another cluster.
     let elsewhere = Scratch::new();
     let other = EmbeddedPostgres::start(&elsewhere.data_dir()).await.unwrap();
     for pid in [std::process::id(), other.pid()] {
@@ -299,7 +299,7 @@ async fn run_until_killed(data_dir: &Path) {
     std::future::pending::<()>().await;
 }
 
-/// Makes a directory look like what Postgres would own; does something for root only.
+/// Gives a directory to the account that Postgres runs as; changes something for root only.
 fn give_to_the_account(dir: &Path) {
     super::Account::current().unwrap().take_over(dir).unwrap();
 }

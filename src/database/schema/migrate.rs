@@ -1,9 +1,9 @@
 //! Brings a database of an earlier version to this one, while processes of the release before go on serving from it.
 //!
-//! First what those do not notice (expand), then a switch from which on they are refused, then what is only checked. No step
-//! holds up traffic: none rewrites a table or reads a large one under a lock that others wait for, and none waits for such a
-//! lock for longer than others can wait behind it. Each step is a transaction and may be carried out again, so a process that
-//! is killed anywhere leaves a database from which the next goes on.
+//! The first steps change nothing for those processes (expand); then a switch refuses them; the last steps only check.
+//! No step holds up traffic: none rewrites a table or reads a large one under a lock that others wait for, and none
+//! waits for such a lock for longer than others can wait behind it. Each step is a transaction and may be carried out
+//! again, so a process that is killed anywhere leaves a database from which the next process goes on.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// A session that holds a lock for so long is looked at by a person.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Many rows are changed a few at a time, around those that another session has locked.
+/// For steps that change many rows: so many at a time, without those that another session has locked.
 const BATCH: &str = "LIMIT 1000 FOR UPDATE SKIP LOCKED";
 /// The same, without requests that are being worked on.
 const IDLE_BATCH: &str =
@@ -28,14 +28,14 @@ const IDLE_BATCH: &str =
 const FREEZE: &str = include_str!("0003_3_freeze.sql");
 const OPEN: &str = include_str!("0003_4_open.sql");
 
-/// A part of the way.
+/// One step of a migration.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// The version that it belongs to.
+    /// The version that it leads to.
     pub to: i32,
     /// What it does, for people.
     pub what: &'static str,
-    /// For whom it stands in the way, and for how long.
+    /// What it locks, and for how long.
     pub locks: &'static str,
     sql: String,
     work: Work,
@@ -45,7 +45,7 @@ pub struct Step {
 enum Work {
     /// One transaction.
     Once,
-    /// As many as it takes until one says that it `changed` nothing.
+    /// One transaction after another, until one returns that it `changed` nothing.
     Batches,
 }
 
@@ -59,10 +59,10 @@ impl Step {
     }
 }
 
-/// Where all who use the table wait.
+/// For a step that makes all other users of the table wait.
 const BRIEFLY: &str = "the table, for milliseconds";
 
-/// What leads from this version to the next.
+/// Returns the steps from this version to the next.
 fn steps_from(version: i32) -> Option<Vec<Step>> {
     let steps = match version {
         1 => vec![Step::once(2, "add the table purged_jobs", "nobody", include_str!("0002_purged_jobs.sql"))],
@@ -86,7 +86,7 @@ fn steps_from(version: i32) -> Option<Vec<Step>> {
     Some(steps)
 }
 
-/// What is left to do once a database has this version: nobody waits for it.
+/// Returns the steps that are left once a database has this version. Processes can use it without them.
 fn steps_after() -> Vec<Step> {
     vec![
         Step::once(3, "validate the new constraints", "nobody", include_str!("0003_6_validate.sql")),
@@ -100,7 +100,7 @@ fn switch() -> String {
         .replace("/* freeze */", &FREEZE.replace("/* batch */", ""))
 }
 
-/// What a database still needs, in order.
+/// Returns the steps that a database still needs, in order.
 pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
     let migration = Migration::open(database).await?;
     let version = migration.version().await?;
@@ -114,10 +114,11 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
     Ok(steps)
 }
 
-/// Carries it out. Several processes may do so at once: one works, and the others wait and find it done.
+/// Carries out the steps of [`plan`]. Several processes may do so at once: one works, and the others wait and find it
+/// done.
 pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
     let migration = Migration::open(database).await?;
-    // At most starts there is nothing to do, and those need not wait for each other.
+    // Most starts find nothing to do, and need not wait for each other.
     if migration.next_steps().await?.is_none() {
         return Ok(());
     }
@@ -133,7 +134,7 @@ pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// One connection for the whole way: a lock that it holds ends with it, however the process ends.
+/// One connection for the whole migration: a lock that it holds ends with it, however the process ends.
 struct Migration<'a>(Session<'a>);
 
 impl<'a> Migration<'a> {
@@ -142,8 +143,8 @@ impl<'a> Migration<'a> {
             return Err(SchemaError::Absent);
         }
         let session = Session::open(database).await?;
-        // A step may read a whole table, for which a limit that a role was given for its requests is too short. And compiling
-        // a statement under a lock costs more than to carry it out.
+        // A step may read a whole table. A time limit that the database's role has for its requests is too short for
+        // that. And compiling a statement (JIT) under a lock takes longer than running it.
         session.run("SET statement_timeout = 0; SET jit = off").await?;
         Ok(Self(session))
     }
@@ -161,7 +162,7 @@ impl<'a> Migration<'a> {
         Ok(())
     }
 
-    /// Those up to the next version, or what is left of this one.
+    /// Returns the steps up to the next version, or those that are left of this one, or `None`.
     async fn next_steps(&self) -> Result<Option<Vec<Step>>, SchemaError> {
         Ok(match self.version().await? {
             VERSION if self.has_rest().await? => Some(steps_after()),
@@ -175,7 +176,7 @@ impl<'a> Migration<'a> {
         Ok(self.0.run(SQL).await?.and_then(|version| version.parse().ok()).unwrap_or(0))
     }
 
-    /// Whether an earlier process switched and did not get to the end.
+    /// Returns whether an earlier process made the switch but not all steps after it.
     async fn has_rest(&self) -> Result<bool, SchemaError> {
         const SQL: &str = "SELECT true FROM pg_constraint WHERE conrelid = 'idempotency_keys'::regclass
             AND (NOT convalidated OR conname = 'call_was_intended')";

@@ -15,7 +15,7 @@ const VERSION: i32 = 3;
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// It holds tables of somebody else.
+    /// It holds tables of another program.
     #[error(
         "the database has a table {table:?} that is not ours: give Rocket Rides an empty database of its own \
          (CREATE DATABASE rocket_rides)"
@@ -24,7 +24,7 @@ pub enum SchemaError {
         /// One of the tables that are in the way.
         table: String,
     },
-    /// It is empty, and whoever asks only wants to look.
+    /// It does not have our schema, and the caller does not apply it.
     #[error("the database has no Rocket Rides in it: start the program on it once")]
     Absent,
     /// It was made by another version of this program.
@@ -41,11 +41,11 @@ pub enum SchemaError {
     Blocked {
         /// The step.
         step: &'static str,
-        /// What the server said.
+        /// The server's error.
         #[source]
         error: DatabaseError,
     },
-    /// It cannot be asked.
+    /// A query failed.
     #[error("cannot read or apply the schema")]
     Database(#[from] DatabaseError),
 }
@@ -58,16 +58,16 @@ fn advice(found: i32) -> &'static str {
     }
 }
 
-/// Whether an older database is brought to our version.
+/// What to do with an older database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Older {
-    /// It is.
+    /// Bring it to our version.
     Migrate,
-    /// It is named, and left as it is.
+    /// Return an error that names its version, and leave it as it is.
     Refuse,
 }
 
-/// Makes sure that the database has our schema, in our version.
+/// Ensures that the database has our schema, in our version.
 ///
 /// Several processes may do this at once: an advisory lock lets one of them apply and the others find it applied.
 pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError> {
@@ -77,7 +77,7 @@ pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError
             Some(table) => Err(SchemaError::Foreign { table }),
             None => database.script(&apply()).await.map_err(SchemaError::from),
         };
-        // Another process may have applied it since we looked; then what is in the way is ours.
+        // Another process may have applied it meanwhile; then the tables that are in the way are ours.
         if applied.is_err() && !is_ours(database).await? {
             return applied;
         }
@@ -88,7 +88,7 @@ pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError
     }
 }
 
-/// Makes sure of the same without changing anything.
+/// Checks that the database has our schema, in our version. Changes nothing.
 pub async fn check(database: &Database) -> Result<(), SchemaError> {
     if !is_ours(database).await? {
         return Err(SchemaError::Absent);
@@ -99,14 +99,14 @@ pub async fn check(database: &Database) -> Result<(), SchemaError> {
     }
 }
 
-/// Whether the database has our schema and takes writes; one indexed read, so that `/readyz` can afford it.
+/// Returns whether the database has our schema and takes writes. This is one indexed read, cheap enough for `/readyz`.
 pub async fn is_usable(database: &Database) -> Result<bool, DatabaseError> {
     const SQL: &str = "SELECT version FROM rocket_rides_schema
         WHERE singleton AND current_setting('transaction_read_only') = 'off'";
     Ok(database.query_opt(SQL, &[]).await?.is_some_and(|row| row.get::<_, i32>("version") == VERSION))
 }
 
-/// The name of this database, which goes into identifiers made from row ids.
+/// Returns the UUID of this database, which is part of identifiers made from row ids.
 pub async fn installation(database: &Database) -> Result<Uuid, SchemaError> {
     let row = database.query_opt("SELECT installation FROM rocket_rides_schema WHERE singleton", &[]).await?;
     Ok(row.ok_or(SchemaError::Absent)?.get("installation"))
@@ -118,8 +118,8 @@ async fn version(database: &Database) -> Result<i32, DatabaseError> {
 }
 
 fn apply() -> String {
-    // Statements sent together are one transaction. The lock's number is arbitrary, and ours; whoever waits for it waits
-    // for another process to apply the schema, which takes longer than a row is ever locked.
+    // Statements sent together are one transaction. The lock's number is arbitrary. A process that waits for it waits
+    // until another has applied the schema, which takes longer than any row stays locked.
     format!("SELECT set_config('lock_timeout', '30s', true), pg_advisory_xact_lock(7265736375); {SCHEMA}")
 }
 
@@ -129,7 +129,7 @@ async fn is_ours(database: &Database) -> Result<bool, DatabaseError> {
 }
 
 async fn foreign_table(database: &Database) -> Result<Option<String>, DatabaseError> {
-    // An extension's views are nobody's data.
+    // An extension's views hold no data of another program.
     const SQL: &str = "SELECT relname::text AS table FROM pg_class
         WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid AND d.deptype = 'e')
@@ -143,8 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Whoever changes the schema changes its version, too, or a program would go to work on a database that lacks what
-    /// it needs.
+    /// A changed schema needs a new version, or a program would work on a database that lacks what it needs.
     #[test]
     fn a_changed_schema_is_another_version() {
         let digest: String = Sha256::digest(SCHEMA).iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -12,17 +12,17 @@ use hyper_util::rt::TokioExecutor;
 
 /// A client waits this long for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// An answer is a sentence.
+/// The longest answer, in bytes. A usual one is a sentence.
 const ANSWER_BYTES: usize = 16 * 1024;
 
-/// Asks over HTTP.
+/// Sends requests over HTTP.
 #[derive(Debug, Clone)]
 pub(super) struct ApiClient {
     http: Client<HttpConnector, Full<Bytes>>,
     base: String,
 }
 
-/// A request as a client makes it, and makes it again.
+/// A request, which a client may send more than once.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) path: String,
@@ -32,17 +32,17 @@ pub(super) struct Asked {
     pub(super) raise_error: bool,
 }
 
-/// What came back.
+/// An answer of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: u16,
-    /// Where the answer says that something is now.
+    /// The header `Location`.
     pub(super) location: Option<String>,
     body: Bytes,
 }
 
 impl Answer {
-    /// Whether the same request will get this answer for ever.
+    /// Returns whether each repetition of the request will get this answer.
     pub(super) fn is_final(&self) -> bool {
         matches!(self.status, 201 | 402)
     }

@@ -1,19 +1,19 @@
-//! NATS JetStream: a stream in which each message is acknowledged, and known again by its id.
+//! NATS JetStream: a stream that acknowledges each message, and recognises a repeated one by its id.
 //!
 //! A job is published to `<subject_prefix>.<job name>` with a `Nats-Msg-Id` made from the installation and the staged
 //! id. A crash between push and delete publishes it again; the stream answers "duplicate" for as long as its duplicate
-//! window lasts, and that is a delivery too.
+//! window lasts, and that counts as a delivery.
 //!
-//! The stream is made here if it is missing, and otherwise only looked at (`stream.rs`): one that would forget ids or
+//! The stream is made here if it is missing, and otherwise only checked (`stream.rs`): one that would forget ids or
 //! jobs too soon is refused, never changed. JetStream acknowledges what it has written, and flushes to disk every two
-//! minutes unless the server's `sync_interval` says `always`. That cannot be asked through the protocol.
+//! minutes unless the server's `sync_interval` says `always`. The protocol has no way to read that setting.
 //!
-//! A server that starts again knows the ids of those messages only that are still in the stream. From a work queue, which
-//! is what is made here, a worked job is gone, and when it is pushed again after such a start it arrives again. A stream
-//! made beforehand with the retention `limits` has no such gap, for as long as its `max_age`.
+//! After a restart, a server knows only the ids of messages that are still in the stream. A work queue, which is what
+//! is made here, removes a worked job, so a job that is pushed again after a restart arrives again. A stream made
+//! beforehand with the retention `limits` has no such gap, for as long as its `max_age`.
 //!
-//! The client reconnects by itself and sends what it had kept back meanwhile. A push that failed is pushed again by the
-//! outbox, perhaps by another process, so here a connection that failed is dropped with what it still had to send.
+//! The client reconnects by itself and sends the messages that it has buffered meanwhile. But the outbox pushes failed
+//! jobs again, perhaps from another process, so a connection that failed is dropped here, with its unsent messages.
 //!
 //! Deliberately absent: credentials files and nkeys, which need 25 crates more.
 
@@ -46,7 +46,8 @@ pub const NAME: &str = "nats";
 
 /// A server that does not answer a connection attempt by now is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// No acknowledgement takes this long; the caller's deadline is shorter, and this only ends what nobody waits for.
+/// No acknowledgement takes this long; the caller's deadline is shorter, and this only ends acknowledgements that no
+/// caller awaits any more.
 const ACK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages sent before their acknowledgements are awaited: a whole batch of the default size.
 const IN_FLIGHT: usize = 1000;
@@ -62,11 +63,11 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The stream's name.
     pub stream: String,
-    /// Comes before a job's name, with a dot, and is the stream's subject with `.>` after it.
+    /// Stands before a job's name, with a dot between them. With `.>` after it, it is the stream's subject.
     pub subject_prefix: String,
-    /// How long a message's id is known, and a second one dropped: the longest time that all enqueuers may be down
-    /// after one of them died between push and delete. A day covers a night without anybody looking; the server keeps
-    /// the ids in memory, so with very many jobs a shorter one may be wiser.
+    /// How long the stream knows a message's id and drops a second message with it: the longest time that all enqueuers
+    /// may be down after one of them died between push and delete. A day covers a night without an operator; the server
+    /// keeps the ids in memory, so with very many jobs a shorter time may be better.
     #[serde(with = "humantime_serde")]
     pub duplicate_window: Duration,
     /// Servers that keep a copy each, for a stream that is made here.
@@ -98,21 +99,21 @@ impl Settings {
     }
 }
 
-/// Why there can be no queue with these settings. No variant carries the password.
+/// Why the settings cannot be used. No variant carries the password.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// Not set.
     #[error("nats.url: missing: set NATS_URL")]
     NoUrl,
-    /// The client does not accept it. Its own words stay out, lest they quote a password.
+    /// The client does not accept it. The client's text is left out, because it might quote a password.
     #[error("nats.url: is not of the form nats://host:port or tls://host:port")]
     Url,
-    /// The file is of no use.
+    /// The file cannot be used.
     #[error("nats.ca_file")]
     CaFile(#[from] CaError),
 }
 
-/// Why NATS took no jobs. The client's errors tell their causes themselves, so these have no further source.
+/// Why NATS took no jobs. The client's errors include their causes in their text, so they are not sources here.
 #[derive(Debug, thiserror::Error)]
 enum PushError {
     #[error("cannot connect to NATS: {0}")]
@@ -129,7 +130,7 @@ impl From<PushError> for QueueDown {
     }
 }
 
-/// What a consumer gets.
+/// The message that a consumer gets.
 #[derive(Serialize)]
 struct Message<'a> {
     id: i64,
@@ -139,7 +140,7 @@ struct Message<'a> {
     staged_at: String,
 }
 
-/// A stream of JetStream's.
+/// A queue in a stream of JetStream.
 pub struct Nats {
     servers: Vec<ServerAddr>,
     options: ConnectOptions,
@@ -149,11 +150,11 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// A queue for the jobs of one installation. Connects when there is something to push.
+    /// Makes a queue for the jobs of one installation. It connects when there is something to push.
     ///
     /// # Errors
     ///
-    /// If the URL or the file of certificates is of no use.
+    /// If the URL or the file of certificates cannot be used.
     pub fn new(settings: &Settings, installation: Uuid) -> Result<Self, SettingsError> {
         let url = settings.url.as_ref().ok_or(SettingsError::NoUrl)?.expose_secret();
         let (mut servers, mut credentials) = (Vec::new(), None);
@@ -193,8 +194,8 @@ impl Nats {
         }
     }
 
-    /// Sends these jobs, then waits for all their acknowledgements. What became of the first of them stands even if
-    /// there is an error.
+    /// Sends these jobs, then waits for all their acknowledgements. If there is an error, `deliveries` still holds the
+    /// results of the first jobs.
     async fn publish(
         &self,
         context: &Context,
@@ -258,7 +259,7 @@ impl Queue for Nats {
         for portion in jobs.chunks(IN_FLIGHT) {
             match self.publish(&context, portion, &mut deliveries).await {
                 Ok(()) => {}
-                // A stream that fills up has taken the first jobs, and the next push says why it takes no more.
+                // A stream that fills up has taken the first jobs; the next push returns why it takes no more.
                 Err(_) if !deliveries.is_empty() => return Ok(deliveries),
                 Err(error) => return Err(error.into()),
             }
@@ -270,11 +271,12 @@ impl Queue for Nats {
 
 enum Sent {
     Awaiting(PublishAckFuture),
-    /// It can never be sent, and why.
+    /// It can never be sent, for this reason.
     Unfit(String),
 }
 
-/// Why this very message is refused for ever; any other refusal (a full stream, no stream, no answer) is the queue's.
+/// Returns why this message can never be taken. Any other refusal (a full stream, no stream, no answer) concerns the
+/// whole queue and is returned as the error.
 fn whats_unfit(error: PublishError) -> Result<String, PushError> {
     let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     let too_large = error.kind() == PublishErrorKind::MaxPayloadExceeded
@@ -287,15 +289,15 @@ fn whats_unfit(error: PublishError) -> Result<String, PushError> {
     if too_large { Ok(error.to_string()) } else { Err(PushError::Publish(error)) }
 }
 
-/// Whether NATS takes it for one part of a subject, and no wildcard.
+/// Returns whether NATS reads it as one part of a subject that is not a wildcard.
 fn is_token(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>'))
 }
 
 type Credentials = (String, Option<String>);
 
-/// A server's address, and user and password, or a token alone, taken out of it: the client writes addresses to the log
-/// as they are.
+/// Splits a server's URL into the address and the credentials: user and password, or a token alone. The client logs
+/// addresses as they are, so they must not hold credentials.
 fn split_credentials(server: &str) -> (String, Option<Credentials>) {
     let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
     let Some((credentials, host)) = rest.rsplit_once('@') else { return (server.to_owned(), None) };
@@ -307,7 +309,7 @@ fn split_credentials(server: &str) -> (String, Option<Credentials>) {
     (format!("{scheme}://{host}"), Some(credentials))
 }
 
-/// Trusts those whom Mozilla trusts, as everything else here does.
+/// Returns a config that trusts Mozilla's root certificates, as everything else here does.
 fn mozilla() -> ClientConfig {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     ClientConfig::builder_with_provider(Arc::new(default_provider()))

@@ -10,15 +10,15 @@ use super::Settings;
 /// Why the stream cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StreamError {
-    /// The client's error tells its cause itself.
+    /// The client's error includes its cause in its text.
     #[error("cannot be looked up or made: {0}")]
     Api(CreateStreamError),
-    /// It is somebody's, so it is not changed.
+    /// It may be in use elsewhere, so it is not changed.
     #[error("exists and keeps less than is promised: {}", .0.join("; "))]
     Differs(Vec<String>),
 }
 
-/// Makes sure that there is a stream which takes our subjects, remembers ids and throws nothing away.
+/// Ensures that there is a stream which takes our subjects, remembers ids and throws nothing away.
 pub(super) async fn ensure(context: &Context, settings: &Settings) -> Result<(), StreamError> {
     let stream = context.get_or_create_stream(wanted(settings)).await.map_err(StreamError::Api)?;
     match differences(&stream.cached_info().config, settings) {
@@ -31,8 +31,9 @@ fn subject(settings: &Settings) -> String {
     format!("{}.>", settings.subject_prefix)
 }
 
-/// A work queue: a job goes when its worker has acknowledged it. Whoever limits its size later makes it refuse new jobs,
-/// which then stay in the outbox, rather than drop old ones.
+/// Returns the settings of a stream that is made here. It is a work queue: a job is removed when its worker has
+/// acknowledged it. If its size is limited later, it refuses new jobs, which then stay in the outbox, and drops no old
+/// ones.
 fn wanted(settings: &Settings) -> Config {
     Config {
         name: settings.stream.clone(),
@@ -46,8 +47,8 @@ fn wanted(settings: &Settings) -> Config {
     }
 }
 
-/// What of a stream keeps less than is promised. Retention and limits are its owner's affair as long as nothing is
-/// dropped to make room.
+/// Returns the settings with which a stream keeps less than is promised. Its owner may choose retention and limits, as
+/// long as nothing is dropped to make room.
 fn differences(found: &Config, settings: &Settings) -> Vec<String> {
     let (subject, window) = (subject(settings), settings.duplicate_window);
     let limited = found.max_messages > 0 || found.max_bytes > 0;

@@ -1,4 +1,4 @@
-//! What the server promises to keep, as far as it can be asked.
+//! Checks what the server promises to keep, as far as its settings can be read.
 
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, RedisResult};
@@ -10,11 +10,12 @@ const WANTED: [(&str, &str, &str); 3] = [
     ("appendfsync", "always", "Redis may lose the jobs that it took last when its machine loses power"),
 ];
 
-/// What is promised less than "a job that was taken is kept", a sentence each.
+/// Returns what weakens the promise "a job that was taken is kept", a sentence each.
 ///
 /// # Errors
 ///
-/// If the connection broke. A server that does not let itself be asked, as managed ones do, is one of the sentences.
+/// If the connection broke. A server that does not show its settings, such as a managed one, is no error but one of the
+/// sentences.
 pub(super) async fn weaknesses(connection: &mut MultiplexedConnection) -> RedisResult<Vec<String>> {
     let mut weaknesses = Vec::new();
     for (setting, wanted, otherwise) in WANTED {

@@ -4,10 +4,11 @@
 //! push and delete pushes the batch again; the bits make that a no-op for as long as [`Settings::marker_ttl`] says.
 //! Bits rather than a key for each job, because ids are dense: a million jobs are marked in 128 KB instead of 100 MB.
 //!
-//! Redis answers before the disk has anything unless `appendonly yes` and `appendfsync always` are set, and what is
-//! answered is deleted here. So each new connection asks for these settings and the log says what is promised less.
+//! Redis answers before the disk has anything unless `appendonly yes` and `appendfsync always` are set, and a job is
+//! deleted from the outbox after the answer. So each new connection reads these settings, and the log names those that
+//! promise less.
 //!
-//! Deliberately absent: Redis Cluster, whose keys of one script must share a slot, as Sidekiq's own do not.
+//! Deliberately absent: Redis Cluster. It requires that the keys of one script share a slot, and Sidekiq's keys do not.
 
 mod durability;
 mod payload;
@@ -45,17 +46,18 @@ pub struct Settings {
     pub url: Option<SecretString>,
     /// Certificates in PEM form at which the server's chain may end, instead of Mozilla's.
     pub ca_file: Option<PathBuf>,
-    /// Comes before each key, with a colon, as with the gem redis-namespace. Sidekiq 7 and later know none.
+    /// Comes before each key, with a colon, as with the gem redis-namespace. Sidekiq 7 and later do not have
+    /// namespaces.
     pub namespace: String,
     /// Sidekiq's queue.
     pub queue: String,
-    /// The worker's class for a job's name; left out, `send_ride_receipt` is for `SendRideReceipt`.
+    /// The worker's class for a job's name; where it is left out, `send_ride_receipt` is for `SendRideReceipt`.
     pub classes: BTreeMap<String, String>,
     /// How times are written.
     pub timestamps: Timestamps,
-    /// How long a job that was pushed is known, and a second push of it dropped: the longest time that all enqueuers
-    /// may be down after one of them died between push and delete. A week is longer than any outage that nobody
-    /// notices, and costs 1 bit a job.
+    /// How long a job that was pushed is known and a second push of it dropped: the longest time that all enqueuers may
+    /// be down after one of them died between push and delete. A week is longer than any outage that goes unnoticed,
+    /// and costs 1 bit a job.
     #[serde(with = "humantime_serde")]
     pub marker_ttl: Duration,
 }
@@ -75,13 +77,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The first class that is no Ruby constant, and so can be no worker's.
+    /// Returns the first class that is no Ruby constant, so that no worker can have it.
     pub fn wrong_class(&self) -> Option<&str> {
         self.classes.values().map(String::as_str).find(|class| !payload::is_constant(class))
     }
 }
 
-/// How Sidekiq is told a time.
+/// How times are written for Sidekiq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Timestamps {
@@ -91,24 +93,24 @@ pub enum Timestamps {
     Milliseconds,
 }
 
-/// Why there can be no queue with these settings. No variant carries the password.
+/// Why the settings cannot be used. No variant carries the password.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// Not set.
     #[error("redis.url: missing: set REDIS_URL")]
     NoUrl,
-    /// The client does not accept it. Its own words stay out, lest they quote a password.
+    /// The client does not accept it. The client's text is left out, because it might quote a password.
     #[error("redis.url: is not of the form redis://…, rediss://… or redis+unix:///…")]
     Url,
-    /// The file is of no use.
+    /// The file cannot be used.
     #[error("redis.ca_file")]
     CaFile(#[from] CaError),
-    /// There is a file, and nothing that would be checked with it.
+    /// A file is set, but the URL does not use TLS.
     #[error("redis.ca_file: needs a rediss:// URL")]
     NoTls,
 }
 
-/// Why Redis took no jobs. The client's errors tell their causes themselves, so these have no further source.
+/// Why Redis took no jobs. The client's errors include their causes in their text, so they are not sources here.
 #[derive(Debug, thiserror::Error)]
 enum PushError {
     #[error("cannot connect to Redis: {0}")]
@@ -123,26 +125,26 @@ impl From<PushError> for QueueDown {
     }
 }
 
-/// A queue of Sidekiq's.
+/// A queue of Sidekiq in Redis.
 pub struct Redis {
     client: Client,
     spare: Spare<MultiplexedConnection>,
     script: Script,
     encoder: Encoder,
     queue: String,
-    /// The key of the set of queues, of the queue, and how those of the bitmaps begin.
+    /// The key of the set of queues, that of the queue, and the prefix of those of the bitmaps.
     keys: [String; 3],
     marker_ttl: Duration,
-    /// What the log was last told of the server's settings.
+    /// What was last logged about the server's settings.
     said: Mutex<Vec<String>>,
 }
 
 impl Redis {
-    /// A queue for the jobs of one installation. Connects when there is something to push.
+    /// Makes a queue for the jobs of one installation. It connects when there is something to push.
     ///
     /// # Errors
     ///
-    /// If the URL or the file of certificates is of no use.
+    /// If the URL or the file of certificates cannot be used.
     pub fn new(settings: &Settings, installation: Uuid) -> Result<Self, SettingsError> {
         let url = settings.url.as_ref().ok_or(SettingsError::NoUrl)?.expose_secret();
         let client = match &settings.ca_file {
@@ -175,7 +177,7 @@ impl Redis {
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, PushError> {
-        // A push is bounded by its caller, and half a second, the client's own limit, is short for a batch.
+        // The caller limits the time of a push. The client's own limit, half a second, is short for a batch.
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
@@ -191,7 +193,7 @@ impl Redis {
         Ok(connection)
     }
 
-    /// Pushes what can be encoded, and says how many of these jobs Redis had not seen.
+    /// Pushes these encoded jobs, and returns how many of them Redis had not seen before.
     async fn run_script(&self, jobs: &[(i64, String)]) -> Result<usize, PushError> {
         let mut connection = match self.spare.take() {
             Some(connection) => connection,

@@ -26,12 +26,12 @@ struct Payload<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Time {
-    /// Always written with a decimal point, by which Sidekiq 8 knows seconds from milliseconds.
+    /// Always written with a decimal point, by which Sidekiq 8 distinguishes seconds from milliseconds.
     Seconds(f64),
     Milliseconds(u64),
 }
 
-/// Why a job cannot be put in the queue, ever.
+/// Why a job can never be put in the queue.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EncodeError {
     #[error("{class:?} is no name of a Ruby class; name one for this job in redis.classes")]
@@ -81,8 +81,8 @@ impl Encoder {
         })?)
     }
 
-    /// The same for each push of a job, so that a worker can drop repeats. The installation's name goes in because ids
-    /// repeat when a database is made anew.
+    /// Returns Sidekiq's id of a job. It is the same for each push, so that a worker can drop repeats. The installation
+    /// is part of it, because ids repeat when a database is made anew.
     fn jid(&self, id: i64) -> String {
         let digest = Sha256::new().chain_update(self.installation).chain_update(id.to_be_bytes()).finalize();
         digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect()
@@ -91,7 +91,7 @@ impl Encoder {
     fn time(&self, at: SystemTime) -> Time {
         let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         match self.timestamps {
-            // A double holds microseconds of our time, as Sidekiq's own does, and not nanoseconds.
+            // A double is exact enough for microseconds in our century, as in Sidekiq itself, but not for nanoseconds.
             Timestamps::Seconds => Time::Seconds(since_epoch.as_micros() as f64 / 1e6),
             Timestamps::Milliseconds => {
                 Time::Milliseconds(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
@@ -100,7 +100,7 @@ impl Encoder {
     }
 }
 
-/// `send_ride_receipt` as `SendRideReceipt`.
+/// Turns `send_ride_receipt` into `SendRideReceipt`.
 fn camel_case(name: &str) -> String {
     let mut class = String::with_capacity(name.len());
     for word in name.split('_') {
@@ -111,7 +111,7 @@ fn camel_case(name: &str) -> String {
     class
 }
 
-/// Whether Ruby could have a class of this name, as in `Billing::SendRideReceipt`.
+/// Returns whether Ruby could have a class of this name, as in `Billing::SendRideReceipt`.
 pub(super) fn is_constant(class: &str) -> bool {
     class.split("::").all(|part| {
         part.starts_with(|first: char| first.is_ascii_uppercase())

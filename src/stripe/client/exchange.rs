@@ -13,12 +13,12 @@ use tokio::time::Instant;
 
 use super::super::{CallError, NotSent, Unknown};
 
-/// Idle connections are dropped well before common proxies and Stripe itself drop them: a request that meets a
-/// connection just being closed ends as [`Unknown`], and the customer has to wait for a retry.
+/// Idle connections are dropped well before common proxies and Stripe itself drop them: a request on a connection that
+/// is just being closed ends as [`Unknown`], and the customer has to wait for a retry.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle connections kept. Those in use are bounded by the requests that the API takes at once.
 const IDLE_CONNECTIONS: usize = 1024;
-/// No answer is longer; a page of a hundred real charges takes a tenth of it.
+/// The longest answer, in bytes; a page of a hundred real charges takes a tenth of it.
 const BODY_BYTES: usize = 4 * 1024 * 1024;
 
 /// An answer, read to its end.
@@ -59,7 +59,7 @@ impl Transport {
         Ok(Self { pool })
     }
 
-    /// Sends `request` and reads the whole answer, by `deadline`; `timeout` is the span it stands for, for the
+    /// Sends `request` and reads the whole answer, by `deadline`; `timeout` is the same limit as a duration, for the
     /// error's text. Redirects are answers like any other.
     pub(super) async fn exchange(
         &self,
@@ -67,8 +67,7 @@ impl Transport {
         deadline: Instant,
         timeout: Duration,
     ) -> Result<Reply, CallError> {
-        // Set by the pool when it picks the connection to write to, and not a moment later: as long as it is
-        // empty, nothing was sent.
+        // The pool sets this as soon as it picks the connection to write to: as long as it is empty, nothing was sent.
         let connection = capture_connection(&mut request);
         let exchange = async {
             let response = self.pool.request(request).await.map_err(|error| {

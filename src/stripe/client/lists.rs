@@ -1,4 +1,4 @@
-//! Looking through what Stripe lists: for what became of one request, and for all that is in its books.
+//! Reads what Stripe lists: to find out what became of one request, and to read its whole ledger.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,14 +13,14 @@ use crate::stripe::{CallError, KEY_METADATA, LookupError, RIDE_METADATA, Refund}
 
 /// The most that Stripe lists at once.
 pub(super) const PAGE: usize = 100;
-/// Pages a lookup reads before it gives up. Five thousand charges of one customer in the few days that a key
-/// lives are not a customer's doing.
+/// Pages a lookup reads before it gives up. No real customer makes five thousand charges in the few days that a key
+/// lives.
 pub(super) const MAX_PAGES: usize = 50;
-/// How much earlier than asked a lookup begins. Stripe's clock is not ours, and a charge missed because of that
-/// would be made twice; looking back too far costs a page at most.
+/// How much earlier than asked a lookup begins. Stripe's clock may differ from ours, and a charge missed because of
+/// that would be made twice; looking back too far costs a page at most.
 pub(super) const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
-/// A charge as Stripe's books have it.
+/// A charge as Stripe's ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedCharge {
     /// `ch_…`.
@@ -35,18 +35,18 @@ pub struct ListedCharge {
     pub ride_id: Option<i64>,
 }
 
-/// A refund as Stripe's books have it.
+/// A refund as Stripe's ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedRefund {
     /// `re_…`.
     pub id: String,
-    /// What is refunded, `ch_…`.
+    /// The charge that is refunded, `ch_…`.
     pub charge_id: String,
     /// Whether the money went back.
     pub succeeded: bool,
 }
 
-/// A part of Stripe's books.
+/// A page of Stripe's ledger.
 #[derive(Debug, Clone)]
 pub struct LedgerPage<T> {
     /// Newest first.
@@ -61,10 +61,10 @@ struct Page<T> {
     has_more: bool,
 }
 
-/// What Stripe lists.
+/// A kind of object that Stripe lists.
 trait Listed: DeserializeOwned {
     const PATH: &'static str;
-    /// What its status says when no money was moved, for good.
+    /// The statuses which mean that no money was moved and none will be.
     const FAILED: &'static [&'static str];
 
     fn id(&self) -> &str;
@@ -99,7 +99,7 @@ impl Listed for RefundBody {
 
 impl Client {
     /// Looks among the customer's charges since `created_since` for one that succeeded and carries
-    /// `idempotency_key`: the way to learn what became of a charge once Stripe may have forgotten its key.
+    /// `idempotency_key`: the way to find out what became of a charge once Stripe may have forgotten its key.
     ///
     /// `None` is proof that there is none, provided that `created_since` is not after the first attempt. The
     /// whole lookup, however many pages it takes, keeps to the configured timeout.
@@ -115,13 +115,13 @@ impl Client {
         Ok(self.succeeded(("customer", customer), Some(since), ours).await?.map(|charge| charge.id))
     }
 
-    /// The refund of this charge that succeeded, if there is one; within the same time.
+    /// Returns the refund of this charge that succeeded, if there is one. Keeps to the same timeout.
     pub async fn find_refund(&self, charge_id: &str) -> Result<Option<Refund>, LookupError> {
         Ok(self.succeeded::<RefundBody>(("charge", charge_id), None, |_| true).await?.map(Refund::from))
     }
 
-    /// A page of the account's charges, newest first: the ledger that this service's own books are checked against.
-    /// `after` is the last id of the page before.
+    /// Returns a page of the account's charges, newest first: the ledger that the database is checked against. `after`
+    /// is the last id of the page before.
     pub async fn list_charges(&self, after: Option<&str>) -> Result<LedgerPage<ListedCharge>, CallError> {
         self.page(after, |charge: Charge| ListedCharge {
             succeeded: charge.status == SUCCEEDED,
@@ -133,7 +133,7 @@ impl Client {
         .await
     }
 
-    /// A page of the account's refunds, as [`Client::list_charges`].
+    /// Returns a page of the account's refunds, as [`Client::list_charges`].
     pub async fn list_refunds(&self, after: Option<&str>) -> Result<LedgerPage<ListedRefund>, CallError> {
         self.page(after, |refund: RefundBody| ListedRefund {
             succeeded: refund.status == SUCCEEDED,
@@ -143,7 +143,7 @@ impl Client {
         .await
     }
 
-    /// The newest of these that is `ours` and succeeded. All pages share one deadline.
+    /// Returns the newest entry that is `ours` and succeeded. All pages share one deadline.
     async fn succeeded<T: Listed>(
         &self,
         of: (&str, &str),
@@ -184,7 +184,7 @@ impl Client {
     }
 }
 
-/// Where a page of a list is, newest first: all of it, or what is of one object, and since some time.
+/// Returns the path of a page of a list, newest first: of the whole list, or only of one object or since some time.
 fn list_path<T: Listed>(of: Option<(&str, &str)>, since: Option<Duration>, starting_after: Option<&str>) -> String {
     let mut query = Serializer::new(String::new());
     query.append_pair("limit", &PAGE.to_string());

@@ -1,9 +1,9 @@
 //! The calls this service makes to Stripe.
 //!
-//! Every answer is judged by what it proves (see [`ChargeOutcome`]); where it proves nothing, `Unknown` is the
-//! safe reading, because a retry with the same idempotency key is answered with the truth. For the same reason
-//! a decline counts only if Stripe itself says `card_error`: a 402 from something in between must not become
-//! a final answer to a customer.
+//! Every answer is classified by what it proves (see [`ChargeOutcome`]). Where it proves nothing, `Unknown` is the safe
+//! outcome, because a retry with the same idempotency key is answered with what really happened. For the same reason a
+//! decline counts only with Stripe's own error type `card_error`: a 402 from something in between must not become a
+//! final answer to a customer.
 
 mod exchange;
 mod lists;
@@ -33,11 +33,11 @@ use super::{
     RefundOutcome, RefundRequest, Unknown,
 };
 
-/// Stripe shapes its answers by this version; without it, by whatever the account was created with.
+/// Stripe's answers have the form of this version; without it, that of the version which the account was created with.
 const API_VERSION: &str = "2024-06-20";
-/// Stripe's messages are sentences; a proxy's need not be.
+/// How much of a message is kept. Stripe's messages are sentences; a proxy's need not be.
 const MESSAGE_CHARACTERS: usize = 500;
-/// Why no client could be made of the configuration. The API key appears in none of them.
+/// Why no client could be made with the settings. No variant holds the API key.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// `stripe.api_base` is not an absolute `http` or `https` URL, or has more than a path after the host.
@@ -62,8 +62,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the Stripe at `api_base`, with a deadline of `timeout` for each call. Nothing is connected before
-    /// the first one.
+    /// Makes a client of the Stripe at `api_base`, with a deadline of `timeout` for each call. It connects at the first
+    /// call.
     pub fn new(api_base: &str, api_key: &SecretString, timeout: Duration) -> Result<Self, ClientError> {
         let key = api_key.expose_secret();
         if key.is_empty() {
@@ -74,12 +74,12 @@ impl Client {
         Ok(Self { transport: Transport::new()?, base: parse_base(api_base)?, authorization, timeout })
     }
 
-    /// The deadline of each call.
+    /// Returns the deadline of each call.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Charges a card, and says within the configured timeout what is known about it.
+    /// Charges a card, and returns within the configured timeout what is known about it.
     pub async fn charge(&self, charge: &ChargeRequest) -> ChargeOutcome {
         let key = charge.idempotency_key.to_string();
         let form = Serializer::new(String::new())
@@ -102,7 +102,7 @@ impl Client {
         }
     }
 
-    /// Refunds a charge as a whole, and says within the configured timeout what is known about it.
+    /// Refunds a charge as a whole, and returns within the configured timeout what is known about it.
     pub async fn refund(&self, refund: &RefundRequest) -> RefundOutcome {
         let key = refund.idempotency_key.to_string();
         let form = Serializer::new(String::new())
@@ -124,7 +124,7 @@ impl Client {
         }
     }
 
-    /// Whether Stripe knows this customer.
+    /// Returns whether Stripe knows this customer.
     pub async fn has_customer(&self, customer: &str) -> Result<bool, CallError> {
         let deadline = Instant::now() + self.timeout;
         match self.get::<Customer>(&format!("/v1/customers/{customer}"), deadline).await {
@@ -170,7 +170,7 @@ impl Client {
             .header("stripe-version", API_VERSION)
     }
 
-    /// Sends the request, and sorts the answer's status by what it proves.
+    /// Sends the request, and classifies the answer's status by what it proves.
     async fn send(
         &self,
         request: request::Builder,
@@ -190,7 +190,7 @@ impl Client {
 }
 
 impl ErrorReply {
-    /// Never fails: a proxy's HTML page is an error reply too, one that says nothing.
+    /// Reads an error reply. Never fails: a proxy's HTML page is an error reply too, with empty fields.
     fn read(reply: &Reply) -> Self {
         let Envelope { error } = serde_json::from_slice(&reply.body).unwrap_or_default();
         Self {
@@ -258,7 +258,7 @@ struct EnvelopeError {
     message: Option<String>,
 }
 
-/// A message that is fit for a log, a column and an answer, whatever was sent in its place.
+/// Returns a message that is fit for a log, a column and an answer, whatever text it was made from.
 fn legible(message: &str) -> String {
     message.chars().filter(|character| !character.is_control()).take(MESSAGE_CHARACTERS).collect()
 }
@@ -267,7 +267,7 @@ fn decode<T: DeserializeOwned>(reply: &Reply) -> Result<T, CallError> {
     serde_json::from_slice(&reply.body).map_err(|source| Unknown::Garbled { status: reply.status, source }.into())
 }
 
-/// A string that is not empty: an id that names nothing must not pass for one.
+/// Reads a string that is not empty: an empty id must not pass for an id.
 fn filled<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.is_empty() { Err(serde::de::Error::custom("an id is empty")) } else { Ok(text) }

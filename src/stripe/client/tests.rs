@@ -137,8 +137,8 @@ async fn not_sent_is_claimed_only_when_it_is_certain() {
     let charge = charge_of("cus_anybody");
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = silent.local_addr().expect("a bound socket");
-    // The kernel takes the connection, and then nobody speaks: a TLS handshake cannot end, so nothing was sent;
-    // a plain request is on its way.
+    // The kernel takes the connection, but no server answers. A TLS handshake cannot end, so nothing was sent; a plain
+    // request is on its way.
     let tls = client(&format!("https://{address}"), HASTY).charge(&charge).await;
     assert_eq!(kind(&tls), "not sent: timed out");
     let plain = client(&format!("http://{address}"), HASTY).charge(&charge).await;

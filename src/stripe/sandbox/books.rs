@@ -1,11 +1,11 @@
-//! The ledger in memory: everything in the file, indexed so that each question costs what its answer is long.
+//! The ledger in memory: everything in the file, with indexes for look-ups.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::record::{Charge, ChargeStatus, Customer, Failure, Refund, RefundFailure};
 
-/// What a request brought into being, which is all there is to its stored response.
+/// What a request created. Its stored response is made from this alone.
 #[derive(Debug, Clone)]
 pub(super) enum Object {
     /// By `POST /v1/customers`.
@@ -45,11 +45,11 @@ impl Object {
 /// Which charges or refunds to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Page {
-    /// Only those of this customer.
+    /// Only charges of this customer.
     pub(super) customer: Option<String>,
     /// Only refunds of this charge.
     pub(super) charge: Option<String>,
-    /// Only those made in this second of Unix time or later.
+    /// Only charges made in this second of Unix time or later.
     pub(super) created_since: u64,
     /// Only those older than this one.
     pub(super) starting_after: Option<String>,
@@ -57,7 +57,7 @@ pub(super) struct Page {
     pub(super) limit: usize,
 }
 
-/// The objects, without any notion of keys or files.
+/// The customers, charges and refunds. Knows neither keys nor files.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     customers: HashMap<String, Arc<Customer>>,
@@ -103,12 +103,12 @@ impl Books {
         &self.refunds
     }
 
-    /// The refund of this charge, if there is one.
+    /// Returns the refund of this charge, if there is one.
     pub(super) fn refund_of(&self, charge: &str) -> Option<&Arc<Refund>> {
         self.by_charge.get(charge).map(|&position| &self.refunds[position])
     }
 
-    /// As [`Books::page`], of refunds.
+    /// Does the same as [`Books::page`], for refunds.
     pub(super) fn refund_page(&self, page: &Page) -> Option<(Vec<Arc<Refund>>, bool)> {
         let end = match &page.starting_after {
             None => self.refunds.len(),
@@ -131,7 +131,7 @@ impl Books {
         &self.charges
     }
 
-    /// Makes all of it so much older. Its order stays.
+    /// Makes all of it older by `ms` milliseconds. Its order stays.
     pub(super) fn age(&mut self, ms: u64) {
         for charge in &mut self.charges {
             Arc::make_mut(charge).created_ms = charge.created_ms.saturating_sub(ms);
@@ -141,7 +141,7 @@ impl Books {
         }
     }
 
-    /// Ends all that is pending.
+    /// Gives every pending charge and refund this status.
     pub(super) fn settle(&mut self, status: ChargeStatus) {
         for charge in self.charges.iter_mut().filter(|charge| charge.status == ChargeStatus::Pending) {
             Arc::make_mut(charge).status = status;
@@ -151,13 +151,13 @@ impl Books {
         }
     }
 
-    /// A customer's charges, oldest first.
+    /// Returns a customer's charges, oldest first.
     pub(super) fn charges_of(&self, customer: &str) -> Vec<Arc<Charge>> {
         let positions = self.by_customer.get(customer).map_or(&[][..], Vec::as_slice);
         positions.iter().map(|&position| Arc::clone(&self.charges[position])).collect()
     }
 
-    /// The charges asked for, newest first, and whether there are more; `None` if `starting_after` is unknown.
+    /// Returns the charges asked for, newest first, and whether there are more; `None` if `starting_after` is unknown.
     pub(super) fn page(&self, page: &Page) -> Option<(Vec<Arc<Charge>>, bool)> {
         let end = match &page.starting_after {
             None => self.charges.len(),
@@ -184,7 +184,7 @@ impl Books {
 pub(super) enum Key {
     /// A request holds it and has not ended yet.
     InUse,
-    /// A request with it ended and brought about this.
+    /// A request with it ended and created this.
     Stored(Object),
 }
 
@@ -222,15 +222,15 @@ impl Keys {
     pub(super) fn store(&mut self, key: &str, object: Object) {
         let key: Arc<str> = Arc::from(key);
         let stored_ms = object.created_ms();
-        // A ledger that is read again stores a key anew that was forgotten in between. What is left of its first life must
-        // not end its second.
+        // When a ledger is read again, a key that was forgotten and then used again is stored twice. The age of its
+        // first use must not end its second.
         if let Some(Key::Stored(_)) = self.known.insert(Arc::clone(&key), Key::Stored(object)) {
             self.ages.retain(|(_, old)| *old != key);
         }
         self.ages.push_back((stored_ms, key));
     }
 
-    /// Makes every stored key so much older. What is stored under it stays what it was.
+    /// Makes every stored key older by `ms` milliseconds. What is stored under it does not change.
     pub(super) fn age(&mut self, ms: u64) {
         for (stored_ms, _) in &mut self.ages {
             *stored_ms = stored_ms.saturating_sub(ms);

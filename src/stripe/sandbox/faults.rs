@@ -1,7 +1,7 @@
 //! What goes wrong on purpose: how often, and what comes next.
 //!
-//! Each charge request meets at most one fault. A script, if there is one, says which; otherwise one draw from a
-//! seeded generator does. The same seed and the same order of requests give the same faults.
+//! Each request for a charge or a refund gets at most one fault. A script, if there is one, decides which; otherwise
+//! one draw from a seeded generator does. The same seed and the same order of requests give the same faults.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -12,10 +12,10 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-/// How long a held charge waits if nobody releases it.
+/// How long a held request waits if it is not released.
 const HOLD_LIMIT: Duration = Duration::from_secs(60);
 
-/// What can go wrong with one charge request.
+/// What can go wrong with one request for a charge or a refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -58,16 +58,16 @@ pub enum Fault {
     Pending,
 }
 
-/// How often which fault strikes: probabilities from 0 to 1, which together must not exceed 1.
+/// How often each fault occurs: probabilities from 0 to 1, which together must not exceed 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
     /// Makes the faults repeatable; if absent, one is drawn and logged.
     pub seed: Option<u64>,
-    /// What every charge takes before it is executed, faulty or not.
+    /// How long every charge or refund waits before it is executed, with or without a fault.
     #[serde(with = "humantime_serde")]
     pub latency: Duration,
-    /// What `slow_reply` takes after the charge. The default is longer than any sensible client waits.
+    /// How long `slow_reply` delays the reply after the charge. The default is longer than any sensible client waits.
     #[serde(with = "humantime_serde")]
     pub slow_reply_delay: Duration,
     /// See [`Fault::Reset`].
@@ -141,7 +141,7 @@ impl Faults {
             }
         }
         let sum: f64 = self.table().iter().map(|(_, _, probability)| probability).sum();
-        // Ten times a tenth is a little more than one.
+        // A sum of fractions may be a little more than one, because it is rounded.
         if sum > 1.0 + 1e-9 {
             return Err(format!("the probabilities of all faults together must not exceed 1, but are {sum}"));
         }
@@ -173,7 +173,7 @@ impl Faults {
         ]
     }
 
-    /// The fault at `point`, a number from 0 to 1.
+    /// Returns the fault at `point`, a number from 0 to 1.
     fn at(&self, mut point: f64) -> Fault {
         for (_, fault, probability) in self.table() {
             if point < probability {
@@ -189,7 +189,7 @@ impl Faults {
 #[derive(Debug)]
 pub struct FaultControl {
     state: Mutex<State>,
-    /// Counts the releases; a held charge waits for the next one.
+    /// Counts the releases; a held request waits for the next one.
     releases: watch::Sender<u64>,
     held: watch::Sender<usize>,
 }
@@ -201,7 +201,7 @@ struct State {
     script: VecDeque<Fault>,
 }
 
-/// What one charge request is to suffer.
+/// The fault and the delays for one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Draw {
     pub(super) fault: Fault,
@@ -216,7 +216,7 @@ impl FaultControl {
         Self { state: Mutex::new(state), releases: watch::Sender::new(0), held: watch::Sender::new(0) }
     }
 
-    /// The faults in force.
+    /// Returns the faults in force.
     pub fn faults(&self) -> Faults {
         self.lock().faults.clone()
     }
@@ -228,22 +228,22 @@ impl FaultControl {
         state.faults = faults;
     }
 
-    /// Scripts the next charge requests, one fault each in this order, after what is scripted already.
+    /// Scripts the next requests for charges and refunds, one fault each in this order, after what is scripted already.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.lock().script.extend(faults);
     }
 
-    /// Lets all held charges go on.
+    /// Lets all held requests go on.
     pub fn release(&self) {
         self.releases.send_modify(|releases| *releases += 1);
     }
 
-    /// How many charges are held now.
+    /// Returns how many requests are held now.
     pub fn held(&self) -> usize {
         *self.held.borrow()
     }
 
-    /// Waits until at least so many charges are held at once.
+    /// Waits until at least `charges` requests are held at once.
     pub async fn wait_until_held(&self, charges: usize) {
         let waited = self.held.subscribe().wait_for(|held| *held >= charges).await.map(drop);
         waited.expect("the sender is a field of ours");
@@ -258,7 +258,7 @@ impl FaultControl {
         Draw { fault, latency: state.faults.latency, slow_reply_delay: state.faults.slow_reply_delay }
     }
 
-    /// Waits for a release.
+    /// Waits for a release, [`HOLD_LIMIT`] at most.
     pub(super) async fn hold(&self) {
         let mut releases = self.releases.subscribe();
         self.held.send_modify(|held| *held += 1);

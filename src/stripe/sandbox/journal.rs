@@ -24,7 +24,7 @@ pub enum LedgerError {
         action: &'static str,
         /// The ledger's file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another process works on the same file; two would not see each other's keys.
@@ -48,25 +48,25 @@ pub enum LedgerError {
 pub(super) enum Event<'a> {
     /// A customer was created, and with it the stored response of its idempotency key.
     Customer(Cow<'a, Customer>),
-    /// A charge ran to its end, and with it the stored response of its idempotency key. One line for both: a
-    /// crash cannot come between the charge and the memory of it.
+    /// A charge ran to its end, and with it the stored response of its idempotency key. One line holds both, so a crash
+    /// cannot come between the charge and its stored response.
     Charge(Cow<'a, Charge>),
     /// A request for a charge failed, and its idempotency key has a stored response all the same.
     Failure(Cow<'a, Failure>),
-    /// As a charge.
+    /// As [`Event::Charge`], for a refund.
     Refund(Cow<'a, Refund>),
-    /// As a failure.
+    /// As [`Event::Failure`], for a refund.
     RefundFailure(Cow<'a, RefundFailure>),
     /// All idempotency keys up to here are forgotten.
     KeysForgotten {},
-    /// All that is recorded up to here is so much older.
+    /// All that is recorded up to here is older by `ms`.
     Aged {
         /// By how much, in milliseconds.
         ms: u64,
     },
     /// The charges and refunds that are pending here have ended like this.
     Settled {
-        /// For each of them.
+        /// The status of each of them.
         status: ChargeStatus,
     },
 }
@@ -104,7 +104,7 @@ impl Journal {
             let read = reader.read_until(b'\n', &mut line).map_err(failed("read"))?;
             if !line.ends_with(b"\n") {
                 if read > 0 {
-                    // Its write never returned, so nobody was told of what it says.
+                    // Its write never returned, so no client has an answer that depends on it.
                     tracing::warn!(path = %path.display(), line = number, "cutting off a torn last line");
                     file.set_len(length).map_err(failed("truncate"))?;
                 }
@@ -139,7 +139,7 @@ impl Journal {
         serde_json::to_writer(&mut self.line, event)?;
         self.line.push(b'\n');
         if let Err(error) = self.file.write_all(&self.line) {
-            // A full disk may have taken half a line; the next one must not be glued to it.
+            // A full disk may have taken half a line; the next one must not be appended to it.
             self.torn = self.file.set_len(self.length).is_err();
             return Err(error);
         }

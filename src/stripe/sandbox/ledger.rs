@@ -1,7 +1,7 @@
 //! The sandbox's memory: customers, charges and idempotency keys, in a file and in memory at once.
 //!
-//! One lock guards both, and what is done under it is short: look up, or write one line and index it. The line
-//! is written first, so memory never knows more than the file.
+//! One lock guards both, and what is done under it is short: look up, or write one line and index it. The line is
+//! written first, so memory never holds more than the file.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::record::{
     Charge, ChargeStatus, ChargeTerms, Customer, CustomerTerms, Failure, Refund, RefundFailure, RefundTerms,
 };
 
-/// The sandbox's memory. Whoever else holds it sees what "Stripe" has really done, whatever its replies said.
+/// The sandbox's memory. It shows what "Stripe" has really done, whatever its replies said.
 #[derive(Debug)]
 pub struct Ledger {
     state: Mutex<State>,
@@ -51,17 +51,18 @@ impl Ledger {
         Ok(Self { state: Mutex::new(State { journal, books, keys, latest_ms }), key_retention_ms })
     }
 
-    /// Every attempt to charge that ran to its end, declined ones included, oldest first. Copies a pointer each.
+    /// Returns every attempt to charge that ran to its end, declined ones included, oldest first. Copies a pointer
+    /// each.
     pub fn charges(&self) -> Vec<Arc<Charge>> {
         self.lock().books.charges().to_vec()
     }
 
-    /// As [`Ledger::charges`], of one customer.
+    /// Does the same as [`Ledger::charges`], for one customer.
     pub fn charges_of(&self, customer: &str) -> Vec<Arc<Charge>> {
         self.lock().books.charges_of(customer)
     }
 
-    /// Every refund, oldest first. Copies a pointer each.
+    /// Returns every refund, oldest first. Copies a pointer each.
     pub fn refunds(&self) -> Vec<Arc<Refund>> {
         self.lock().books.refunds().to_vec()
     }
@@ -74,8 +75,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes all that is recorded so much older, as if that much time had passed since: keys that are past their
-    /// retention then are forgotten, and a list by time of creation no longer reaches as far.
+    /// Makes all that is recorded older by this much, as if that much time had passed: keys that are then past their
+    /// retention are forgotten, and a list by time of creation may no longer reach older charges.
     pub fn age(&self, by: Duration) -> Result<(), LedgerError> {
         let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         let mut guard = self.lock();
@@ -85,8 +86,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends all charges and refunds that are pending. What is stored under their idempotency keys stays the pending answer, as at
-    /// Stripe.
+    /// Gives all pending charges and refunds this status. The answer stored under their idempotency keys stays the
+    /// pending one, as at Stripe.
     pub fn settle(&self, status: ChargeStatus) -> Result<(), LedgerError> {
         let mut state = self.lock();
         state.journal.append(&Event::Settled { status })?;
@@ -110,7 +111,7 @@ impl Ledger {
         self.lock().books.refund_page(page)
     }
 
-    /// Each with whether it is refunded.
+    /// Returns each charge with whether it is refunded.
     pub(super) fn with_refunds(&self, charges: Vec<Arc<Charge>>) -> Vec<(Arc<Charge>, bool)> {
         let with = |charge: Arc<Charge>| {
             let refunded = self.is_refunded(&charge.id);
@@ -142,12 +143,12 @@ impl Ledger {
     }
 }
 
-/// What came of asking for a key.
+/// The result of claiming a key.
 #[derive(Debug)]
 pub(super) enum Claimed<'a> {
     /// The key is ours, or none was given: execute.
     New(Claim<'a>),
-    /// An earlier request with this key brought about this.
+    /// An earlier request with this key created this.
     Stored(Object),
     /// A request with this key is being executed.
     InUse,
@@ -178,7 +179,7 @@ impl Claim<'_> {
         self.record_charge(terms, status, false)
     }
 
-    /// As [`Claim::charge`], but what is answered and stored is a failure.
+    /// Does the same as [`Claim::charge`], but the answer, which is stored, is a failure.
     pub(super) fn charge_and_fail(
         self,
         terms: ChargeTerms,
@@ -197,7 +198,8 @@ impl Claim<'_> {
         Ok(())
     }
 
-    /// Refunds a charge, unless it is refunded already. `failed_to_answer`: what is answered and stored is a failure.
+    /// Refunds a charge, unless it is refunded already. With `failed_to_answer`, the answer, which is stored, is a
+    /// failure.
     pub(super) fn refund(
         self,
         terms: RefundTerms,
@@ -276,7 +278,8 @@ struct State {
 }
 
 impl State {
-    /// The clock may be set back; the order of charges must not be, since lists end at the first that is too old.
+    /// Returns the time for a new object, never earlier than the latest one. The clock may be set back, but charges
+    /// must stay in order, since lists end at the first that is too old.
     fn next_created_ms(&self) -> u64 {
         now_ms().max(self.latest_ms)
     }
@@ -305,7 +308,7 @@ fn now_ms() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// An id in Stripe's manner: what it names, then random letters and digits.
+/// Returns an id in Stripe's form: a prefix for the kind of object, then random letters and digits.
 pub(super) fn new_id(prefix: &str, length: usize) -> String {
     let mut id = String::with_capacity(prefix.len() + length);
     id.push_str(prefix);

@@ -1,8 +1,8 @@
-//! `GET /v1/charges` and `/v1/refunds`: the way to learn what became of one whose key is forgotten, and what can go wrong
-//! with it.
+//! `GET /v1/charges` and `/v1/refunds`: the way to find out what became of a charge or refund whose key is forgotten,
+//! and the faults that such a list can have.
 //!
 //! Lists have faults of their own, apart from those of charges: what matters about a list is how it is cut into pages,
-//! how long it takes, and whether it can be had at all.
+//! how long it takes, and whether it arrives at all.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -21,7 +21,7 @@ use crate::http::{Body, HangUp};
 pub(super) enum ListFault {
     /// Nothing.
     None,
-    /// The page is empty and says that there are more.
+    /// The page is empty, but `has_more` is true.
     EmptyPage,
     /// The connection is dropped.
     Reset,
@@ -33,13 +33,13 @@ pub(super) enum ListFault {
     Hold,
 }
 
-/// How charges are listed.
+/// How charges and refunds are listed.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Listing {
-    /// The most charges on a page, whatever the request's `limit` says.
+    /// The most entries on a page, whatever the request's `limit` is.
     page: usize,
-    /// What every list takes.
+    /// How long every list takes.
     #[serde(with = "humantime_serde")]
     latency: Duration,
 }
@@ -51,7 +51,7 @@ impl Default for Listing {
     }
 }
 
-/// How charges are listed now, and what happens to the next lists.
+/// How charges and refunds are listed now, and what happens to the next lists.
 #[derive(Debug, Default)]
 pub(super) struct ListControl(Mutex<State>);
 

@@ -1,8 +1,8 @@
-//! A stateful stand-in for Stripe, so that nobody needs an account to see money move, or not move.
+//! A stateful stand-in for Stripe, so that no account at Stripe is needed to see money move, or not move.
 //!
 //! It keeps what matters of the real one: charges that stay charged, idempotency keys with Stripe's rules, lists
-//! by customer. It is a ledger first ([`Ledger`]): tests and `verify` compare what it recorded with what the
-//! service believes. And it misbehaves on request ([`Faults`]), in each way that leaves a client guessing.
+//! by customer. It is a ledger first ([`Ledger`]): tests and `verify` compare what it recorded with what the service
+//! stored. And it fails on request ([`Faults`]), in each way that leaves a client without knowledge of the outcome.
 //!
 //! Idempotency as in Stripe's v1: keys of up to 255 characters; the first answer is stored, declines included,
 //! as soon as execution has begun, and replayed with `Idempotent-Replayed: true`; nothing is stored if
@@ -13,15 +13,16 @@
 //! configuration; `PUT` replaces all of it), `POST /_sandbox/faults/next` (a JSON array of fault names for the
 //! next charge requests, one each), `GET /_sandbox/faults/held` (how many requests are held now),
 //! `PUT /_sandbox/faults/release` (lets them go on) and `PUT /_sandbox/forget` (forgets all idempotency keys now).
-//! Lists of charges have faults of their own: `PUT /_sandbox/lists` (`page` and `latency` as a JSON object) and
-//! `POST /_sandbox/lists/next` (a JSON array of fault names, one for each list to come). Two
-//! requests change what was recorded: `POST /_sandbox/age` (a duration, as in `"26h"`: all of it is so much older) and
+//! Lists of charges and refunds have faults of their own: `PUT /_sandbox/lists` (`page` and `latency` as a JSON object)
+//! and `POST /_sandbox/lists/next` (a JSON array of fault names, one for each list to come). Two requests change what
+//! was recorded: `POST /_sandbox/age` (a duration, as in `"26h"`: all of it becomes older by that) and
 //! `PUT /_sandbox/settle` (`"succeeded"` or `"failed"`: how pending charges end).
 //!
-//! Charges are refunded as a whole and once. Requests for refunds meet the same faults as those for charges, but that a
-//! refund is never declined.
+//! Charges are refunded as a whole and once. Requests for refunds get the same faults as those for charges, except that
+//! a refund is never declined.
 //!
-//! Absent on purpose: everything about cards but whether they decline, refunds of a part, webhooks, a limit on requests.
+//! Deliberately absent: everything about cards except whether they decline, partial refunds, webhooks, a limit on
+//! requests.
 
 mod books;
 mod faults;
@@ -56,7 +57,8 @@ pub use self::journal::LedgerError;
 pub use self::ledger::Ledger;
 pub use self::record::{Charge, ChargeStatus, ChargeTerms, Metadata, Refund, RefundTerms};
 
-/// More connections than the service ever opens to it, and long enough idle that the client closes first.
+/// More connections than the service ever opens to it, and a time limit so long that the client closes an idle one
+/// first.
 const LIMITS: Limits = Limits { connections: 4096, head_timeout: Duration::from_secs(60) };
 
 /// `[stripe_sandbox]`: the stand-in for Stripe.
@@ -85,8 +87,8 @@ impl Default for Settings {
     }
 }
 
-/// Serves the sandbox until `stop`, then drains: requests in flight are answered, without the delays they were
-/// to suffer, and charges whose clients have hung up are completed.
+/// Serves the sandbox until `stop`, then drains: requests in flight are answered, without the delays that their faults
+/// demand, and charges whose clients have hung up are completed.
 pub async fn serve(
     listener: Arc<Listener>,
     ledger: Arc<Ledger>,
@@ -117,7 +119,7 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    /// Waits for `delay`, but not while the sandbox wants to stop.
+    /// Waits for `delay`, or until the sandbox is told to stop.
     async fn unless_stopped(&self, delay: impl Future<Output = ()>) {
         tokio::select! {
             () = delay => {}
@@ -126,13 +128,13 @@ impl Sandbox {
     }
 }
 
-/// The answer when the ledger could not be written: the log learns why, the client only that it failed.
+/// Returns the answer when the ledger could not be written. The log shows why, the client gets only the failure.
 fn not_recorded(error: LedgerError) -> ApiError {
     tracing::error!(error = &error as &dyn std::error::Error, "the Stripe sandbox cannot write its ledger");
     ApiError::ServerError
 }
 
-/// The HTTP response of an answer.
+/// Returns the HTTP response of an answer.
 fn respond(reply: Reply) -> Response<Body> {
     let mut response = http::json(reply.status, reply.body);
     let headers = response.headers_mut();

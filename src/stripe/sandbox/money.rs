@@ -1,8 +1,8 @@
-//! `POST /v1/charges` and `/v1/refunds`: where the money would move, and where everything that can go wrong does.
+//! `POST /v1/charges` and `/v1/refunds`: the requests that would move money, with all their faults.
 //!
 //! A request passes three stages, and each fault belongs to one of them: before Stripe has looked at the
 //! request, in the execution, and on the way back. Only the execution touches the ledger, and it runs as a task
-//! of its own: like the real Stripe it finishes what a client that has hung up has asked for.
+//! of its own: like the real Stripe, it finishes a request whose client has hung up.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::reply::{ApiError, Reply};
 use super::{Sandbox, not_recorded, respond};
 use crate::http::{Body, HangUp};
 
-/// What is asked for.
+/// The parameters of a charge or a refund.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Terms {
     Charge(ChargeTerms),
@@ -172,7 +172,7 @@ fn refund(claim: Claim<'_>, terms: RefundTerms, fault: Fault) -> Result<Reply, A
     }
 }
 
-/// A success that does not say what was created.
+/// Removes the id from a success, so that it does not say what was created.
 fn without_id(reply: Reply) -> Reply {
     let body = match serde_json::from_slice(&reply.body) {
         Ok(Value::Object(mut charge)) => {
@@ -184,7 +184,7 @@ fn without_id(reply: Reply) -> Reply {
     Reply { body, ..reply }
 }
 
-/// A reply that promises a whole body and breaks the connection after half of it.
+/// Returns a reply that promises a whole body and breaks the connection after half of it.
 fn truncated(reply: Reply) -> Response<Body> {
     let whole = reply.body.len();
     let half = reply.body.slice(..whole / 2);

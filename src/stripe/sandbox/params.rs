@@ -10,7 +10,7 @@ use super::reply::ApiError;
 
 /// The largest amount Stripe takes: eight digits.
 const MAX_AMOUNT: u32 = 99_999_999;
-/// Charges listed if no `limit` is given, and at most.
+/// Entries listed if no `limit` is given; below, the most that a `limit` may ask for.
 const DEFAULT_LIMIT: usize = 10;
 pub(super) const MAX_LIMIT: usize = 100;
 

@@ -21,7 +21,7 @@ pub(super) struct Customer {
 /// The parameters of a new customer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CustomerTerms {
-    /// Where the customer gets mail.
+    /// The customer's e-mail address.
     pub(super) email: Option<String>,
     /// The card on file.
     pub(super) source: Source,
@@ -78,9 +78,9 @@ pub struct ChargeTerms {
     pub currency: String,
     /// Who pays, `cus_…`.
     pub customer: String,
-    /// What for.
+    /// What it is for.
     pub description: Option<String>,
-    /// What the caller wants to find it by.
+    /// Texts by which the caller can find it.
     pub metadata: Metadata,
 }
 
@@ -122,13 +122,13 @@ pub(super) struct RefundFailure {
 /// The parameters of a refund.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefundTerms {
-    /// What to refund, `ch_…`.
+    /// The charge to refund, `ch_…`.
     pub charge: String,
-    /// What the caller wants to find it by.
+    /// Texts by which the caller can find it.
     pub metadata: Metadata,
 }
 
-/// How an attempt to move money ended, or that it has not.
+/// How an attempt to move money ended, or that it is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChargeStatus {

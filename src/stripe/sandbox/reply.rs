@@ -10,7 +10,7 @@ use serde_json::json;
 use super::books::Object;
 use super::record::{Charge, ChargeStatus, Customer, Metadata, Refund};
 
-/// A whole answer; faults may yet mangle it on its way out.
+/// A whole answer, before a fault may damage it.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
@@ -31,7 +31,7 @@ impl Reply {
         Self::new(StatusCode::OK, body)
     }
 
-    /// The answer to the request that made this charge, now and whenever it is repeated.
+    /// Returns the answer to the request that made this charge, now and whenever it is repeated.
     pub(super) fn created_charge(charge: &Charge) -> Self {
         match charge.status {
             _ if charge.failed_to_answer => ApiError::ServerError.into(),
@@ -40,12 +40,12 @@ impl Reply {
         }
     }
 
-    /// As [`Reply::created_charge`].
+    /// Does the same as [`Reply::created_charge`], for a refund.
     pub(super) fn created_refund(refund: &Refund) -> Self {
         if refund.failed_to_answer { ApiError::ServerError.into() } else { Self::ok(&RefundBody::new(refund)) }
     }
 
-    /// The answer to the request that brought this about, as it was given then.
+    /// Returns the answer to the request that created this, as it was given then.
     pub(super) fn replay(object: &Object) -> Self {
         let first = match object {
             Object::Customer(customer) => Self::ok(&CustomerBody::new(customer)),
@@ -166,7 +166,7 @@ struct PageBody<T> {
     data: Vec<T>,
 }
 
-/// Every way in which the sandbox says no.
+/// Every error that the sandbox returns.
 #[derive(Debug)]
 pub(super) enum ApiError {
     NoApiKey,
@@ -221,7 +221,7 @@ impl ApiError {
         }
     }
 
-    /// Stripe's `error.type`.
+    /// Returns Stripe's `error.type`.
     fn kind(&self) -> &'static str {
         match self {
             Self::Declined { .. } => "card_error",
@@ -231,7 +231,7 @@ impl ApiError {
         }
     }
 
-    /// Stripe's `error.code`, where it has one.
+    /// Returns Stripe's `error.code`, where it has one.
     fn code(&self) -> Option<&'static str> {
         match self {
             Self::NoSuchObject { .. } | Self::NoSuchParameter { .. } => Some("resource_missing"),

@@ -1,4 +1,4 @@
-//! Which request means what.
+//! Maps each request to what handles it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub(super) async fn handle(sandbox: Arc<Sandbox>, request: Request<Incoming>) ->
     Ok(respond(reply.unwrap_or_else(Reply::from)))
 }
 
-/// The part of Stripe's API that looks at one object.
+/// Handles the part of Stripe's API that reads one object.
 fn read(ledger: &Ledger, method: &str, path: &[&str]) -> Result<Reply, ApiError> {
     match (path, method) {
         (["v1", "charges", id], "GET") => match ledger.charge(id) {
@@ -77,7 +77,8 @@ fn read(ledger: &Ledger, method: &str, path: &[&str]) -> Result<Reply, ApiError>
     }
 }
 
-/// Never waits between taking the key and recording, so unlike a charge it needs no task of its own.
+/// Creates a customer. Never waits between taking the key and recording, so unlike a charge it needs no task of its
+/// own.
 fn create_customer(ledger: &Ledger, key: Option<String>, form: &[u8]) -> Result<Reply, ApiError> {
     let terms = params::customer_terms(form)?;
     match ledger.claim(key) {
@@ -93,7 +94,7 @@ fn create_customer(ledger: &Ledger, key: Option<String>, form: &[u8]) -> Result<
     }
 }
 
-/// What Stripe does not have: tests say here what goes wrong next.
+/// Handles what Stripe does not have: tests choose here what goes wrong next.
 fn steer(sandbox: &Sandbox, method: &str, path: &[&str], body: &[u8]) -> Result<Reply, ApiError> {
     match (path, method) {
         (["faults"], "GET") => {}
@@ -141,7 +142,7 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| ApiError::UnreadableBody(error.to_string()))
 }
 
-/// Any key will do, since there is nothing to protect; none is an error a client must hear of.
+/// Accepts any API key, since there is nothing to protect. A request without one is an error that its client must see.
 fn check_api_key(headers: &HeaderMap) -> Result<(), ApiError> {
     let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match authorization.split_once(' ') {
