@@ -1,4 +1,4 @@
-//! How a counterexample reads.
+//! Counterexamples as text.
 
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -9,7 +9,7 @@ use crate::protocol::{Action, Listing, Reply, State};
 use crate::stripe::{Answer, Outcome};
 use crate::worker::Step;
 
-/// The steps that lead to a state, a line each, with what the database and Stripe hold after them.
+/// Returns the steps that lead to a state, one line each, with what the database and Stripe hold after them.
 pub(crate) fn trace(path: Path<State, Action>) -> String {
     let mut text = String::new();
     let steps = path.into_vec();
