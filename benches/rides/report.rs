@@ -109,7 +109,7 @@ fn number(value: f64, unit: &str) -> String {
     }
 }
 
-/// `12,345`.
+/// Formats a number as `12,345`.
 pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut shown = String::new();
@@ -241,7 +241,7 @@ fn said(path: &str, name: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The date in UTC (the civil calendar from days since 1970, as Howard Hinnant derives it).
+/// Returns the date in UTC (the civil calendar from days since 1970, as Howard Hinnant derives it).
 fn today() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let days = (since.as_secs() / 86_400) as i64 + 719_468;

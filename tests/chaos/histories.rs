@@ -89,7 +89,7 @@ async fn new_user(world: &World, batch: usize) -> String {
     email
 }
 
-/// Every fault of the sandbox; about one attempt in three goes well.
+/// Turns on every fault of the sandbox; about one attempt in three goes well.
 async fn misbehave(world: &World, rng: &mut StdRng) {
     let faults = json!({
         "seed": rng.random::<u32>(), "slow_reply_delay": "400ms",

@@ -166,7 +166,7 @@ async fn whoever_ends_early_lets_the_next_go_on() {
     for call in together {
         assert_eq!(call.await.unwrap().unwrap(), 10);
     }
-    assert!(gate.call(true).await.unwrap_err().is_panic(), "the statement of a single caller panics in that caller");
+    assert!(gate.call(true).await.unwrap_err().is_panic(), "a single caller's statement panics in that caller");
     assert_eq!(gate.call(false).await.unwrap().unwrap(), 1);
 }
 

@@ -2,8 +2,8 @@
 //! committed.
 //!
 //! A commit that waits without need costs a flush. One that does not wait when it must is worse: a crash of Postgres
-//! undoes what a client was told, or what a charge relied on. So a statement that is not in the table fails the test,
-//! and so does one whose write the test did not see.
+//! undoes an answer that a client has, or a row that a charge relied on. So a statement that is not in the table fails
+//! the test, and so does one whose write the test did not see.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -161,7 +161,7 @@ async fn a_user_who_is_removed_or_pays_otherwise_is_so_within_moments() {
     let customer = world.stripe().create_customer(LEAVING, "tok_visa", Uuid::new_v4()).await.unwrap();
     let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{LEAVING}', 'cus_1')");
     world.execute(&sql).await;
-    // The API knows the user now, and has refused the request for want of a key, so that no ride keeps the user's row.
+    // The API knows the user now, but refuses the request because it has no key. So no ride keeps the user's row.
     let keyless = Post::default().user(LEAVING).without("idempotency-key");
     assert_eq!(world.post(keyless.clone()).await.status, 400);
     assert_eq!(world.post(Post::default()).await.status, 201);

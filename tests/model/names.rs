@@ -1,7 +1,7 @@
 //! Names whose only meaning is whether two are the same: workers, lease tokens, keys for the foreign call.
 //!
-//! A fresh name is one that neither a worker nor a version of the row nor Stripe holds. For a protocol that only compares
-//! names this is the same as a random one, and it keeps the states finite, however often leases are taken.
+//! A fresh name is one that neither a worker nor a version of the row nor Stripe holds. For a protocol that only
+//! compares names this is the same as a random one, and it keeps the states finite, however often leases are taken.
 
 use std::hash::{Hash, Hasher};
 

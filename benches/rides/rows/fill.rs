@@ -21,7 +21,7 @@ const RECEIPT: &str = "'send_ride_receipt',
     jsonb_build_object('ride_id', g, 'user_id', 1, 'amount', 2000, 'currency', 'usd')";
 
 impl Bench {
-    /// A database with the schema and the two users, and a connection to it.
+    /// Creates a database with the schema and the two users, and returns it with a connection.
     pub(super) async fn seeded(&self, part: &str) -> (Database, Client) {
         let database = self.postgres.fresh(part).await;
         Process::start("api", &database, self.sandbox, &[]).await.stop().await;

@@ -66,7 +66,7 @@ fn rate(lines: &[Value]) -> f64 {
     }
 }
 
-/// The seconds of the day in `2026-11-24T03:04:05.678901Z`.
+/// Returns the seconds of the day in `2026-11-24T03:04:05.678901Z`.
 fn seconds(timestamp: &str) -> Option<f64> {
     let (_, time) = timestamp.trim_end_matches('Z').split_once('T')?;
     let mut parts = time.split(':').map(str::parse::<f64>);

@@ -46,7 +46,7 @@ impl Process {
         Self::start_without_database(roles, stripe, &[&[url.as_str()], settings].concat(), None).await
     }
 
-    /// The same, with settings that say where the database is.
+    /// Like [`Process::start`], with settings that name the database.
     pub(crate) async fn start_without_database(
         roles: &str,
         stripe: Sandbox,
@@ -80,7 +80,7 @@ impl Process {
         Self::sandbox_with(database, &ledger).await
     }
 
-    /// The same, with this ledger.
+    /// Like [`Process::sandbox`], with this ledger.
     pub(crate) async fn sandbox_with(database: &Database, ledger: &Path) -> (Self, Sandbox) {
         let address = free_port();
         let settings = [
@@ -186,7 +186,7 @@ fn binary(settings: &[&str]) -> Command {
     command
 }
 
-/// A process without an API logs its roles when they run.
+/// Returns whether the roles run: a process without an API logs them then.
 async fn roles_are_up(log: &Path) -> bool {
     std::fs::read_to_string(log).is_ok_and(|text| text.contains("\"message\":\"roles\""))
 }

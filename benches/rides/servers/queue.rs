@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// Begins the names of the servers' directories.
 const DIR: &str = "queue-";
-/// Where the service puts jobs unless told otherwise.
+/// Where the service puts jobs unless it is configured otherwise.
 const REDIS_LIST: &str = "queue:default";
 const NATS_STREAM: &str = "RIDES";
 

@@ -6,7 +6,7 @@ use std::fs;
 /// The kernel counts processor time in hundredths of a second, on every Linux that there is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Resident memory in MB (of a million bytes).
+/// Returns the resident memory in MB (of a million bytes).
 pub(crate) fn resident_mb(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -64,7 +64,7 @@ async fn discover(lane: &Lane, kind: Kind, roles: &str) -> Vec<Boundary> {
     crossed
 }
 
-/// One round: the process stands still where `strike` holds it.
+/// Plays one round: the process stands still where `strike` holds it.
 async fn stand_still(lane: &Lane, kind: Kind, roles: &str, strike: Strike) {
     let context = format!("{kind:?}, {roles}, {strike:?}");
     let (mut process, work, post) = begin(lane, kind, roles, vec![strike]).await;

@@ -14,7 +14,7 @@ use crate::support::{cluster, eventually};
 /// Rows in a batch.
 const WIDTH: usize = 5;
 
-/// A batch whose last row is held by another session has locked all rows before that one.
+/// Asserts that a batch whose last row is locked by another session has locked all rows before that one.
 async fn locks_in_order<C: Case>() {
     let stage = Stage::new().await;
     let WaitsFor::Row(table, column) = C::WAITS_FOR else { panic!("it locks rows") };

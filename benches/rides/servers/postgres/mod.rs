@@ -93,7 +93,7 @@ impl Database {
         connect(&self.config).await
     }
 
-    /// The directory of the server's socket.
+    /// Returns the directory of the server's socket.
     pub(crate) fn socket_dir(&self) -> String {
         match &self.config.get_hosts()[0] {
             Host::Unix(path) => path.display().to_string(),
