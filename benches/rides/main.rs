@@ -1,4 +1,4 @@
-//! What the service does on this machine, against pgbench on the same Postgres in the same minutes.
+//! Measures the service on this machine and compares it with pgbench, on the same Postgres within the same minutes.
 //!
 //! ```sh
 //! cargo bench                                  # everything, about a quarter of an hour
@@ -13,7 +13,8 @@
 //! measured in turns within one run, and the medians over the rounds are reported.
 //!
 //! - [`rows`]: what is measured, a file for each part of the table.
-//! - [`load`]: clients that cost little: a closed loop for throughput, an open one for latency.
+//! - [`load`]: a load generator that needs little processor time: a closed loop for throughput, an open one for
+//!   latency.
 //! - [`servers`]: Postgres, the system under test, the sandbox, Redis and NATS, and pgbench to compare with.
 //! - [`report`], [`plot`], [`options`]: the table, the picture, the command line.
 
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<(), String> {
-    // Comes back only in a process whose private Postgres takes enough connections.
+    // Replaces this process if its private Postgres would not take enough connections; then it does not return.
     let binaries = postgres::binaries::with_room_for_many_clients()?;
     rocket_rides_atomic::open_files::raise_limit();
     // One thread: the load generator must leave the cores to what it measures.

@@ -22,14 +22,15 @@ pub(crate) struct Options {
     pub(crate) rounds: usize,
     /// Length of each measurement.
     pub(crate) window: Duration,
-    /// Unmeasured time before it: connections, prepared statements and caches.
+    /// Unmeasured time before it, in which connections are opened, statements prepared and caches filled.
     pub(crate) warm_up: Duration,
     pub(crate) json: PathBuf,
     pub(crate) svg: PathBuf,
 }
 
 impl Options {
-    /// `None` if there is nothing to do: `cargo test --all-targets` starts this program, too, and not to measure.
+    /// Parses the arguments. `None` if there is nothing to measure: `cargo test --all-targets` starts this program,
+    /// too.
     pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let (mut only, mut quick, mut rounds, mut seconds, mut json, mut svg) =
             (None, false, None, None, None, None);
@@ -38,7 +39,7 @@ impl Options {
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             match argument.as_str() {
-                // Cargo's own mark of a benchmark run.
+                // Cargo passes this argument to a benchmark run.
                 "--bench" => asked = true,
                 "--test" | "--list" => return Ok(None),
                 "--quick" => quick = true,
@@ -62,18 +63,18 @@ impl Options {
             window: Duration::from_secs(seconds.unwrap_or(if quick { 2 } else { 5 }) as u64),
             warm_up: Duration::from_secs(1),
             json: json.unwrap_or_else(|| scratch.join("rides.json")),
-            // Figures of a try must not replace those that the documentation shows.
+            // The figures of a quick run must not replace those that the documentation shows.
             svg: svg.unwrap_or_else(|| if quick { scratch.join("rides.svg") } else { shown }),
         }))
     }
 
-    /// So many, or a hundredth of it in a quick run.
+    /// Returns `full`, or a hundredth of it in a quick run.
     pub(crate) fn rows(&self, full: u32) -> u32 {
         if self.quick { full / 100 } else { full }
     }
 }
 
-/// `bench` in the target directory, wherever that is: Cargo only names the `tmp` beside it.
+/// Returns `bench` in the target directory. Cargo gives only the path of the `tmp` beside it.
 pub(crate) fn scratch_dir() -> PathBuf {
     let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     tmp.parent().map_or_else(|| tmp.join("bench"), |target| target.join("bench"))

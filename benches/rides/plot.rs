@@ -1,5 +1,5 @@
-//! The picture: rides per second and p99 by connections, the service beside pgbench. Bars from 0, so that lengths may
-//! be compared; colours of its own for dark and for light surroundings.
+//! The plot: rides per second and p99 by connections, the service beside pgbench. Bars start at 0, so that their
+//! lengths can be compared; dark and light pages get their own colours.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::report::{Machine, Measured, Point, grouped, write as write_file};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 360.0;
-/// Of the bars' area in a panel.
+/// Width and height of the bars' area in a panel.
 const PANEL: (f64, f64) = (300.0, 200.0);
 const TOP: f64 = 84.0;
 const BAR: f64 = 32.0;
@@ -103,7 +103,7 @@ fn draw(svg: &mut String, panel: &Panel, points: &[Point]) {
     text(svg, panel.left + width / 2.0, bottom + 36.0, "small", "middle", "connections");
 }
 
-/// A quarter of the axis: 1, 2, 2.5 or 5 times a power of ten, so that four of them hold `most`.
+/// Returns a quarter of the axis: 1, 2, 2.5 or 5 times a power of ten, so that four of them are at least `most`.
 fn step(most: f64) -> f64 {
     let least = (most / 4.0).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(least.log10().floor());

@@ -1,4 +1,4 @@
-//! The table, for people and for machines.
+//! The report: a table in Markdown to read, and JSON for programs.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::options::Options;
 
-/// What must hold.
+/// The limit that a figure has to keep.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bound {
     AtLeast(f64),
@@ -36,11 +36,11 @@ pub(crate) struct Row {
     name: String,
     value: f64,
     unit: &'static str,
-    /// To what, and how much of it the value is, by measurements of the same run.
+    /// The value as a multiple of another figure of the same run, and the name of that figure.
     ratio: Option<(f64, String)>,
-    /// On the ratio if there is one, else on the value.
+    /// The limit of the ratio if there is one, else of the value.
     target: Option<Bound>,
-    /// What else was seen.
+    /// Other observations.
     note: String,
 }
 
@@ -95,7 +95,7 @@ impl Row {
     }
 }
 
-/// As many digits as mean something.
+/// Formats a value with about three significant digits.
 fn number(value: f64, unit: &str) -> String {
     let digits = match value.abs() {
         value if value >= 100.0 || value.fract() == 0.0 => grouped(value),
@@ -109,7 +109,7 @@ fn number(value: f64, unit: &str) -> String {
     }
 }
 
-/// `12,345`.
+/// Formats a number as `12,345`.
 pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut shown = String::new();
@@ -122,7 +122,7 @@ pub(crate) fn grouped(value: f64) -> String {
     shown
 }
 
-/// One number of connections, the service against pgbench.
+/// The figures of the service and of pgbench at one number of connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Point {
     pub(crate) connections: usize,
@@ -150,20 +150,20 @@ pub(crate) struct Report {
     rows: Vec<Row>,
     /// For the plot.
     pub(crate) comparison: Option<Vec<Point>>,
-    /// What is too much for a table: single rounds, processor time.
+    /// Figures that do not fit into the table: single rounds, processor time.
     details: Vec<Value>,
-    /// What could not be measured, and why.
+    /// The parts that could not be measured, and why.
     left_out: Vec<String>,
 }
 
 impl Report {
-    /// Adds a line, and shows it at once: the whole table may be a quarter of an hour away.
+    /// Adds a line, and prints it at once: the whole table may take a quarter of an hour.
     pub(crate) fn add(&mut self, row: Row) {
         eprintln!("{}", row.markdown());
         self.rows.push(row);
     }
 
-    /// Says, at once and under the table, that a line is missing.
+    /// Reports that a line is missing, at once and again below the table.
     pub(crate) fn leave_out(&mut self, name: &str, why: &str) {
         let line = format!("Not measured: {name}: {why}.");
         eprintln!("{line}");
@@ -234,14 +234,14 @@ impl Machine {
     }
 }
 
-/// The value behind `name:` in one of the kernel's tables.
+/// Returns the value behind `name:` in a file of the kernel, such as `/proc/cpuinfo`.
 fn said(path: &str, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The date in UTC (the civil calendar from days since 1970, as Howard Hinnant derives it).
+/// Returns the date in UTC (the civil calendar from days since 1970, as Howard Hinnant derives it).
 fn today() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let days = (since.as_secs() / 86_400) as i64 + 719_468;

@@ -1,7 +1,8 @@
-//! A host whose clock is wrong decides nothing by it: leases, graces, pauses and ages are the database's to judge.
+//! Tests that a host's wrong clock decides nothing: leases, graces, backoffs and ages are judged by the database's
+//! clock.
 //!
-//! The whole program runs on a host that is a day ahead or behind, on a database in which everything comes twice: once just
-//! due or just old enough, and once not yet. What is due shows that a role has looked.
+//! The whole program runs on a host that is a day ahead or behind. The database holds everything twice: one row that is
+//! just due or just old enough, and one that is not yet. The row that is due shows that the role has looked.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,8 +18,8 @@ use crate::support::process::{Process, arguments};
 use crate::support::redis::RedisServer;
 use crate::support::world::{TempDir, World, insert_keys};
 
-/// Moves the wall clock of whoever loads it, as an administrator or a broken NTP server does. Compiled here, with
-/// the compiler that Rust links with.
+/// Moves the wall clock of the process that loads it, as an administrator or a broken NTP server does. Compiled here,
+/// with the compiler that Rust links with.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -46,8 +47,8 @@ fn shim(dir: &Path) -> PathBuf {
 /// A day ahead and a day behind, in seconds.
 const JUMPS: [i64; 2] = [86_400, -86_400];
 
-/// Jobs of the outbox and of the queue, both of a name that no worker knows. By their numbers: 1 is due, 2 pauses for an
-/// hour, 3 is held for an hour. In the queue, 4 was finished an hour ago and 5 a little later.
+/// Jobs of the outbox and of the queue, all with a name that no worker knows. By their numbers: 1 is due, 2 is in a
+/// backoff of an hour, 3 is leased for an hour. In the queue, 4 was finished an hour ago and 5 a little later.
 const JOBS: &str = "
     INSERT INTO staged_jobs (job_name, job_args, next_attempt_at, lease_token)
     SELECT 'strange', jsonb_build_object('n', n), now() + CASE n WHEN 1 THEN '0' ELSE '1 hour' END::interval,
@@ -59,7 +60,7 @@ const JOBS: &str = "
            now() - CASE n WHEN 4 THEN interval '1 hour' WHEN 5 THEN interval '59 minutes' END
     FROM generate_series(1, 5) n";
 
-/// What is not due yet, as it lies there.
+/// Returns the rows that are not due yet.
 async fn not_due(world: &World) -> Vec<String> {
     let sql = "SELECT to_jsonb(s)::text FROM staged_jobs s WHERE job_args ->> 'n' IN ('2', '3')
                UNION ALL SELECT to_jsonb(j)::text FROM jobs j WHERE staged_id IN (1002, 1003, 1005)
@@ -68,9 +69,10 @@ async fn not_due(world: &World) -> Vec<String> {
     world.query(sql, &[]).await.iter().map(|row| row.get(0)).collect()
 }
 
-/// Requests whose clients have given up: one whose grace has half an hour left, and three that are due, whose keys are
-/// returned. Of those one was let go, one was held by a process that is dead, and one was paid for 30 hours ago without
-/// anybody hearing of it. Stripe has forgotten its key, and to a host that is a day behind it is young enough to be known.
+/// Leaves four requests that their clients gave up: one whose grace has half an hour left, and three that are due.
+/// Returns the keys of the three: the first has no lease, the second has a dead process's lease, and the third was
+/// charged 30 hours ago, but the reply was lost. Stripe has forgotten the third key, but by the clock of a host that is
+/// a day behind it is young enough to be known.
 async fn abandon(world: &World) -> [String; 3] {
     let change = async |key: &str, columns: &str| {
         let sql = format!("UPDATE idempotency_keys SET {columns} WHERE idempotency_key = '{key}'");
@@ -92,8 +94,8 @@ async fn abandon(world: &World) -> [String; 3] {
     [let_go, held, paid]
 }
 
-/// Runs everything on a host whose clock is wrong by so much, with these settings of the queue. `delivered` says whether the
-/// one job that was due has reached the queue.
+/// Runs all roles on a host whose clock is off by `jump` seconds, with these settings of the queue. `delivered` returns
+/// whether the one job that was due has reached the queue.
 async fn run_on_wrong_host(jump: i64, queue: &[&str], delivered: impl AsyncFn(&World) -> bool) {
     let dir = TempDir::new();
     let shim = shim(dir.path());
@@ -149,7 +151,7 @@ async fn run_on_wrong_host(jump: i64, queue: &[&str], delivered: impl AsyncFn(&W
     world.release_held().await;
     assert_eq!(charging.await.unwrap().status, 201);
 
-    // Until it is due, too.
+    // The rest is done as well, once it is due.
     let all_due =
         "UPDATE staged_jobs SET next_attempt_at = now(); UPDATE idempotency_keys SET next_attempt_at = now();
                UPDATE jobs SET next_attempt_at = now() WHERE finished_at IS NULL";

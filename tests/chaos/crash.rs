@@ -1,16 +1,15 @@
-//! Crash at every step: each thing that a request or a role does, times each way in which it can be cut short.
+//! Crash at every step: each message of a request or a role, combined with each fault that can cut it short.
 //!
 //! A run without faults counts the boundaries (see [`proxy`](super::proxy)) of a scenario; then each boundary meets
-//! each fault, in a run of the real binary of its own. Afterwards the process is started again if it is dead, the
-//! client repeats its request until it has a final answer, and everything must have happened exactly once. A fault
-//! that did not strike where it was meant to, although it was tried again, is a failure too: what was not tried has not
-//! passed.
+//! each fault, each in its own run of the real binary. Afterwards the process is started again if it is dead, the
+//! client repeats its request until it has a final answer, and everything must have happened exactly once. A fault that
+//! did not strike at its boundary, in several tries, is a failure too: that step was not tested.
 //!
-//! Crashes in the middle of recovering from a crash are too many to try them all. `CHAOS_DOUBLE` says how many are
-//! drawn at random; `CHAOS_SEED` draws the same again. The roles of a process that has come back poll in their own
-//! time, so where a second fault strikes may differ by a poll.
+//! A second crash during the recovery from a first has too many combinations to try them all. `CHAOS_DOUBLE` says how
+//! many are drawn at random; `CHAOS_SEED` draws the same again. The roles of a restarted process poll at their own
+//! times, so the place where a second fault strikes may differ by a poll.
 //!
-//! [`ambiguous`] does it in foul [weather](Weather), too.
+//! [`ambiguous`] adds faults of Stripe (see [`Weather`]).
 
 mod ambiguous;
 mod scenario;
@@ -32,18 +31,18 @@ use super::proxy::{Boundary, Fault, Plan, Strike};
 use super::weather::Weather;
 use crate::{number, say, seed};
 
-/// Runs side by side, each in a lane of its own.
+/// How many runs happen side by side, each in its own lane.
 const LANES: usize = 4;
-/// Runs in one lane: after more of them a look-up would have to turn the page, which is a step that was not counted.
+/// Runs in one lane: after more of them a look-up would read a second page, which is a step that was not counted.
 const RUNS_IN_A_LANE: usize = 40;
-/// How often a fault may miss its place, which it does when a poll or a timeout comes in between.
+/// Tries of a run whose fault misses its boundary, because a poll or a timeout comes in between.
 const MISSES: usize = 3;
 /// Boundaries among which the second fault is drawn, if the first killed the process: a start and most of a request.
 const REBIRTH: usize = 25;
-/// And if it did not: what it takes to try again.
+/// The same if the first did not kill it: the boundaries of another attempt.
 const RETRY: usize = 8;
 
-/// One run to come.
+/// One planned run.
 #[derive(Debug, Clone)]
 struct Run {
     scenario: Scenario,
@@ -51,21 +50,21 @@ struct Run {
     plan: Plan,
 }
 
-/// How a run ended, or what went wrong.
+/// The result of a run, or what went wrong in it.
 type Ended = Result<Played, String>;
 
 impl Run {
-    /// In which nothing breaks, which shows what could.
+    /// Returns a run without faults, which shows at which boundaries faults can strike.
     fn unbroken(scenario: Scenario, weather: Weather) -> Self {
         Self { scenario, weather, plan: Plan::new() }
     }
 
-    /// This run, with one fault at the `n`th of these boundaries.
+    /// Returns this run with one fault, at the `n`th of these boundaries.
     fn broken_at(&self, boundaries: &[Boundary], n: usize, fault: Fault) -> Self {
         Self { plan: vec![Strike::at_last_of(&boundaries[..=n], fault)], ..self.clone() }
     }
 
-    /// The boundaries that an unbroken run crossed, up to the last that is not polling.
+    /// Returns the boundaries that an unbroken run crossed, up to the last that is not polling.
     fn boundaries(&self, played: Played) -> Vec<Boundary> {
         let (mut boundaries, label) = (played.crossed, self.scenario.last());
         let last = boundaries.iter().position(|boundary| boundary.label == label);
@@ -83,7 +82,7 @@ impl Run {
         })
     }
 
-    /// Why it was not the run that it was meant to be, if so.
+    /// Returns an explanation if the run was to have a fault and none struck.
     fn missed(&self, played: &Played) -> Option<String> {
         (!self.plan.is_empty() && played.fired.is_empty()).then(|| "not run: it did not strike".to_owned())
     }
@@ -128,14 +127,14 @@ async fn play_all(runs: Vec<Run>) -> Vec<(Run, Ended)> {
     ended.into_iter().map(|(_, run, ended)| (run, ended)).collect()
 }
 
-/// What went wrong in these runs.
+/// Returns what went wrong in these runs.
 fn violations(ended: &[(Run, Ended)]) -> Vec<String> {
     let problem =
         |(run, ended): &(Run, Ended)| ended.as_ref().err().map(|problem| format!("{}: {problem}", run.describe()));
     ended.iter().filter_map(problem).collect()
 }
 
-/// The boundaries of a scenario in which nothing breaks.
+/// Returns the boundaries of a scenario in which nothing breaks.
 async fn discover(lane: &Lane, scenario: Scenario) -> Vec<Boundary> {
     let played = scenario.play(lane, Weather::FAIR, Plan::new()).await;
     Run::unbroken(scenario, Weather::FAIR).boundaries(played)

@@ -1,4 +1,5 @@
-//! Workers in this process, past a script that may hold them, break what they say, or plant a bug in it.
+//! An API and a completer in this process, behind proxies whose script may hold or break their messages, or plant a
+//! bug.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,8 @@ use crate::support::world::{World, pool_of};
 /// How long Stripe remembers a key: far longer than a test takes.
 const KEY_RETENTION: Duration = Duration::from_secs(3600);
 
-/// A process's worth of workers, whom a script can hold. The completer looks when it is told to and not by itself,
-/// so that a round does what its seed says.
+/// An API and a completer whose messages a script can hold. The completer polls only when the test calls it, so that a
+/// round does what its seed says.
 pub struct Crew {
     pub route: Route,
     pub api: World,

@@ -1,10 +1,10 @@
-//! Random histories of charges whose outcome is anybody's guess.
+//! Random histories of charges whose outcome is unknown.
 //!
 //! Each key is repeated until its answer is final, while Stripe fails in every way that it has, workers lose their
 //! leases at any moment (which, seen from the database and from Stripe, is a crash), and, for half of the keys, Stripe
 //! forgets every idempotency key between two attempts, as it does a day later. In the end the books must agree.
 //!
-//! `CHAOS_HISTORIES` sets how many; `CHAOS_SEED` replays a run.
+//! `CHAOS_HISTORIES` sets how many keys; `CHAOS_SEED` replays a run.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::{number, say, seed};
 
 /// Keys repeated side by side.
 const BATCH: usize = 250;
-/// A history that is not over after so many attempts never will be: one attempt in three decides.
+/// A history that is not over after this many attempts never ends: about one attempt in three is final.
 const ATTEMPTS: usize = 100;
 /// The client's deadline at Stripe; a slow reply is slower.
 const STRIPE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -32,7 +32,8 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
     let (histories, seed) = (number("CHAOS_HISTORIES", 2000), seed());
     let began = Instant::now();
     let mut rng = StdRng::seed_from_u64(seed);
-    // Younger than Stripe's memory, and older: the second looks every charge up before it makes one.
+    // Keys that Stripe remembers, and keys that it may have forgotten: `older` looks every charge up before it makes
+    // one.
     let younger = World::with(|config| {
         config.stripe.timeout = STRIPE_TIMEOUT;
         config.roles.enqueuer = true;
@@ -57,7 +58,7 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
         let posts = (0..keys).map(post).collect();
         let forgets = forgetful.then_some(&younger);
         let booked = run(world, posts, forgets, &mut rng).await;
-        // Every other paid ride is refunded, through the same.
+        // Every second paid ride is refunded, under the same faults.
         let paid = booked.answers.iter().filter(|answer| answer.status == 201).step_by(2).map(ride);
         let refund = |ride| Post::refund(ride).user(&user);
         let posts: Vec<Post> = paid.map(refund).collect();
@@ -78,7 +79,7 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
     ));
 }
 
-/// A user with a customer of its own: the list of one customer's charges has an end, as a customer's patience has.
+/// Creates a user with its own customer: the list of one customer's charges must not grow too long.
 async fn new_user(world: &World, batch: usize) -> String {
     let email = format!("history-{batch}@example.com");
     let stripe = world.stripe();
@@ -88,7 +89,7 @@ async fn new_user(world: &World, batch: usize) -> String {
     email
 }
 
-/// Every fault of the sandbox; about one attempt in three goes well.
+/// Turns on every fault of the sandbox; about one attempt in three goes well.
 async fn misbehave(world: &World, rng: &mut StdRng) {
     let faults = json!({
         "seed": rng.random::<u32>(), "slow_reply_delay": "400ms",
@@ -100,15 +101,15 @@ async fn misbehave(world: &World, rng: &mut StdRng) {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// What histories came to.
+/// The results of histories.
 #[derive(Default)]
 struct Ended {
     attempts: usize,
     answers: Vec<Answer>,
 }
 
-/// Repeats these requests, round by round, until each has its final answer. `forgetful` is whose sandbox forgets its keys
-/// between the rounds.
+/// Repeats these requests, round by round, until each has its final answer. `forgetful` has the sandbox that forgets
+/// its keys between the rounds.
 async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng: &mut StdRng) -> Ended {
     let mut ended = Ended::default();
     for _ in 0..ATTEMPTS {
@@ -133,27 +134,28 @@ async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng:
         if open.is_empty() {
             return ended;
         }
-        // Whoever lost a lease to the thief finds it run out, as it does some time after a crash.
+        // A lease with a stolen token is made to run out, as it would some time after a crash.
         world
             .execute(
                 "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour' WHERE locked_at IS NOT NULL",
             )
             .await;
         if let Some(sandbox) = forgetful {
-            // Nothing is in flight here: Stripe forgets a day after it was first asked, not in between.
+            // No call is in flight here: Stripe forgets a key a day after its first use, not during a call.
             sandbox.forget().await;
         }
     }
     panic!("{} of the histories do not end", open.len());
 }
 
-/// No answer is a reason to ask again: an idle connection may end just when the next request is on its way.
+/// Returns whether the history is over. A request without an answer is repeated, too: an idle connection may end just
+/// when the next request is on its way.
 fn is_final(answer: &Answer) -> bool {
     assert!(matches!(answer.status, 201 | 402 | 409 | 503), "{answer:?}");
     matches!(answer.status, 201 | 402)
 }
 
-/// Takes this share of all leases away from their holders, wherever those are just then.
+/// Replaces the token of this share of all leases, at whatever step their holders are.
 async fn steal_leases(world: &World, share: f64) {
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(3)).await;

@@ -1,4 +1,4 @@
-//! The operations as those see them who attack them: how one is asked for, and what it leaves behind.
+//! The operations as the chaos tests use them: how one is requested, and what it leaves behind.
 
 use std::ops::{Add, Mul};
 
@@ -12,7 +12,7 @@ pub enum Kind {
     Refund,
 }
 
-/// What has been done, as numbers.
+/// Counts of what has been done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Books {
     pub rides: i64,
@@ -26,10 +26,10 @@ pub struct Books {
 }
 
 impl Kind {
-    /// Every operation that is registered: a test sees to it.
+    /// Every registered operation; `every_operation_is_attacked` checks this.
     pub const ALL: [Self; 2] = [Self::Ride, Self::Refund];
 
-    /// As it is stored.
+    /// Returns the name that is stored.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ride => "ride",
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// A request under a new key, once all is there that it needs.
+    /// Returns a request under a new key, after creating what it needs.
     pub async fn request(self, world: &World) -> Post {
         match self {
             Self::Ride => Post::default().key(&new_key()),
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// What one request leaves behind that was paid, or declined.
+    /// Returns what one request leaves behind, if it was paid and if it was declined.
     pub fn leaves(self, paid: bool) -> Books {
         let paid = i64::from(paid);
         match self {
@@ -57,7 +57,7 @@ impl Kind {
         }
     }
 
-    /// How its work ends, as boundaries' labels have it.
+    /// Returns the label of the boundary at which its work ends.
     pub fn last(self) -> &'static str {
         match self {
             Self::Ride => "execute update idempotency_keys + insert staged_jobs + update rides",
@@ -65,13 +65,13 @@ impl Kind {
         }
     }
 
-    /// Whether a card can decline it.
+    /// Returns whether a card can decline it.
     pub fn can_be_declined(self) -> bool {
         self == Self::Ride
     }
 }
 
-/// The ride that an answer says is there.
+/// Returns the id of the ride in an answer's `location`.
 pub fn ride(answer: &Answer) -> i64 {
     assert_eq!(answer.status, 201, "{answer:?}");
     let place = answer.header("location").expect("a place");
@@ -79,7 +79,7 @@ pub fn ride(answer: &Answer) -> i64 {
 }
 
 impl Books {
-    /// As they are.
+    /// Counts what is there now.
     pub async fn of(world: &World) -> Self {
         let count = "SELECT (SELECT count(*) FROM rides), (SELECT count(*) FROM refunds),
                             (SELECT count(*) FROM audit_records),
@@ -119,7 +119,7 @@ impl Mul<i64> for Books {
     }
 }
 
-/// What is not listed above is attacked by nobody.
+/// Chaos tests cover only the operations in [`Kind::ALL`].
 #[tokio::test]
 async fn every_operation_is_attacked() {
     let world = World::start().await;

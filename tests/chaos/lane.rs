@@ -1,6 +1,6 @@
-//! A place to break things in: a database and a sandbox of its own, the real binary, and proxies in between.
+//! A lane: the place of one run at a time, with its own database and sandbox, the real binary, and proxies in between.
 //!
-//! What prepares and what checks goes past the proxies, through roles in this process that nothing breaks.
+//! Preparation and checks do not go through the proxies: they use roles in this process, which no fault strikes.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,20 +20,20 @@ use crate::support::eventually;
 use crate::support::process::{Process, arguments};
 use crate::support::world::{TempDir, World, pool};
 
-/// How long a lease lasts here. The config accepts none this short, so the lane plays the clock and makes every lease
-/// that is older an hour old. A worker that is merely slow then finds its lease gone, which must do no harm either.
+/// How long a lease lasts here. The config accepts none this short, so the lane changes the rows: every lease that is
+/// older becomes an hour old. A worker that is only slow then loses its lease, too, which must do no harm either.
 const LEASE: Duration = Duration::from_millis(250);
-/// A job's row says only when its lease ends, so the lane must know how long it lasts.
+/// A job's row stores only when its lease ends, so the lane must know how long a lease lasts.
 const JOB_LEASE: &str = "worker.lease=30s";
-/// A client that has no final answer by now never gets one.
+/// A client without a final answer after this time never gets one.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The process's deadline at Stripe, and how late a slow reply is.
 const STRIPE_TIMEOUT: &str = "stripe.timeout=1s";
 const SLOW_REPLY: Duration = Duration::from_millis(1500);
-/// Between two tries of a client, and two looks at a condition.
+/// The pause between two attempts of a client, and between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A process's way to database and Stripe, past a script that may break it.
+/// A process's connections to the database and to Stripe, through proxies with a script that may break them.
 pub struct Route {
     pub script: Script,
     postgres: Proxy,
@@ -62,7 +62,7 @@ impl Route {
 }
 
 pub struct Lane {
-    /// API and sandbox, unbroken; no other role.
+    /// An API and a sandbox that no fault strikes; no other role.
     pub world: World,
     pub script: Script,
     database: Database,
@@ -83,7 +83,7 @@ impl Lane {
         }
     }
 
-    /// Starts the binary with these roles only, and aims the script at it.
+    /// Starts the binary with these roles only. From now on, a fault that kills ends this process.
     pub fn spawn(&self, roles: &str) -> Process {
         let (database, stripe) = (
             format!("database.url={}", self.route.database_url()),
@@ -109,14 +109,13 @@ impl Lane {
         let process = Process::spawn(&arguments);
         let pid = Pid::from_raw(i32::try_from(process.pid().unwrap()).unwrap());
         self.script.aim(move || {
-            // It may have been killed a moment ago; as a zombie it still has its number.
+            // It may have been killed a moment ago; its id is still its own until it has been waited for.
             let _ = kill(pid, Signal::SIGKILL);
         });
         process
     }
 
-    /// Lets leases run out that nobody holds any more: those of a process that is dead, or those older than
-    /// [`LEASE`].
+    /// Makes leases run out that are at least `older_than` old: zero after the death of a process, else [`LEASE`].
     async fn age_leases(&self, older_than: Duration) {
         let older_than = older_than.as_secs_f64();
         self.world
@@ -134,12 +133,12 @@ impl Lane {
             .await;
     }
 
-    /// Where the process puts receipts.
+    /// Returns the directory into which the process writes receipts.
     pub fn receipts(&self) -> PathBuf {
         self.dir.path().join("receipts")
     }
 
-    /// Attempts that have ended without an answer.
+    /// Returns the highest number of attempts of any key whose last attempt has ended without an answer.
     async fn failures(&self) -> i64 {
         let ended = "response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
         self.world
@@ -151,8 +150,8 @@ impl Lane {
         Books::of(&self.world).await
     }
 
-    /// Delivers all that is staged. A statement of a process that was killed may still run in its backend and hold
-    /// jobs, which are then passed over; so this looks until there are none.
+    /// Delivers all staged jobs. A statement of a process that was killed may still run in its backend and lock jobs,
+    /// which are then skipped; so this repeats until the outbox is empty.
     pub async fn deliver(&self) {
         eventually("an empty outbox", async || {
             queue::postgres::deliver(&self.database, queue::START, 1000).await.unwrap();
@@ -161,7 +160,7 @@ impl Lane {
         .await;
     }
 
-    /// Since `before`, this was done, and nothing of it twice.
+    /// Asserts that `done` has been done since `before`, and nothing of it twice.
     pub async fn assert_exactly_once(&self, before: Books, done: Books) {
         self.deliver().await;
         assert_eq!(self.books().await, before + done);
@@ -175,14 +174,14 @@ pub struct Service<'a> {
     memory: Memory,
     roles: &'static str,
     process: Process,
-    /// Attempts that have failed, as far as was noticed.
+    /// The value of [`Lane::failures`] that was last seen.
     failures: i64,
     /// How often a person had to decide.
     pub decisions: usize,
 }
 
 impl<'a> Service<'a> {
-    /// Starts these roles in this weather. Whoever comes after a crash has all of them.
+    /// Starts these roles in this weather. A process that is started after a crash has all roles.
     pub async fn start(lane: &'a Lane, roles: &'static str, weather: Weather) -> Self {
         weather.set_in(lane).await;
         let failures = lane.failures().await;
@@ -197,7 +196,8 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Where Stripe forgets, it does so meanwhile: nobody was there for two days.
+    /// Starts the process again. If Stripe forgets in this weather, it does so now, as if the process had been down for
+    /// two days.
     async fn start_again(&mut self) {
         if self.memory != Memory::Keeps {
             while self.lane.script.calls_to_stripe() > 0 {
@@ -213,7 +213,7 @@ impl<'a> Service<'a> {
         self.process = self.lane.spawn(self.roles);
     }
 
-    /// What comes between an attempt that failed and the next.
+    /// Does what has to happen between a failed attempt and the next.
     async fn after_failure(&mut self) {
         self.lane.world.release_held().await;
         if self.memory != Memory::Keeps {
@@ -227,7 +227,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// A person asks Stripe on the telephone what became of the charges that keys are parked for.
+    /// Plays the operator, who asks Stripe's support about the charges of parked keys, and retries those keys.
     async fn decide(&mut self) {
         let parked =
             self.lane.world.query("SELECT id FROM idempotency_keys WHERE parked_at IS NOT NULL", &[]).await;
@@ -238,7 +238,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Its API, as soon as there is one.
+    /// Returns the process's API, as soon as it listens.
     pub async fn api(&mut self) -> Http {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -251,7 +251,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// A client that repeats its request until it has a final answer, whatever breaks.
+    /// Repeats a request, as a client does, until it has a final answer, whatever breaks.
     pub async fn insist(&mut self, post: &Post) -> Answer {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -268,7 +268,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Waits until so many rows are there, whatever breaks.
+    /// Waits until there are `count` such rows, whatever breaks.
     pub async fn until_count(&mut self, sql: &str, count: i64) {
         let deadline = Instant::now() + PATIENCE;
         while self.lane.world.count(sql).await != count {
@@ -285,6 +285,6 @@ impl<'a> Service<'a> {
     }
 }
 
-/// How the work of an API and of a completer begins, as boundaries' labels have it.
+/// The first boundary of an API's work and of a completer's: both are parts of labels.
 pub const ACQUIRE: &str = "insert idempotency_keys";
 pub const CLAIM: &str = "update idempotency_keys";

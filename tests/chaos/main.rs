@@ -1,13 +1,18 @@
-//! Break it, at random and for as long as you like, and then look at the books.
+//! Chaos tests: they break the program, at random and for as long as you like, and then check the books.
 //!
-//! `crash` is not at random: it breaks every message to Postgres and Stripe in every way there is, and some while Stripe
-//! fails as well. `zombie` lets
-//! workers go on after others have taken over, `storm` sends everybody at once, `histories` has Stripe leave everybody
-//! guessing, `clock` moves the host's clock, and `soak` kills processes and Postgres under traffic for a while. `seeded`
-//! makes sure that the books would show it if something were wrong. All of it attacks every operation, or every [`kind`].
+//! - `crash` is not random: it breaks every message to Postgres and Stripe in every way there is, and some of them
+//!   while Stripe fails as well.
+//! - `zombie` lets workers go on after others have taken over.
+//! - `storm` sends many requests at once with one key.
+//! - `histories` leaves the outcome of charges unknown.
+//! - `clock` moves the host's clock.
+//! - `soak` kills processes and Postgres under traffic for a while.
+//! - `seeded` plants bugs and checks that the books show each of them.
 //!
-//! Every run prints its seed, and `CHAOS_SEED` replays the choices of a run. What a run did is printed; say
-//! `cargo test --test chaos -- --nocapture` to see it.
+//! The first four attack every operation, that is every [`kind`].
+//!
+//! Every run prints its seed, and `CHAOS_SEED` replays the choices of a run. To see what a run did, use
+//! `cargo test --test chaos -- --nocapture`.
 
 #![expect(unreachable_pub, reason = "the support modules are the library of this crate, which has no outside")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed, helper or not")]
@@ -33,13 +38,13 @@ mod storm;
 mod weather;
 mod zombie;
 
-/// A number from this variable, or the one that suits a developer's patience.
+/// Returns the number in this variable, or a default that is small enough for a developer's run.
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable)
         .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
 }
 
-/// What all random choices of a test follow from.
+/// Returns the seed of all random choices of a test.
 fn seed() -> u64 {
     std::env::var("CHAOS_SEED")
         .map_or_else(|_| rand::random(), |text| text.parse().expect("CHAOS_SEED is a number"))

@@ -1,4 +1,4 @@
-//! A connection that swallows a statement: the network behind it is gone, and nothing says so.
+//! A connection that swallows a statement: the network behind it has failed, and no error is reported.
 
 use std::time::{Duration, Instant};
 

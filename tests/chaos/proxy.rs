@@ -1,12 +1,14 @@
-//! Stands between the process and what it talks to, counts what crosses, and breaks it at a chosen crossing.
+//! The script of the proxies between the process and its servers: counts the messages, and breaks one at a chosen
+//! place.
 //!
-//! A process can stop, and a connection can break, at any instant; but all instants between two messages look the
-//! same from outside. So it is enough to try each message, once before it has arrived and once after it was answered.
-//! A *boundary* is one such [message](crate::wire). One [`Script`] numbers the boundaries of both proxies in one sequence,
-//! so that "the fifth thing this request does" has a meaning, whomever it is said to.
+//! A process can stop, and a connection can break, at any instant; but all instants between two messages look the same
+//! from outside. So it is enough to try each message, once before it has arrived and once after it was answered. A
+//! *boundary* is one such [message](crate::wire). One [`Script`] numbers the boundaries of both proxies in one
+//! sequence, so that "the fifth message of this request" has a meaning, whether it goes to Postgres or to Stripe.
 //!
-//! Only faults that networks, servers and kernels have: messages arrive whole or not at all, in order, and an answer
-//! is lost but never invented. [`Script::plant`] is the exception, for bugs that are planted to be found.
+//! The script has only faults that networks, servers and kernels have: messages arrive whole or not at all, in order,
+//! and an answer may be lost but is never invented. [`Script::plant`] is the exception: it plants bugs that the tests
+//! must find.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +20,7 @@ use tokio::sync::watch;
 pub use crate::wire::{Boundary, Bug, Proxy, Target};
 use crate::wire::{Bugs, Carrier, Upstream};
 
-/// What has not been held by now never will be.
+/// A message that is not held by now never will be.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What happens at a boundary.
@@ -41,35 +43,35 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Those that break something.
+    /// The faults that break something.
     pub const BREAKING: [Self; 5] =
         [Self::Kill, Self::DropBeforeSend, Self::DropBeforeReply, Self::KillBeforeReply, Self::Terminate];
-    /// Those that make a worker late.
+    /// The faults that make a worker late.
     pub const HOLDING: [Self; 2] = [Self::Hold, Self::HoldReply];
 
-    /// Whether it can happen there: Stripe has no backends.
+    /// Returns whether the fault can happen at this boundary: Stripe has no backends.
     pub fn fits(self, boundary: &Boundary) -> bool {
         self != Self::Terminate || boundary.target == Target::Postgres
     }
 }
 
-/// A fault to come.
+/// A planned fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strike {
     fault: Fault,
-    /// At so many boundaries after the strike before, or after arming; 1 is the next.
+    /// How many boundaries after the strike before, or after arming; 1 is the next.
     after: usize,
-    /// Only those like this one count: polls may come in between, and change nothing about the work.
+    /// If set, only boundaries equal to this one count: polls may come in between, and change nothing about the work.
     like: Option<Boundary>,
 }
 
 impl Strike {
-    /// At the `n`th boundary from now.
+    /// Strikes at the `n`th boundary from now.
     pub fn at(n: usize, fault: Fault) -> Self {
         Self { fault, after: n, like: None }
     }
 
-    /// At the last of these boundaries, when it is crossed as often as it is in them.
+    /// Strikes at the last of these boundaries, when it is crossed as often as it is in them.
     pub fn at_last_of(boundaries: &[Boundary], fault: Fault) -> Self {
         let last = boundaries.last().expect("a boundary");
         let after = boundaries.iter().filter(|boundary| *boundary == last).count();
@@ -77,7 +79,7 @@ impl Strike {
     }
 }
 
-/// Faults to come, in their order.
+/// The planned faults, in their order.
 pub type Plan = Vec<Strike>;
 
 /// Counts the boundaries of some proxies and decides what happens at each. Clones are the same script.
@@ -105,19 +107,19 @@ struct State {
 enum Counting {
     #[default]
     Off,
-    /// Not before a label that contains this.
+    /// Starts at the first label that contains this.
     From(&'static str),
     On,
 }
 
 impl Script {
-    /// Counts from now on, and breaks what the plan says.
+    /// Counts from now on, and breaks messages as planned.
     pub fn arm(&self, plan: Plan) {
         self.start(Counting::On, plan);
     }
 
-    /// As [`Script::arm`], from the first boundary on whose label contains `first`: for roles that begin by
-    /// themselves, so that nobody can arm between their start and their work.
+    /// Like [`Script::arm`], from the first boundary whose label contains `first`: for roles that begin by themselves,
+    /// so that no test can arm the script between their start and their work.
     pub fn arm_from(&self, first: &'static str, plan: Plan) {
         self.start(Counting::From(first), plan);
     }
@@ -129,7 +131,7 @@ impl Script {
         state.fired.clear();
     }
 
-    /// Breaks nothing any more, and says what has crossed and what was broken since arming.
+    /// Stops counting and breaking. Returns the boundaries that were crossed and the faults that struck since arming.
     pub fn disarm(&self) -> (Vec<Boundary>, Vec<(Fault, Boundary)>) {
         let mut state = self.state();
         state.counting = Counting::Off;
@@ -137,44 +139,45 @@ impl Script {
         (std::mem::take(&mut state.crossed), std::mem::take(&mut state.fired))
     }
 
-    /// How to kill the process, from now on.
+    /// Sets how to kill the process.
     pub fn aim(&self, kill: impl Fn() + Send + 'static) {
         self.state().victim = Some(Box::new(kill));
     }
 
-    /// Goes on counting only where a label contains `first`: what comes before is a process that starts again.
+    /// Pauses the count until a label contains `first`: the boundaries before it belong to the start of a process.
     pub fn pause_until(&self, first: &'static str) {
         self.state().counting = Counting::From(first);
     }
 
-    /// How many connections to Stripe are open, or have something under way there that nobody waits for any more.
+    /// Returns how many connections to Stripe are open, or still have a call under way although the process no longer
+    /// waits.
     pub fn calls_to_stripe(&self) -> usize {
         self.state().calls
     }
 
-    /// Waits until something is held.
+    /// Waits until a message is held.
     pub async fn until_held(&self) {
         let mut held = self.0.held.subscribe();
         let held = tokio::time::timeout(PATIENCE, held.wait_for(|held| *held)).await;
         held.expect("something is held by now").expect("the sender is ours");
     }
 
-    /// Lets go on what is held.
+    /// Lets the held messages go on.
     pub fn release(&self) {
         self.0.held.send_replace(false);
     }
 
-    /// Applies `bug` to all that crosses from now on.
+    /// Applies `bug` to all messages from now on.
     pub fn plant(&self, bug: Bug) {
         self.0.bugs.plant(bug);
     }
 
-    /// Lets everything cross as it is again.
+    /// Removes the bug: all messages pass unchanged again.
     pub fn uproot(&self) {
         self.0.bugs.uproot();
     }
 
-    /// Why the bug that was planted did not come to be: a bug that was not there has not been found.
+    /// Returns why the planted bug has had no effect, if so: the test has then not shown that the bug is found.
     pub fn not_planted(&self) -> Option<String> {
         self.0.bugs.not_planted()
     }

@@ -1,15 +1,15 @@
 //! The checker is checked: bugs are planted, and `verify` must name the rule that each of them breaks.
 //!
-//! Each bug of the [table](bugs) is played twice on a database of its own: planted, when its rule must be violated,
-//! and not planted, when none may be. What is planted is changed on its way between program and Postgres or Stripe, so
-//! the program under test is the one that ships. Where a constraint or a trigger would refuse the bug before it does
-//! harm, that guard is lifted for the scenario, with the bug or without it: the constraints have tests of their own
-//! (`engine.rs`), and here the checker must stand alone.
+//! Each bug of the [table](bugs) is played twice, each time on a new database: once planted, when its rule must be
+//! violated, and once not planted, when no rule may be. A planted bug changes messages between the program and Postgres
+//! or Stripe, so the program under test is the one that ships. Where a constraint or a trigger would refuse the bug
+//! before it does harm, that guard is disabled in both cases: the constraints have their own tests (`engine.rs`), and
+//! this one tests the checker alone.
 //!
-//! Two of the original's faults leave nothing in the books and are not here: conflicts between requests that have
-//! nothing to do with each other, and a key that is too long. `load.rs` and `differences.rs` have them. Nor are bugs
-//! here that another layer makes harmless by itself, such as a lease that is taken over early, because the fence
-//! holds; or a job that is finished without a lease, because its receipt is out by then and recorded once at most.
+//! Two of the original's faults leave nothing in the books and are not here: conflicts between unrelated requests, and
+//! a key that is too long. `load.rs` and `differences.rs` have them. Bugs that another layer makes harmless by itself
+//! are not here either: a lease that is taken over early, because the fence holds; a job that is finished without a
+//! lease, because its receipt has been sent by then and is recorded at most once.
 
 mod bugs;
 mod work;
@@ -38,13 +38,13 @@ use crate::support::world::{World, pool};
 const SIDE_BY_SIDE: usize = 4;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Rules that `books.rs` tries by hand: here the stage lifts the guards itself, and works what is queued.
+/// Rules that `books.rs` tests: here the stage itself disables the guards, and itself works the queued jobs.
 const ELSEWHERE: [&str; 2] = [
     "the database refuses to turn a key back, change its answer, or remove it unfinished",
     "every queued job has been worked",
 ];
 
-/// A bug, and what must come of it.
+/// A bug, and the rule that must catch it.
 struct Seeded {
     name: &'static str,
     bug: Bug,
@@ -53,23 +53,24 @@ struct Seeded {
     caught_by: &'static str,
 }
 
-/// What the schema has against bugs.
+/// A guard of the schema that would refuse a bug.
 #[derive(Debug, Clone, Copy)]
 enum Guard {
-    /// Of the keys. It is back when the checker looks, which would miss it otherwise.
+    /// A trigger of `idempotency_keys`. It is enabled again before the checker runs, because a rule checks that it is
+    /// there.
     Trigger(&'static str),
-    /// Of this table.
+    /// A constraint: its table and its name.
     Constraint(&'static str, &'static str),
 }
 
-/// What happens while the bug is there.
+/// What happens while the bug is planted.
 #[derive(Debug, Clone, Copy)]
 enum Scenario {
     /// A ride is booked.
     Booked,
     /// A card is declined.
     Declined,
-    /// A client asks once more than it needs to.
+    /// A client repeats a request that has its answer.
     Repeated,
     /// Three rides' receipts are delivered.
     Delivered,
@@ -89,34 +90,34 @@ enum Scenario {
     RefundFailed,
     /// A user asks for the refund of another user's ride.
     RefundedByStranger,
-    /// The completer has tried it as often as it may.
+    /// The completer has used all its attempts.
     Hopeless,
-    /// A worker is late with its answer. Its heir has finished by then.
+    /// A worker sends its answer late: its successor has finished by then.
     LateAnswer,
-    /// A worker is late in giving up. Its heir has finished by then.
+    /// A worker releases its lease late: its successor has finished by then.
     LateRelease,
-    /// A worker has been told that the card is declined, and is late with that by more than Stripe remembers. Its heir
-    /// is just having the card charged, which is good again.
+    /// A worker has received a decline, and stores it only when Stripe no longer remembers the key. Its successor is
+    /// just having the card charged, which is good again.
     LateDecline,
-    /// The reaper comes by an old request whose charge got no answer.
+    /// The reaper meets an old request whose charge got no answer.
     OldUnfinished,
-    /// The reaper comes by an old request that is being worked on.
+    /// The reaper meets an old request that is being worked on.
     OldUnderWay,
     /// A worker sends the receipt of a paid ride; the ride before it was declined.
     Worked,
     /// A receipt cannot be written at first.
     FailedOnce,
-    /// A worker is late in saying that it sent a receipt. Its job is a dead letter by then.
+    /// A worker reports late that it sent a receipt: its job is a dead letter by then.
     LateReceipt,
-    /// A worker is late in saying that it could not send a receipt. Its heir has sent it by then.
+    /// A worker reports late that it could not send a receipt: its successor has sent it by then.
     LateFailure,
 }
 
-/// Where it happens.
+/// Where a scenario is played.
 struct Stage {
-    /// Prepares and checks; no bug gets there.
+    /// Prepares and checks, without the bug.
     house: World,
-    /// Has the bug.
+    /// Has the bug, if it is planted.
     crew: Arc<Crew>,
 }
 
@@ -145,7 +146,7 @@ async fn every_seeded_bug_is_caught() {
 }
 
 impl Seeded {
-    /// What the checker says against the bug, or how it fails.
+    /// Returns what the checker reports about the bug, or why the bug is not caught.
     async fn judge(&self) -> Result<String, String> {
         let sound = self.play(None).await.1;
         if !sound.violated().is_empty() {
@@ -185,7 +186,7 @@ impl Seeded {
 }
 
 impl Scenario {
-    /// Says nothing about the answers, which depend on the bug.
+    /// Plays the scenario. Checks no answers, because they depend on the bug.
     async fn play(self, stage: &Stage) {
         let (post, house) = (Post::default(), &stage.house);
         match self {
@@ -269,7 +270,7 @@ impl Scenario {
 }
 
 impl Stage {
-    /// Has the crew work on this request, with these faults at Stripe.
+    /// Sends this request to the crew's API, with these faults at Stripe.
     async fn ask(&self, post: &Post, faults: &[&str]) {
         self.house.script(faults).await;
         self.spawn(post).await.unwrap();
@@ -294,7 +295,7 @@ impl Stage {
         queue::postgres::deliver(&self.crew.completer.database, queue::START, 1000).await.unwrap();
     }
 
-    /// Three days after all that was done so far.
+    /// Runs the reaper as if everything so far had happened three days ago.
     async fn reap(&self) {
         let age = "created_at = now() - interval '73 hours', last_run_at = now() - interval '73 hours'";
         self.house.execute(&format!("UPDATE idempotency_keys SET {age}")).await;
@@ -302,7 +303,7 @@ impl Stage {
         reap(&self.crew.completer.database, 3 * DAY, lease, 1000).await.unwrap();
     }
 
-    /// A worker is held from here on, until an heir without the bug has finished its request.
+    /// Holds a worker at this boundary until a successor without the bug has finished its request.
     async fn outlive(&self, held: &'static str, post: &Post, faults: &[&str]) {
         let script = &self.crew.route.script;
         let fault = if held.starts_with("POST") { Fault::HoldReply } else { Fault::Hold };

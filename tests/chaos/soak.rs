@@ -1,8 +1,8 @@
-//! Traffic on three processes over one Postgres, while all of it is killed at random, and then the accounts.
+//! Traffic on three processes over one Postgres, while all of them are killed at random; then the rules are checked.
 //!
-//! One process or another dies by `kill -9` and comes back; Postgres is stopped without a checkpoint and comes back;
-//! the sandbox fails charges. Clients repeat their requests until they are answered. When all have been, every
-//! invariant must hold. `CHAOS_SOAK_SECONDS` sets for how long, `CHAOS_SEED` who dies when.
+//! A process is killed by `kill -9` and started again; Postgres is stopped without a checkpoint and started again; the
+//! sandbox fails charges. Clients repeat their requests until they are answered. When all have been, every invariant
+//! must hold. `CHAOS_SOAK_SECONDS` sets how long this lasts, `CHAOS_SEED` which process is killed when.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const CLIENTS: usize = 12;
 /// A process must be able to serve this soon after Postgres can.
 const READY_AGAIN: Duration = Duration::from_secs(2);
 
-/// One process's place: its address stays, whoever lives there.
+/// One of the processes: it keeps its address when it is started again.
 struct Place {
     arguments: Vec<String>,
     api: Http,
@@ -139,7 +139,7 @@ impl Place {
         Self { arguments, api: Http::new(address), process: None }
     }
 
-    /// Starts it anew; while Postgres is away it gives up at once, so until it stays.
+    /// Starts the process and waits until it is ready.
     async fn start(&mut self) {
         self.process = Some(Process::spawn(&self.arguments));
         let api = &self.api;
@@ -154,7 +154,8 @@ impl Place {
     }
 }
 
-/// As a power cut: no checkpoint, and what was not flushed is gone with the process's buffers.
+/// Stops Postgres as a power cut would: without a checkpoint, and what was not flushed is lost with the process's
+/// buffers.
 async fn crash(mut postgres: EmbeddedPostgres) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(postgres.pid()).unwrap());
     nix::sys::signal::kill(pid, Signal::SIGQUIT).unwrap();
@@ -169,12 +170,12 @@ async fn until_all_ready(places: &[Place]) -> Duration {
     began.elapsed()
 }
 
-/// Books rides, each repeated at any of the processes until it is answered, and then asks again.
+/// Books rides. Repeats each at any of the processes until it is answered, and then once more.
 async fn client(apis: Vec<Http>, mut rng: StdRng, over: Arc<AtomicBool>, answered: Arc<AtomicUsize>) {
     while !over.load(Ordering::Relaxed) {
         let user = if rng.random_bool(0.1) { DECLINED_USER } else { GOOD_USER };
         let post = Post::default().key(&new_key()).user(user);
-        // Some walk away after their first try, and leave the rest to the completer.
+        // Some clients give up after their first attempt, and leave the rest to the completer.
         if rng.random_bool(0.1) {
             let _ = apis[rng.random_range(0..apis.len())].try_post(post.raising()).await;
             continue;

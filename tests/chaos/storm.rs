@@ -1,4 +1,4 @@
-//! Everybody at once, with one key.
+//! Many clients at once, with one key.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ async fn storm(world: &World, kind: Kind) {
     let before = Books::of(world).await;
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
-        // A client of its own has connections of its own.
+        // Each `Http` has its own connections.
         let (api, post) = (Http::new(world.api_address), post.clone());
         let together = Arc::clone(&together);
         clients.spawn(async move {
@@ -58,7 +58,7 @@ async fn storm(world: &World, kind: Kind) {
     ));
 }
 
-/// Repeats the request while it is in progress; says how often that was.
+/// Repeats the request while it is in progress; returns the final answer and the number of repetitions.
 async fn insist(api: &Http, post: Post) -> (Answer, usize) {
     for retries in 0..1000 {
         let answer = api.post(post.clone()).await;

@@ -1,31 +1,31 @@
-//! How Stripe behaves while something else breaks.
+//! The weather of a run: how Stripe behaves while something else breaks.
 
 use super::kind::Kind;
 use super::lane::Lane;
 use super::proxy::Bug;
 
-/// What befalls a request's first charge, and what Stripe knows of it later.
+/// The fault of a request's first call to Stripe, and what Stripe remembers later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weather {
-    /// As the sandbox names it.
+    /// The sandbox's name of the fault.
     pub fault: &'static str,
     pub memory: Memory,
 }
 
-/// What Stripe knows of a charge's key when an attempt comes after one that failed.
+/// What Stripe still knows of a call's key when a failed attempt is followed by another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
-    /// All.
+    /// Everything.
     Keeps,
     /// Nothing: the process was down for two days.
     Forgets,
-    /// Nothing, and its list says of the charges only that they are pending, until a person asks.
+    /// Nothing, and its list shows the charges only as pending, until a person asks.
     ForgetsAndIsVague,
 }
 
 /// After these, the card is charged and the client does not know.
 const CHARGED: [&str; 5] = ["charged_then_server_error", "reply_lost", "truncated", "slow_reply", "no_id"];
-/// After these, it is not; nor is it after `hold`, at first.
+/// After these, the card is not charged; nor is it after `hold`, at first.
 const NOT_CHARGED: [&str; 9] = [
     "reset",
     "server_error",
@@ -41,20 +41,20 @@ const NOT_CHARGED: [&str; 9] = [
 impl Weather {
     pub const FAIR: Self = Self { fault: "none", memory: Memory::Keeps };
 
-    /// All but the fair. What is vague about a charge needs one that was made.
+    /// Returns all weathers but the fair one. A list can be vague only about a charge that was made.
     pub fn foul() -> Vec<Self> {
         let all = |fault| [Memory::Keeps, Memory::Forgets].map(|memory| Self { fault, memory });
         let vague = |fault| Self { fault, memory: Memory::ForgetsAndIsVague };
         CHARGED.into_iter().chain(NOT_CHARGED).flat_map(all).chain(CHARGED.map(vague)).collect()
     }
 
-    /// Whether the first charge is made, and its reply says nothing.
+    /// Returns whether the first charge is made but its reply does not say so.
     pub fn charges_in_secret(self) -> bool {
         CHARGED.contains(&self.fault)
     }
 
-    /// What a request may end with that would end with `status` in fair weather. A decline that Stripe has forgotten is
-    /// as good as none.
+    /// Returns the statuses that a request may end with if it ends with `status` in fair weather. When Stripe has
+    /// forgotten a decline, the next attempt may succeed.
     pub fn may_end_with(self, kind: Kind, status: u16) -> &'static [u16] {
         match (self.fault, self.memory) {
             _ if !kind.can_be_declined() => &[201],

@@ -1,13 +1,14 @@
-//! Workers that come back from the dead.
+//! Zombies: workers that go on after others have taken over their requests.
 //!
-//! A worker is held in the middle of a request, as by a long pause of its virtual machine or a packet on a detour
-//! ([`stopped`] does it by SIGSTOP); its lease runs out; somebody else takes the request over; and then the worker goes on, with all it believed.
-//! From that moment on it must change nothing: every row of every table stays as it was, and the card is charged once.
+//! A worker is held in the middle of a request, as by a long pause of its virtual machine or a delayed packet
+//! ([`stopped`] does it by SIGSTOP). Its lease runs out, another worker (the successor) takes the request over, and
+//! then the first one goes on with its old state. From that moment on it must change nothing: every row of every table
+//! stays as it was, and the card is charged once.
 //!
-//! The heir has either finished by then, or only just taken the lease. The second is the harder case: the request is
-//! still where the worker left it, and nothing but the lease's token tells the two apart.
+//! The successor has either finished by then, or only just taken the lease. The second is the harder case: the request
+//! is still where the first worker left it, and only the lease's token distinguishes the two.
 //!
-//! `CHAOS_ZOMBIES` says how many rounds: 128 by default, each case about once; 1,000 for a night's sleep.
+//! `CHAOS_ZOMBIES` sets the number of rounds: 128 by default, each case about once; 1,000 for a thorough run.
 //! `CHAOS_SEED` replays a run.
 
 mod stopped;
@@ -29,12 +30,12 @@ use crate::support::client::Post;
 use crate::support::world::World;
 use crate::{number, say, seed};
 
-/// Who is late, or takes over.
+/// A worker that is late, or that takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Worker {
     /// The API, asked by a client.
     Api,
-    /// The API, asked to fail half-way: what it does last is give back a lease that may not be its own any more.
+    /// The API, asked to fail half-way: its last step is to release a lease that may no longer be its own.
     Failing,
     /// A completer, for a client that gave up.
     Completer,
@@ -45,7 +46,7 @@ impl Worker {
     const HEIRS: [Self; 2] = [Self::Api, Self::Completer];
 }
 
-/// Who is late, where and how, and how far its heir has come when it wakes.
+/// A round: which worker is late, where and how, and whether its successor has finished when it goes on.
 #[derive(Debug, Clone, Copy)]
 struct Round {
     kind: Kind,
@@ -57,7 +58,7 @@ struct Round {
 }
 
 impl Crew {
-    /// Has a worker take the request up once.
+    /// Runs one attempt of a worker at the request.
     fn work(self: &Arc<Self>, worker: Worker, post: &Post) -> JoinHandle<()> {
         let (crew, post) = (Arc::clone(self), post.clone());
         tokio::spawn(async move {
@@ -74,10 +75,10 @@ impl Crew {
         })
     }
 
-    /// How many boundaries this worker crosses when nothing holds it.
+    /// Returns how many boundaries this worker crosses when nothing holds it.
     async fn steps(self: &Arc<Self>, world: &World, kind: Kind, worker: Worker) -> usize {
         let mut crossed = 0;
-        // The first time statements are prepared; the second is like all that follow.
+        // The first run prepares statements; the second is like all later ones.
         for _ in 0..2 {
             let post = request_for(world, kind, worker).await;
             self.route.script.arm(Plan::new());
@@ -100,8 +101,8 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     ));
 }
 
-/// Plays so many rounds and panics at the first in which a stale worker wrote something.
-/// Returns how many cases there are, and how many places to be held at were seen.
+/// Plays this many rounds and panics at the first in which a stale worker wrote something. Returns how many cases there
+/// are, and at how many places workers were held.
 async fn haunt(rounds: usize, seed: u64) -> (usize, usize) {
     let mut rng = StdRng::seed_from_u64(seed);
     let world = World::start().await;
@@ -109,7 +110,7 @@ async fn haunt(rounds: usize, seed: u64) -> (usize, usize) {
     let cases = cases(&world, &late, &other).await;
     let (mut places, mut left) = (BTreeSet::new(), Vec::new());
     for n in 0..rounds {
-        // Each once, in any order, before any comes again.
+        // Each case once, in any order, before any is repeated.
         if left.is_empty() {
             left.clone_from(&cases);
             left.shuffle(&mut rng);
@@ -142,7 +143,7 @@ async fn cases(world: &World, late: &Arc<Crew>, other: &Arc<Crew>) -> Vec<Round>
 /// Plays one round. Returns where the worker was held.
 async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Round, context: &str) -> String {
     let Round { kind, worker, step, fault, heir, heir_finished } = round;
-    // A completer's request has left part of it behind already.
+    // Counted first: for a completer, `abandoned_by` makes a part of the rows.
     let (prepared, before) = prepare(world, kind).await;
     let post = abandoned_by(world, worker, prepared).await;
     late.route.script.arm(vec![Strike::at(step, fault)]);
@@ -150,7 +151,7 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
     late.route.script.until_held().await;
 
     expire_lease(world, &post).await;
-    // There is nothing to complete before there is a key, and nobody takes over what the worker has finished itself.
+    // Before there is a key, a completer finds nothing; and a request that the worker has finished is not taken over.
     let finished = is_finished(world, &post).await;
     let heir = if finished == Some(false) { heir } else { Worker::Api };
     let heir_finished = heir_finished || finished == Some(true);
@@ -179,7 +180,7 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
     format!("{kind:?} {worker:?} {fault:?} {boundary}")
 }
 
-/// Lets the lease run out and the completer come in, as time does.
+/// Makes the lease run out and the request due for the completer, as time does.
 pub async fn expire_lease(world: &World, post: &Post) {
     let sql = format!(
         "UPDATE idempotency_keys SET next_attempt_at = now(),
@@ -190,18 +191,18 @@ pub async fn expire_lease(world: &World, post: &Post) {
     world.execute(&sql).await;
 }
 
-/// Whether the request has its answer, if there is such a key yet.
+/// Returns whether the request has its answer; `None` if its key is not there yet.
 async fn is_finished(world: &World, post: &Post) -> Option<bool> {
     let sql = "SELECT response_code IS NOT NULL FROM idempotency_keys WHERE idempotency_key = $1";
     world.query(sql, &[&key(post)]).await.first().map(|row| row.get(0))
 }
 
-/// A request that was not made yet, and what had been done before it.
+/// Returns a new request, and the counts before it.
 async fn prepare(world: &World, kind: Kind) -> (Post, Books) {
     (kind.request(world).await, Books::of(world).await)
 }
 
-/// To a completer comes what a client has left half-way.
+/// Leaves the request half-way if the worker is a completer: it works on such requests only.
 async fn abandoned_by(world: &World, worker: Worker, post: Post) -> Post {
     if worker == Worker::Completer {
         assert_eq!(world.post(post.clone().raising()).await.status, 500);
@@ -218,7 +219,7 @@ fn key(post: &Post) -> &str {
     post.headers.iter().find(|(name, _)| *name == "idempotency-key").map(|(_, key)| key.as_str()).expect("a key")
 }
 
-/// All rows of all tables, as one number.
+/// Returns a digest of all rows of all tables.
 async fn digest(world: &World) -> String {
     const TABLES: &str =
         "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'";

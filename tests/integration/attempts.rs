@@ -1,4 +1,4 @@
-//! One attempt at a job: what is asked before it does anything that cannot be undone, and how its end comes to be known.
+//! One attempt at a job: what is checked before it does anything that cannot be undone, and how its end is recorded.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ async fn a_push_that_does_not_fit_into_the_lease_is_not_begun() {
     assert_eq!(shelf.taken(), [1, 2, 3]);
 }
 
-/// Ends the session of the first so many statements that finish a job, before they commit.
+/// Ends the sessions of the first `count` statements that finish a job, before they commit.
 async fn break_finishes(world: &World, count: u32) {
     let sql = format!(
         "CREATE SEQUENCE broken;
@@ -100,7 +100,7 @@ async fn a_connection_that_breaks_when_a_job_ends_repeats_no_mail() {
 async fn a_receipt_is_for_the_user_of_its_ride_alone() {
     let world = World::with(|config| config.roles.worker = true).await;
     assert_eq!(world.post(Post::default()).await.status, 201);
-    // As a program would stage it that confuses two users.
+    // As a program that confuses two users would stage it.
     world
         .execute(
             "INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
@@ -113,7 +113,7 @@ async fn a_receipt_is_for_the_user_of_its_ride_alone() {
     assert!(receipts(&world.config.receipts.dir).is_empty());
 }
 
-/// The sizes that a file of this name is seen with until `done`, by who looks all the time.
+/// Looks at the file all the time until `done`, and returns the sizes that it has had.
 fn watch(path: &Path, done: &Arc<AtomicBool>) -> std::thread::JoinHandle<Vec<u64>> {
     let (path, done) = (path.to_owned(), Arc::clone(done));
     std::thread::spawn(move || {
@@ -137,7 +137,7 @@ async fn a_receipt_is_there_whole_or_not_at_all() {
     let done = Arc::new(AtomicBool::new(false));
     let watcher = watch(&path, &done);
     directory.put("receipt.eml", &long).await.unwrap();
-    // A reader that has it open goes on reading what it opened.
+    // A reader that has the file open goes on reading what it opened.
     let mut opened = std::fs::File::open(&path).unwrap();
     directory.put("receipt.eml", &long[..1 << 20]).await.unwrap();
     assert_eq!(opened.metadata().unwrap().len(), 8 << 20);

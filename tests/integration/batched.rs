@@ -1,4 +1,4 @@
-//! Many callers, few statements: what goes together must not harm each other.
+//! Many callers, few statements: callers that share a statement must not harm each other.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ async fn each_gets_its_own_and_a_bad_row_fails_alone() {
         }
     }
     let statements = statements.load(Relaxed);
-    assert!(statements < 500, "{statements} statements for 1,000 callers, of whom 20 are halved down to");
+    assert!(statements < 500, "{statements} statements for 1,000 callers, 20 of which have a bad row");
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn who_stops_waiting_takes_nobody_along() {
     }
 }
 
-/// Panics if told so, and otherwise waits until it may go on.
+/// Waits until it may go on, and then panics if it is told to.
 struct Fragile {
     panics: bool,
     begun: Arc<AtomicUsize>,
@@ -136,7 +136,8 @@ async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
     let gate = Gate::over(&world).await;
     let alone = gate.call(false);
     gate.until_begun(1).await;
-    // A full batch waits for nobody. One of it panics and takes the others along, but not those who come after.
+    // A full batch waits for no other. One of its callers panics, which fails the others of the batch, but no later
+    // caller.
     let doomed: Vec<_> = (0..128).map(|n| gate.call(n == 7)).collect();
     gate.until_begun(2).await;
     let together: Vec<_> = (0..10).map(|_| gate.call(false)).collect();
@@ -165,11 +166,11 @@ async fn whoever_ends_early_lets_the_next_go_on() {
     for call in together {
         assert_eq!(call.await.unwrap().unwrap(), 10);
     }
-    assert!(gate.call(true).await.unwrap_err().is_panic(), "a statement of one's own panics in its caller");
+    assert!(gate.call(true).await.unwrap_err().is_panic(), "a single caller's statement panics in that caller");
     assert_eq!(gate.call(false).await.unwrap().unwrap(), 1);
 }
 
-/// Takes a key's row, which another session may have locked.
+/// Updates a key's row, which another session may have locked.
 struct Touch(i64);
 
 impl Batched for Touch {
@@ -202,20 +203,20 @@ async fn a_row_that_somebody_has_locked_holds_up_nobody_else() {
     };
     let held = touch(first);
     tokio::task::yield_now().await;
-    // This one waits for the one that hangs, until whoever comes a moment later takes it along.
+    // This call waits for the one that hangs, until a call that comes a moment later takes it along in its batch.
     let mut others = vec![touch(first + 1)];
     tokio::time::sleep(Duration::from_millis(150)).await;
     others.extend((2..50).map(|n| touch(first + n)));
     for other in others {
         other.await.unwrap().unwrap();
     }
-    assert!(!held.is_finished(), "nobody waited for it");
+    assert!(!held.is_finished(), "no other call waited for it");
     let error = held.await.unwrap().unwrap_err();
     assert!(error.is_transient(), "{error:?}");
     world.execute("ROLLBACK").await;
 }
 
-/// Meets a deadlock at the first try.
+/// Fails with a deadlock at the first attempt.
 struct Unlucky(Arc<AtomicUsize>);
 
 impl Batched for Unlucky {

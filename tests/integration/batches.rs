@@ -1,10 +1,10 @@
-//! Whatever goes through [`Batched`](atomic_phases::database::Batched): each caller in a batch gets its own answer,
-//! and no other's.
+//! Everything that goes through [`Batched`](atomic_phases::database::Batched): each caller in a batch gets its own
+//! answer, and no other's.
 //!
 //! Every implementation is a [`Case`]: callers of all kinds that its statement can meet (found and missing, of another
-//! user, with a lease that is no longer theirs, with a value that Postgres refuses), each with what it must be told and
-//! what must be in the tables afterwards. They are shuffled and sent as one batch, one caller wide and up to the widest.
-//! A test reads `src` and fails for an implementation that no case covers.
+//! user, with a lease that is no longer theirs, with a value that Postgres refuses), each with the answer that it must
+//! get and the rows that must be in the tables afterwards. They are shuffled and sent as one batch, of one caller and
+//! up to the maximum. A test reads `src` and fails for an implementation that no case covers.
 
 mod gate;
 mod jobs;
@@ -31,34 +31,34 @@ const WIDTHS: [usize; 4] = [1, 2, 33, 128];
 
 /// An implementation of `Batched`, and its callers.
 pub(crate) trait Case: Sized + Send + 'static {
-    /// Where it stands in `src`.
+    /// Its place in `src`.
     const COVERS: &'static str;
-    /// What its statement cannot get past while another session holds it.
+    /// What its statement waits for while another session has locked it.
     const WAITS_FOR: WaitsFor;
-    /// Table and column by which the rows are found that it writes, so that one statement can be told from several.
-    /// Reads have none.
+    /// Table and column that identify the rows that it writes, so that one statement can be distinguished from several.
+    /// `None` for reads.
     const WRITES: Option<(&'static str, &'static str)> = None;
 
-    /// A caller of the `n`th kind, over again from the first when there are more callers than kinds. The first kind is
-    /// a plain one that succeeds.
+    /// Creates a caller of the `n`th kind; after the last kind comes the first again. The first kind is a plain one
+    /// that succeeds.
     async fn caller(stage: &Stage, n: usize) -> Self;
-    /// A caller with a value that Postgres refuses; `None` if there is no such value.
+    /// Creates a caller with a value that Postgres refuses; `None` if there is no such value.
     async fn refused(_: &Stage) -> Option<Self> {
         None
     }
-    /// What another session does once the caller waits for its statement.
+    /// Returns the SQL that another session runs once the caller waits for its statement.
     fn meanwhile(&self) -> Option<String> {
         None
     }
-    /// Makes the call and puts the answer into words.
+    /// Makes the call and returns the answer as text.
     fn call(&self, database: &Database) -> impl Future<Output = String> + Send;
-    /// The answer that it must get.
+    /// Returns the answer that it must get.
     fn expected(&self) -> String;
-    /// Its row in the table that it waits for.
+    /// Returns its row in the table that it waits for.
     fn locks(&self) -> i64 {
         0
     }
-    /// Panics unless its rows have become what they must, and returns the one that it has written, if it has.
+    /// Panics unless its rows are as they must be; returns the row that it has written, if any.
     async fn check(&self, _: &World) -> Option<i64> {
         None
     }
@@ -73,7 +73,7 @@ pub(crate) enum WaitsFor {
     Row(&'static str, &'static str),
 }
 
-/// Where callers come from.
+/// The world in which callers run, and their connections.
 pub(crate) struct Stage {
     pub(crate) world: World,
     pub(crate) database: Database,
@@ -87,23 +87,23 @@ impl Stage {
         Self { world, database }
     }
 
-    /// So many callers, of each kind in turn.
+    /// Creates `width` callers, of each kind in turn.
     async fn callers<C: Case>(&self, width: usize) -> Vec<C> {
         join_all((0..width).map(|n| C::caller(self, n))).await
     }
 
-    /// So many callers of the first kind.
+    /// Creates `width` callers of the first kind.
     async fn plain_callers<C: Case>(&self, width: usize) -> Vec<C> {
         join_all((0..width).map(|_| C::caller(self, 0))).await
     }
 }
 
-/// An error in words: what matters is whether the row was to blame.
+/// Returns the error as text: only whether the row caused it matters.
 pub(crate) fn refusal(error: &DatabaseError) -> String {
     if error.is_transient() { format!("{error:?}") } else { "refused".to_owned() }
 }
 
-/// All widths, and at one of them a refused row among the others.
+/// Runs a case at all widths, and at one more with a refused row among the others.
 pub(crate) async fn each_gets_its_own<C: Case>() {
     let stage = Stage::new().await;
     for width in WIDTHS {
@@ -117,7 +117,7 @@ pub(crate) async fn each_gets_its_own<C: Case>() {
 }
 
 async fn run<C: Case>(stage: &Stage, mut callers: Vec<C>, in_one: bool) {
-    // The order of arrival is no order that rows come back in.
+    // Shuffled: the order of arrival must differ from the order of the rows that come back.
     let width = callers.len();
     callers.shuffle(&mut StdRng::seed_from_u64(width as u64));
     let meanwhile: Vec<String> = callers.iter().filter_map(C::meanwhile).collect();
@@ -159,7 +159,7 @@ macro_rules! cases {
             }
         )+
 
-        /// Where the cases' implementations stand in `src`.
+        /// Returns the places in `src` that the cases cover.
         fn covered() -> BTreeSet<&'static str> {
             [$(<$case as Case>::COVERS),+].into()
         }

@@ -1,4 +1,4 @@
-//! What `verify` says of a job's life: nothing while all is well, and which rule is broken when one is.
+//! What `verify` reports about the life of a job: nothing while all is in order, else the rule that is broken.
 
 mod operations;
 
@@ -10,7 +10,7 @@ use crate::support::books::{self, AT_REST, LIVE};
 use crate::support::client::Post;
 use crate::support::world::{World, pool};
 
-/// One ride, paid, its receipt sent, and what the tables say of that kept aside.
+/// Returns a world with one paid ride whose receipt was sent, and with copies of the tables `jobs` and `receipts`.
 async fn receipted() -> World {
     let world = World::with(|config| {
         config.roles.enqueuer = true;
@@ -244,7 +244,7 @@ async fn a_rule_that_cannot_be_asked_is_named() {
     }
 }
 
-/// Where the constraints that refuse it are gone, the rules still see it.
+/// The rules find it even without the constraints that refuse it.
 #[tokio::test]
 async fn an_answer_that_is_no_answer_is_found() {
     const WHOLE: &str = "a finished key is not written to";

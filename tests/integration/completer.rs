@@ -1,4 +1,4 @@
-//! The completer: what it takes, what it leaves alone, when it stops.
+//! The completer: which keys it claims, which it leaves alone, and when it stops.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ async fn clients_within_their_grace_are_left_alone() {
     })
     .await;
     world.post(Post::default().raising()).await;
-    // The one past its grace is finished; by then the other has been seen and left.
+    // The request past its grace is finished; by then the other has been seen and left.
     let key = new_key();
     world.post(Post::default().key(&key).raising()).await;
     world
@@ -63,7 +63,7 @@ async fn a_request_under_lease_is_left_alone() {
     let (held, ()) = tokio::join!(world.post(Post::default()), async {
         world.until_held().await;
         world.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 hour'").await;
-        // Somebody else's request goes through the completer meanwhile, so it has looked.
+        // Another request is completed in the meantime, so the completer has looked.
         world.post(Post::default().raising()).await;
         world.until_count("idempotency_keys WHERE response_code = 201 AND completer_attempts = 1", 1).await;
         assert_eq!(world.count("idempotency_keys WHERE response_code IS NULL AND completer_attempts = 0").await, 1);
@@ -143,7 +143,7 @@ async fn a_row_that_another_session_has_locked_holds_up_no_other() {
     }
     world.execute("UPDATE idempotency_keys SET next_attempt_at = now() - make_interval(secs => 100 - id)").await;
     let session = cluster::connect(&world.database_config).await;
-    // The one that it would come to first.
+    // The key that it would claim first.
     let lock = "SELECT FROM idempotency_keys ORDER BY next_attempt_at LIMIT 1 FOR UPDATE";
     session.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
     let _completer = world.neighbour(completing).await;
@@ -153,7 +153,7 @@ async fn a_row_that_another_session_has_locked_holds_up_no_other() {
     assert_eq!(world.charges().await.len(), 3);
 }
 
-/// A newer release's requests wait for a process of that release, and hold up no other.
+/// Requests of a newer release wait for a process of that release, and delay no other request.
 #[tokio::test]
 async fn what_it_does_not_know_is_left_to_a_process_that_does() {
     let world = World::start().await;
@@ -161,7 +161,7 @@ async fn what_it_does_not_know_is_left_to_a_process_that_does() {
     for key in [&known, &newer] {
         assert_eq!(world.post(Post::default().key(key).raising()).await.status, 500);
     }
-    // It has been due for longer, and was tried as often as may be.
+    // The newer release's key has been due for longer, and has used up its attempts.
     let unknown = format!("idempotency_keys WHERE idempotency_key = '{newer}'");
     world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
     let change = "operation = 'newer', next_attempt_at = now() - interval '1 hour', completer_attempts = 1000";

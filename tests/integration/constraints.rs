@@ -1,8 +1,8 @@
-//! What the database refuses, however wrong the program is: every constraint, trigger and `NOT NULL` of `schema.sql`, each
-//! with a write that it alone turns away, at its edge.
+//! What the database refuses, whatever the program does: every constraint, trigger and `NOT NULL` of `schema.sql`, each
+//! with a write just beyond its limit that only this guard refuses.
 //!
-//! The lists are complete: a constraint that is added, dropped or renamed, or a column that may be null, fails the first
-//! test until it is listed.
+//! The lists are complete: if a constraint is added, dropped or renamed, or a column may be null, the first test fails
+//! until it is listed.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support::world::World;
 
-/// Rows that everything else is a change of.
+/// The rows that the changes below are applied to.
 const ROWS: &str = "
     INSERT INTO idempotency_keys (idempotency_key, user_id, operation, request_method, request_path, request_params,
         origin_ip, lease_token, locked_at, next_attempt_at, recovery_point, step, state, response_code, response_body)
@@ -38,7 +38,7 @@ const FREE: &str = "WHERE id = 1";
 const LEASED: &str = "WHERE id = 2";
 const FINISHED: &str = "WHERE id = 3";
 
-/// What is set and in which row, or a whole statement of another kind.
+/// The `SET` list and the row of an update, or a whole statement of another kind.
 type Change = (&'static str, &'static str);
 
 /// A constraint or trigger, its table, and changes that it refuses.
@@ -265,7 +265,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("idempotency_keys", "request_path = repeat('p', 100)", FREE),
     ("idempotency_keys", "step = 2, operation = repeat('o', 50), recovery_point = repeat('p', 50)", FREE),
     ("idempotency_keys", "step = 32766, recovery_point = 'x'", LEASED),
-    // Taking up what is finished is the answer's business alone, and saying the same again is no change.
+    // Writing the same answer again is no change.
     ("idempotency_keys", "response_code = 201, response_body = '{}'", FINISHED),
     ("idempotency_keys", "parked_at = now(), parked_reason = 'x'", FREE),
     ("rides", "origin_lat = -90, origin_lon = -180, target_lat = -90, target_lon = -180", FREE),
@@ -311,7 +311,8 @@ async fn all_are_listed() {
     let world = World::start().await;
     let there = strings(
         &world,
-        // Postgres names constraints by table, but for ours, of which two tables may have one of the same name.
+        // Postgres' own names of constraints begin with the table. Names of ours may occur in two tables, and then get
+        // a prefix.
         "SELECT CASE WHEN count(*) OVER (PARTITION BY conname) > 1 THEN conrelid::regclass || '.' ELSE '' END || conname
          FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
          UNION ALL SELECT tgname FROM pg_trigger WHERE NOT tgisinternal",
@@ -334,7 +335,7 @@ async fn all_are_listed() {
     assert_eq!(nullable, listed);
 }
 
-/// A change that is undone at once.
+/// Tries a change and rolls it back.
 async fn attempt(world: &World, table: &str, change: &str, row: &str) -> Result<(), tokio_postgres::Error> {
     let statement = match change.split_whitespace().next() {
         Some("INSERT" | "DELETE") => change.to_owned(),
@@ -367,7 +368,7 @@ async fn and_nothing_else() {
     for (table, change, row) in ALLOWED {
         attempt(&world, table, change, row).await.expect(change);
     }
-    // What is finished may go.
+    // A finished key may be removed.
     attempt(&world, "idempotency_keys", "DELETE FROM idempotency_keys WHERE id = 3", "").await.expect("allowed");
 }
 

@@ -1,4 +1,4 @@
-//! What the Ruby original was seen to do wrong, each as a test that this program does it right.
+//! The faults that were observed in the Ruby original, each with a test that this program does not have it.
 //!
 //! | the original | here |
 //! |---|---|

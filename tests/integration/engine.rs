@@ -151,7 +151,7 @@ async fn two_operations_with_one_key_are_a_mismatch() {
     assert_eq!(world.count("idempotency_keys").await, 1);
 }
 
-/// An operation's SQL may turn a request away, and then nothing is written, not even its key.
+/// An operation's SQL may refuse a request; then nothing is written, not even its key.
 #[tokio::test]
 async fn a_request_that_is_not_admitted_leaves_nothing_behind() {
     let world = World::start().await;
@@ -166,7 +166,7 @@ async fn a_request_that_is_not_admitted_leaves_nothing_behind() {
     lease(&database, &admitted).await;
 }
 
-/// The whole of an operation with two foreign calls, by way of the executor.
+/// Executes a whole operation with two foreign calls.
 #[tokio::test]
 async fn a_request_goes_through_every_recovery_point_to_its_answer() {
     let world = World::start().await;
@@ -183,7 +183,7 @@ async fn a_request_goes_through_every_recovery_point_to_its_answer() {
     assert_eq!((again.key_id, again.attempt), (executed.key_id, None));
 }
 
-/// What is stored and makes no sense to this program waits for a person.
+/// A stored state that this program cannot read is parked for a person.
 #[tokio::test]
 async fn a_state_that_cannot_be_read_is_parked() {
     let world = World::start().await;

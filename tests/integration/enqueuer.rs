@@ -1,4 +1,4 @@
-//! The enqueuer: everything that is staged arrives, once.
+//! The enqueuer: every staged job arrives, once.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::client::Post;
 use crate::support::cluster;
 use crate::support::world::{World, stage};
 
-/// Jobs that lie before one that was staged earlier.
+/// Jobs that are stored out of the order of staging.
 const MISPLACED: &str = "(SELECT lag(staged_id) OVER (ORDER BY ctid) > staged_id AS back FROM jobs) j WHERE back";
 
 fn enqueuing(config: &mut Config) {
@@ -58,7 +58,7 @@ async fn a_job_that_the_queue_refuses_is_buried_and_its_neighbours_are_delivered
     let world = World::start().await;
     world.execute("ALTER TABLE jobs ADD CONSTRAINT no_unlucky CHECK (job_args NOT IN ('13', '500', '501'))").await;
     stage(&world, 1000).await;
-    // One that is there already, under the id of another.
+    // A job that is in the queue already, with the id of a staged one.
     world.execute("INSERT INTO jobs (staged_id, job_name, job_args, staged_at) VALUES (77, 'n', '0', now())").await;
     let world = world.restarted(enqueuing).await;
     world.until_count("staged_jobs", 0).await;
@@ -83,7 +83,7 @@ async fn two_enqueuers_and_late_commits_lose_and_double_nothing() {
             enqueuing(config);
         })
         .await;
-    // A low id that commits after everything else has been moved on.
+    // A job with a low id, whose transaction commits after all other jobs have been delivered.
     let late = cluster::connect(&world.database_config).await;
     late.batch_execute("BEGIN; INSERT INTO staged_jobs (job_name, job_args) VALUES ('late', '0')").await.unwrap();
     for _ in 0..20 {

@@ -1,8 +1,9 @@
-//! Which commits wait for the disk: a table of every statement that writes, and a database that says what each did.
+//! Which commits wait for the disk: a table of every statement that writes, and a database that records how each
+//! committed.
 //!
-//! A commit that waits where it need not costs a flush. One that does not wait where it must is worse: a crash of
-//! Postgres takes back what a client was told, or what a charge relied on. So a statement that is not in the table fails
-//! the test, and so does one that the test never saw writing.
+//! A commit that waits without need costs a flush. One that does not wait when it must is worse: a crash of Postgres
+//! undoes an answer that a client has, or a row that a charge relied on. So a statement that is not in the table fails
+//! the test, and so does one whose write the test did not see.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -33,25 +34,25 @@ enum Commit {
 use Commit::{Flushed, Later};
 
 const COMMITS: [(&str, Commit); 18] = [
-    // A foreign call follows, and what a crash forgot must not have been paid for.
+    // A foreign call follows: a crash must not undo the row of a call that was paid for.
     ("idempotency/open.sql", Flushed),
     ("idempotency/advance.sql", Flushed),
-    // Else the token before it would be good again after a crash, and its holder might charge.
+    // Otherwise the former token would be valid again after a crash, and its holder might charge.
     ("idempotency/open_take_over.sql", Flushed),
     ("idempotency/claim.sql", Flushed),
-    // What was removed or parked for its age is as old after a crash.
+    // A key that was removed or parked for its age is still old enough after a crash.
     ("idempotency/reap.sql", Later),
-    // A person was told.
+    // A person gets the result.
     ("idempotency/parked_retry.sql", Flushed),
-    // A client is told next.
+    // A client gets the result.
     ("idempotency/close.sql", Flushed),
     ("idempotency/settle_park.sql", Flushed),
-    // A lease that is not given back runs out.
+    // A lease whose release is undone runs out.
     ("idempotency/settle_release.sql", Later),
-    // A job is pushed again under the same id, and the queue drops the repetition.
+    // If this is undone, a job is pushed again under the same id, and the queue drops the repetition.
     ("queue/outbox_claim.sql", Later),
     ("queue/outbox_settle.sql", Later),
-    // The job leaves one table and enters the other; the work follows, and is not to be done twice.
+    // The job moves from one table to the other; its work follows, and must not be done twice.
     ("queue/postgres_deliver.sql", Flushed),
     ("queue/work_claim.sql", Flushed),
     ("queue/work_extend.sql", Flushed),
@@ -60,14 +61,14 @@ const COMMITS: [(&str, Commit); 18] = [
     ("queue/work_sweep.sql", Flushed),
     ("queue/dead_bury.sql", Flushed),
 ];
-/// What a person or a start-up does: rare, and reported as done.
+/// Statements that a person or a start-up runs: rare, and reported as done.
 const BY_HAND: [&str; 3] = ["queue/dead_retry.sql", "queue/dead_purge.sql", "demo/seed_store.sql"];
 
 fn table() -> BTreeMap<&'static str, Commit> {
     COMMITS.into_iter().chain(BY_HAND.map(|file| (file, Flushed))).collect()
 }
 
-/// As statements are compared: white space does not matter.
+/// Returns the statement in a form for comparison: white space does not matter.
 fn normal(sql: &str) -> String {
     sql.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -80,11 +81,11 @@ fn writes(sql: &str) -> bool {
     })
 }
 
-/// The program's statements that write, by file.
+/// Returns the program's statements that write, by file.
 fn statements() -> BTreeMap<String, String> {
     for (name, file) in code("rs") {
         let text = std::fs::read_to_string(&file).unwrap();
-        // Unit tests write what they like.
+        // Unit tests may write anything.
         if file.ends_with("tests.rs") {
             continue;
         }
@@ -95,15 +96,15 @@ fn statements() -> BTreeMap<String, String> {
     code("sql")
         .into_iter()
         .map(|(name, file)| (name, normal(&std::fs::read_to_string(file).unwrap())))
-        // A step of a migration that was forgotten is carried out again.
+        // A migration's step that a crash has undone is run again.
         .filter(|(name, _)| !name.starts_with("database/schema/"))
-        // What begins with a comma is an operation's or a handler's own part of another statement.
+        // A file that begins with a comma is an operation's or a handler's part of another statement.
         .filter(|(_, sql)| writes(sql) && !sql.starts_with(','))
         .collect()
 }
 
-/// Whether a session has sent this statement, with whatever parts of others in the places that it has for them. What was sent
-/// may have another text before it: the statement then says which one that was.
+/// Returns whether a session has sent this statement, with any text in its places for parts of operations and handlers.
+/// There may be another text before the statement.
 fn is(sent: &str, statement: &str) -> bool {
     let places = statement.split("/*").map(|part| part.split_once("*/").map_or(part, |(_, rest)| rest));
     let mut parts = places.map(str::trim);
@@ -124,7 +125,7 @@ fn every_statement_that_writes_is_in_the_table() {
     assert_eq!(written, listed);
 }
 
-/// Every row that a table gets, loses or changes, with the statement that did it and how that commits.
+/// Records every row that is inserted, updated or deleted, with the statement and how it commits.
 const NOTE_COMMITS: &str = "
     CREATE TABLE commits (statement TEXT NOT NULL, setting TEXT NOT NULL);
     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -144,12 +145,12 @@ const NOTE_COMMITS: &str = "
 #[tokio::test]
 async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
     let world = World::start().await;
-    // The program's sessions decide for themselves, even in a database that was set to commit without a flush.
+    // The program's sessions set this themselves, even in a database whose default is to commit without a flush.
     let careless =
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$";
     world.database.batch_execute(careless).await.unwrap();
     world.database.batch_execute(NOTE_COMMITS).await.unwrap();
-    // The supervisor's own sessions are older than that.
+    // The sessions of `world` were opened before that, so a second supervisor is started.
     let neighbour = world.neighbour(|_| {}).await;
     let database = pool(&world.database_config).await;
     run_keys(&neighbour, &database).await;
@@ -172,7 +173,7 @@ async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
     }
 }
 
-/// Each statement of the engine and of rides.
+/// Runs each statement of the engine and of rides.
 async fn run_keys(world: &World, database: &Database) {
     let policy = RetryPolicy { lock_timeout: Duration::ZERO, retry_after: Duration::ZERO, max_attempts: 10 };
     assert_eq!(world.post(Post::default()).await.status, 201);
@@ -187,7 +188,7 @@ async fn run_keys(world: &World, database: &Database) {
     assert_eq!(reap::reap(database, Duration::ZERO, Duration::ZERO, 1).await.unwrap().removed, 1);
 }
 
-/// Each statement of outbox, queue and dead letters.
+/// Runs each statement of outbox, queue and dead letters.
 async fn run_jobs(world: &World, database: &Database) {
     let minute = Duration::from_secs(60);
     stage(world, 1).await;

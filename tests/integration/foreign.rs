@@ -1,6 +1,6 @@
-//! The way to a queue outside the database: leases, failures of jobs and of the queue, and two enqueuers at once.
+//! Delivery to a queue outside the database: leases, failures of jobs and of the queue, and two enqueuers at once.
 //!
-//! The queue is one of our own, behind the public trait, that fails when it is told to.
+//! The queue is an implementation of the public trait for tests, which fails when it is told to.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,11 +27,11 @@ pub enum Mood {
     Takes,
     Refuses,
     Hangs,
-    /// The job's argument decides: of ten, the first is refused for now and the second for good.
+    /// The job's argument decides: of every ten, the first is refused for now and the second for good.
     Choosy,
 }
 
-/// A queue that remembers every push.
+/// A queue that stores the jobs and counts the pushes.
 #[derive(Debug, Clone)]
 pub struct Shelf(Arc<Inner>);
 
@@ -96,7 +96,7 @@ pub struct Running {
     _stop: DropGuard,
 }
 
-/// An enqueuer beside the world's own roles.
+/// Starts an enqueuer beside the world's own roles.
 pub async fn enqueue_to(shelf: &Shelf, world: &World, change: impl FnOnce(&mut config::Enqueuer)) -> Running {
     let mut config = world.config.enqueuer.clone();
     change(&mut config);
@@ -164,7 +164,7 @@ async fn a_queue_that_is_down_spends_no_attempts_and_is_left_alone() {
     let running = enqueue_to(&shelf, &world, |config| config.batch = 100).await;
     stage(&world, 1000).await;
     let since = eventually("an outage", async || running.health.down_since()).await;
-    // Rides go on waking the enqueuer.
+    // Rides still wake the enqueuer.
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(2500) {
         running.staged.notify_one();

@@ -1,4 +1,4 @@
-//! The house has an order, and each module knows those below it only. What the documents point at is there.
+//! The modules have an order, and each uses only those below it. Each link in the documents has a target.
 
 use std::path::Path;
 
@@ -26,16 +26,16 @@ const PROGRAM: [&str; 19] = [
     "telemetry",
     "role",
 ];
-/// And the library's.
+/// The library's modules, in the same way.
 const LIBRARY: [&str; 7] = ["roles", "queue", "idempotency", "rules", "database", "errors", "clock"];
 
-/// A module of a path, as in `queue` of `queue/work.rs`.
+/// Returns the module of a path, such as `queue` of `queue/work.rs`.
 fn module(path: &str) -> &str {
     let end = path.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(path.len());
     &path[..end]
 }
 
-/// Whoever uses whom.
+/// Returns each file with each module that it uses.
 fn arrows(src: &Path) -> Vec<(String, String)> {
     let mut arrows = Vec::new();
     for file in sources(src, "rs") {
@@ -71,12 +71,12 @@ fn arrows_point_downwards() {
     }
 }
 
-/// The targets of the links in a Markdown text.
+/// Returns the targets of the links in a Markdown text.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
 }
 
-/// A heading as a link's fragment names it.
+/// Returns a heading in the form of a link's fragment.
 fn slug(heading: &str) -> String {
     let kept = heading.to_lowercase();
     kept.chars()
@@ -121,7 +121,7 @@ fn every_link_in_the_documents_leads_somewhere() {
     assert!(documents.len() > 5 && broken.is_empty(), "{broken:#?}");
 }
 
-/// The library brings its own schema; a database of the program has all of it, word for word.
+/// The library has its own schema; a database of the program has all of it, word for word.
 #[test]
 fn the_librarys_schema_is_part_of_ours() {
     let ours = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("schema.sql")).unwrap();

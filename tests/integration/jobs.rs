@@ -1,4 +1,4 @@
-//! Dead letters: listed, put back to where they died, and forgotten, by the commands that a person uses.
+//! Dead letters: listed, moved back to where they came from, and purged, by the commands that a person uses.
 
 use atomic_phases::idempotency::parked;
 use atomic_phases::queue::postgres::ToPostgres;
@@ -8,7 +8,7 @@ use crate::support::client::Post;
 use crate::support::process::{Process, arguments};
 use crate::support::world::{TempDir, World, pool, stage};
 
-/// What `jobs …` prints, line by line.
+/// Returns what `jobs …` prints, line by line.
 async fn jobs(world: &World, command: &[&str]) -> Vec<String> {
     let dir = TempDir::new();
     let mut words = arguments(Some(&world.database_config), dir.path(), &[]);
@@ -45,7 +45,8 @@ async fn dead_letters_go_back_to_where_they_died() {
     assert!(listed[2].starts_with("900  q  died in the queue after 9 attempts, "), "{listed:?}");
     assert_eq!(jobs(&world, &["list", "--limit", "1"]).await.len(), 2);
 
-    // Nothing has changed, so the one dies again; the other is in the queue, as if never tried.
+    // The queue still refuses the first, which becomes a dead letter again; the second is in the queue, as if never
+    // tried.
     let retried = jobs(&world, &["retry", "2", "900", "5"]).await;
     assert_eq!(retried, ["2  will be tried again", "900  will be tried again", "5  is not dead"]);
     world.until_count("dead_jobs", 2).await;
@@ -61,7 +62,7 @@ async fn dead_letters_go_back_to_where_they_died() {
 
     assert_eq!(jobs(&world, &["purge", "2", "901"]).await, ["2  is not dead", "901  is gone"]);
     assert_eq!(jobs(&world, &["list"]).await, ["0 dead"]);
-    // Staging goes on with ids of its own.
+    // Newly staged jobs have new ids.
     stage(&world, 1).await;
     world.until_count("jobs WHERE staged_id = 4", 1).await;
 }
@@ -79,7 +80,7 @@ async fn all_of_them_at_once() {
     assert_eq!(both.exit().await.code(), Some(2));
 }
 
-/// By the database's clock, which may have been set back since.
+/// The ages are by the database's clock, which may have been set back since.
 #[tokio::test]
 async fn a_list_says_for_how_long_each_has_waited() {
     let world = World::start().await;

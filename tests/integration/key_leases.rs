@@ -1,6 +1,7 @@
-//! The lease on a key: what each way to one renews, for how long it is respected, and whose rows no way may touch.
+//! The lease on a key: what is renewed by each way to get one, how long it is respected, and which rows must stay as
+//! they are.
 //!
-//! Times in the rows are moved; nothing here waits for one to pass.
+//! The tests move the times in the rows and wait for none to pass.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,12 +17,12 @@ use crate::support::client::new_key;
 use crate::support::keys::{GRACE, LOCK, ask, claim, finish, lease, request};
 use crate::support::world::{World, pool};
 
-/// What moving times and looking at them may take.
+/// How many seconds it may take to move times and to read them.
 const SLACK: f64 = 5.0;
 const POLICY: RetryPolicy =
     RetryPolicy { lock_timeout: LOCK, retry_after: Duration::from_secs(60), max_attempts: 3000 };
 
-/// A row's times as seconds from now, and what else a lease is about.
+/// A row's times as seconds from now, and the other columns that belong to a lease.
 #[derive(Debug, PartialEq)]
 struct Row {
     token: Option<Uuid>,
@@ -55,7 +56,7 @@ fn near(seconds: f64, expected: f64) -> bool {
     (seconds - expected).abs() < SLACK
 }
 
-/// So much time passes for this key.
+/// Moves all times of this key back by `time`.
 async fn pass(world: &World, key_id: i64, time: Duration) {
     let sql = "UPDATE idempotency_keys
                SET created_at = created_at - make_interval(secs => $2), locked_at = locked_at - make_interval(secs => $2),
@@ -66,7 +67,7 @@ async fn pass(world: &World, key_id: i64, time: Duration) {
     world.query(sql, &[&key_id, &time.as_secs_f64()]).await;
 }
 
-/// What its holder is told of a lease is what the row says.
+/// Asserts that a lease that was returned to its holder agrees with the row.
 async fn assert_told(world: &World, lease: &Lease) {
     let sql = "SELECT lease_token, recovery_point, step, state::text AS state, attempts, foreign_call_key, foreign_call_intended_at
                FROM idempotency_keys WHERE id = $1";
@@ -79,13 +80,13 @@ async fn assert_told(world: &World, lease: &Lease) {
     assert_eq!((row.get::<_, i16>("step"), row.get::<_, &str>("state")), (lease.step, lease.state.as_str()));
 }
 
-/// It has the time that it asked for, reckoned from before it asked.
+/// Asserts that the lease lasts for [`LOCK`] from a moment between `asked` and now.
 fn assert_runs_out(lease: &Lease, asked: Instant) {
     let (least, most) = (asked + LOCK, Instant::now() + LOCK);
     assert!((least..=most).contains(&lease.runs_out));
 }
 
-/// A key, ten days old and free.
+/// Creates a key that is ten days old and free.
 async fn old_and_free(world: &World, database: &Database) -> (Request<Value>, Lease) {
     let request = request(&new_key());
     let held = lease(database, &request).await;
@@ -125,7 +126,7 @@ async fn a_take_over_renews_lease_and_grace() {
     assert!(near(row.next_attempt, GRACE.as_secs_f64()), "{row:?}");
     assert!(near(row.created, -10.0 * 86_400.0), "a key's age counts from its first use: {row:?}");
     assert_eq!((row.attempts, row.completer_attempts), (2, 0));
-    // So a further repetition is told that the request is being worked on.
+    // So a further repetition gets the answer that the request is in progress.
     assert!(matches!(ask(&database, &request).await, Opened::InProgress { .. }));
 }
 
@@ -166,7 +167,7 @@ async fn a_lease_is_respected_until_its_time_is_up() {
     pass(&world, first.key_id, Duration::from_secs_f64(SLACK)).await;
     let second = lease(&database, &request).await;
     assert_ne!(second.token, first.token);
-    // It is a whole lease again, and not what was left of the one before.
+    // It is a full lease again, and not the rest of the one before.
     assert!(near(row(&world, first.key_id).await.locked.unwrap(), 0.0));
     assert!(matches!(ask(&database, &request).await, Opened::InProgress { .. }));
 
@@ -221,7 +222,7 @@ async fn pauses_double_up_to_an_hour() {
     }
 }
 
-/// Those that all failed in one outage are not all tried again in one instant.
+/// Requests that failed in the same outage are not all tried again at the same instant.
 #[tokio::test]
 async fn pauses_differ() {
     let world = World::start().await;
@@ -235,7 +236,7 @@ async fn pauses_differ() {
     let spread: f64 = world
         .get("SELECT extract(epoch FROM max(next_attempt_at) - min(next_attempt_at))::float8 FROM idempotency_keys")
         .await;
-    // 60 s, a quarter more or less: twenty of them within 3 s are one in a million million.
+    // 60 s ± a quarter: that twenty of them are within 3 s has a probability of one in a million million.
     assert!((3.0..=30.0).contains(&spread), "{spread} s");
 }
 
@@ -281,7 +282,7 @@ async fn the_completer_takes_what_has_been_due_for_longest_and_no_more_than_it_c
     }
 }
 
-/// Neither what is finished nor what waits for a person is anybody's to take up, however overdue its row says it is.
+/// Finished and parked keys are not taken up again, however overdue their rows are.
 #[tokio::test]
 async fn what_has_ended_is_not_taken_up_again() {
     let world = World::start().await;
@@ -299,7 +300,7 @@ async fn what_has_ended_is_not_taken_up_again() {
     assert!(matches!(ask(&database, &waiting).await, Opened::Parked { .. }));
 }
 
-/// Each way to end a lease gives it back as a whole and says what the next one needs to know.
+/// Each way to end a lease clears all of its columns and stores what the next attempt needs.
 #[tokio::test]
 async fn each_end_of_a_lease_leaves_the_row_as_it_must_be() {
     let world = World::start().await;

@@ -1,7 +1,7 @@
-//! The leases of outbox and queue: what it writes to get one, to keep one and to end one, and whose rows it leaves alone.
+//! The leases of outbox and queue: what is written to get, to keep and to end one, and which rows are left alone.
 //!
-//! Each test puts rows into every state that such a row can have and asks for the one statement. What it should have
-//! written is said as a change to the rows that it should have found; all others must be as they were, byte for byte.
+//! Each test puts rows into every state that such a row can have and runs one statement. The expected result is written
+//! as changes to the rows that the statement must find; all others must be as they were, byte for byte.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,8 +24,8 @@ const POLICY: RetryPolicy = RetryPolicy { retry_after: MINUTE, max_attempts: 5 }
 /// A lease of another enqueuer or worker.
 const OTHERS: &str = "00000000-0000-0000-0000-000000000001";
 
-/// The rows of a table by their ids. Of `next_attempt_at` and `finished_at` it is told only in how many seconds from now,
-/// rounded to ten, by the database's clock.
+/// Returns the rows of a table by their ids. `next_attempt_at` and `finished_at` are given as seconds from now, rounded
+/// to ten, by the database's clock.
 async fn rows(world: &World, table: &str, id: &str) -> BTreeMap<i64, Value> {
     let sql = format!(
         "SELECT {id}, to_jsonb(r) || (SELECT jsonb_object_agg(key, round(extract(epoch FROM value::timestamptz - now()), -1))
@@ -35,7 +35,7 @@ async fn rows(world: &World, table: &str, id: &str) -> BTreeMap<i64, Value> {
     world.query(&sql, &[]).await.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// That `after` is `before`, but for these columns of the row with this id.
+/// Asserts that `after` is `before`, except for these columns of the rows with these ids.
 fn assert_changed(before: &BTreeMap<i64, Value>, after: &BTreeMap<i64, Value>, changes: &[(i64, Value)]) {
     let mut expected = before.clone();
     for (id, columns) in changes {
@@ -45,7 +45,7 @@ fn assert_changed(before: &BTreeMap<i64, Value>, after: &BTreeMap<i64, Value>, c
     assert_eq!(after, &expected);
 }
 
-/// Jobs of the queue: 1 and 2 are due (2 because its lease has run out), 3 pauses, 4 is held, 5 is finished.
+/// Jobs of the queue: 1 and 2 are due (2 because its lease has run out), 3 is in a backoff, 4 is leased, 5 is finished.
 async fn queue(world: &World) {
     let sql = format!(
         "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, lease_token, next_attempt_at, attempts,
@@ -112,7 +112,7 @@ async fn a_worker_keeps_and_ends_its_own_leases_and_no_others() {
     let sent = SentReceipt { ride_id: 7, message_id: "<7@x>".to_owned() };
     assert!(finish(&database, first, Some(sent)).await.unwrap());
     assert!(matches!(work::fail(&database, second, "no luck", false, &POLICY).await.unwrap(), Failed::Retried(_)));
-    // The pause after a third attempt of a policy that begins with none.
+    // The backoff is random: it is replaced by a known time, at which the job is due.
     world.execute("UPDATE jobs SET next_attempt_at = now() WHERE staged_id = 2").await;
     let after = rows(&world, jobs.0, jobs.1).await;
     let changes = [
@@ -128,7 +128,7 @@ async fn a_worker_keeps_and_ends_its_own_leases_and_no_others() {
     assert_eq!(world.count("jobs").await, 4);
 }
 
-/// Jobs of the outbox: 1 to 5 are due (5 because its lease has run out), 6 pauses, 7 is held.
+/// Jobs of the outbox: 1 to 5 are due (5 because its lease has run out), 6 is in a backoff, 7 is leased.
 async fn staged(world: &World) {
     stage(world, 7).await;
     world
@@ -158,7 +158,7 @@ async fn an_enqueuer_gets_what_is_due_and_ends_its_own_leases_and_no_others() {
     assert_changed(&before, &after, &[1, 2, 3, 4, 5].map(|id| (id, taken.clone())));
     assert!(outbox::claim(&database, START, 10, MINUTE).await.unwrap().jobs.is_empty());
 
-    // Job 5 is taken by another meanwhile. What is said of 5, 6 and 7 must change nothing.
+    // Another enqueuer takes job 5 in the meantime. The verdicts on 5, 6 and 7 must change nothing.
     world.execute(&format!("UPDATE staged_jobs SET lease_token = '{OTHERS}' WHERE id = 5")).await;
     let mut before = rows(&world, "staged_jobs", "id").await;
     let mut verdicts = Verdicts { delivered: vec![1, 5], released: vec![4, 6, 7], ..Verdicts::default() };
@@ -188,14 +188,14 @@ async fn an_enqueuer_gets_what_is_due_and_ends_its_own_leases_and_no_others() {
     );
 }
 
-/// A session that holds these rows, until it is dropped.
+/// Opens a session that locks these rows until it is dropped.
 async fn hold(world: &World, rows: &str) -> tokio_postgres::Client {
     let session = cluster::connect(&world.database_config).await;
     session.batch_execute(&format!("BEGIN; SELECT FROM {rows} FOR UPDATE")).await.unwrap();
     session
 }
 
-/// A process beside the world, with this role alone.
+/// Starts a process beside the world, with this role alone.
 async fn alone(world: &World, change: impl FnOnce(&mut Config)) -> World {
     world
         .neighbour(|config| {

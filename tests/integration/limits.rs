@@ -1,5 +1,5 @@
-//! Bounds in time, each met from both sides: pauses with their doubling, spread and cap, ages, deadlines of clients. Where a
-//! row says when something was, the row is moved and nothing is waited for.
+//! Limits in time, each tested from both sides: backoffs with their doubling, spread and cap, ages, deadlines of
+//! clients. Times that are stored in a row are moved there, so that no test waits for them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,10 +17,10 @@ use crate::support::client::{FORM, GOOD_USER, Post, RIDE, new_key};
 use crate::support::eventually;
 use crate::support::world::{TempDir, World, pool};
 
-/// Draws for each pause. That all of so many miss an end of the range is less likely than a fault of the machine.
+/// Draws for each backoff. That all of them miss an end of the range is less likely than a fault of the machine.
 const DRAWS: usize = 200;
 
-/// That pauses are `middle`, give or take up to a quarter and no less than that.
+/// Asserts that the backoffs spread over the whole of `middle` ± a quarter, and not beyond.
 fn assert_spread(what: &str, middle: f64, pauses: &[f64]) {
     assert_eq!(pauses.len(), DRAWS, "{what}");
     let shares = || pauses.iter().map(|pause| pause / middle);
@@ -34,7 +34,7 @@ async fn a_refused_job_is_pushed_again_after_pauses_that_double_up_to_an_hour() 
     const HOUR: f64 = 3600.0;
     let world = World::start().await;
     let database = pool(&world.database_config).await;
-    // By how often a job was tried before: 5 s, then twice as long with each, and from 10 on the cap.
+    // By the number of attempts before: 5 s, then twice as long with each, and from 10 on the cap.
     let middles: BTreeMap<i32, f64> =
         [(0, 5.0), (1, 10.0), (2, 20.0), (9, 2560.0), (10, HOUR), (30, HOUR), (31, HOUR), (2000, HOUR)].into();
     world
@@ -74,7 +74,7 @@ async fn a_failed_job_is_worked_again_after_pauses_that_double_up_to_six_hours()
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let policy = RetryPolicy { retry_after: Duration::from_secs(10), max_attempts: 3000 };
-    // By how often a job was tried, the failed attempt included.
+    // By the number of attempts, the failed one included.
     for (attempts, middle) in
         [(1, 10.0), (2, 20.0), (12, 20_480.0), (13, SIX_HOURS), (31, SIX_HOURS), (32, SIX_HOURS), (2000, SIX_HOURS)]
     {
@@ -106,7 +106,7 @@ async fn a_job_dies_of_its_last_attempt_and_not_before() {
     let world = World::start().await;
     let database = pool(&world.database_config).await;
     let policy = RetryPolicy { retry_after: Duration::from_secs(10), max_attempts: MOST };
-    // Jobs 1 and 2 are held in an attempt that fails; the workers of jobs 3 and 4 never came back.
+    // Jobs 1 and 2 are leased by attempts that fail; the workers of jobs 3 and 4 have died.
     world
         .execute(&format!(
             "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, lease_token, attempts, next_attempt_at)
@@ -161,7 +161,7 @@ async fn a_user_who_is_removed_or_pays_otherwise_is_so_within_moments() {
     let customer = world.stripe().create_customer(LEAVING, "tok_visa", Uuid::new_v4()).await.unwrap();
     let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{LEAVING}', 'cus_1')");
     world.execute(&sql).await;
-    // Seen, and turned away for want of a key: there is no ride that would keep the user's row.
+    // The API knows the user now, but refuses the request because it has no key. So no ride keeps the user's row.
     let keyless = Post::default().user(LEAVING).without("idempotency-key");
     assert_eq!(world.post(keyless.clone()).await.status, 400);
     assert_eq!(world.post(Post::default()).await.status, 201);
@@ -186,7 +186,7 @@ fn impatient(config: &mut Config) {
     config.api.body_timeout = PATIENCE;
 }
 
-/// Sends these parts, a pause between them, and returns what came back until the server closed.
+/// Sends these parts with a pause between them, and returns what the server sent until it closed the connection.
 async fn converse(world: &World, parts: &[&str], pause: Duration) -> String {
     let mut stream = TcpStream::connect(world.api_address).await.unwrap();
     for (n, part) in parts.iter().enumerate() {
@@ -212,7 +212,7 @@ async fn a_request_that_comes_too_slowly_is_given_up_and_one_that_comes_in_time_
     );
     let (half_head, half_body) = (&head[..40], &RIDE[..20]);
     let began = Instant::now();
-    assert_eq!(converse(&world, &[half_head], Duration::ZERO).await, "", "hangs up without a word");
+    assert_eq!(converse(&world, &[half_head], Duration::ZERO).await, "", "closes the connection without an answer");
     assert!(began.elapsed() >= PATIENCE);
     let began = Instant::now();
     let late = converse(&world, &[&head, half_body], Duration::ZERO).await;

@@ -1,5 +1,5 @@
-//! Charges that Stripe may have forgotten: each is looked up before it is made, among charges of whatever age, order and
-//! number, and made only while there is time for the call.
+//! Charges whose keys Stripe may have forgotten: each is looked up before it is made, among any number of charges of
+//! any age and order, and made only if the lease leaves time for the call.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ use crate::support::world::{World, pool};
 
 /// Longer than a test.
 const HOUR: Duration = Duration::from_secs(3600);
-/// So old that Stripe has forgotten the key of any charge.
+/// Hours after which Stripe has forgotten the key of any charge.
 const FORGOTTEN: u32 = 26;
 /// How far a look-up reaches back beyond the intent, in seconds: Stripe's clock is not the database's.
 const MARGIN: i64 = 600;
 
-/// Pays for a ride without the client hearing of it, and returns the client's key.
+/// Pays for a ride but loses Stripe's reply, and returns the client's key.
 async fn unheard(world: &World, email: &str) -> String {
     let key = new_key();
     world.script(&["reply_lost"]).await;
@@ -33,7 +33,7 @@ async fn unheard(world: &World, email: &str) -> String {
     key
 }
 
-/// So many hours pass for all that Stripe and the database have recorded of charges.
+/// Moves the times of charges back by this many hours, both at Stripe and in the database.
 async fn hours_pass(world: &World, hours: u32) {
     world.age_stripe(&format!("{hours}h")).await;
     let sql = format!(
@@ -46,7 +46,7 @@ async fn again(world: &World, key: &str) -> client::Answer {
     world.post(Post::default().key(key)).await
 }
 
-/// So many rides are paid, each by a charge of its own, and nothing else was charged.
+/// Asserts that this many rides are paid, each by its own charge, and that nothing else was charged.
 async fn assert_each_paid_once(world: &World, rides: usize) {
     let charges = world.charges().await;
     let paid = world.query("SELECT id, stripe_charge_id FROM rides WHERE stripe_charge_id IS NOT NULL", &[]).await;
@@ -60,7 +60,7 @@ async fn assert_each_paid_once(world: &World, rides: usize) {
     assert!(report.violated().is_empty(), "{report}");
 }
 
-/// Charges of the good user that are no ride's.
+/// Makes charges of the good user that belong to no ride.
 async fn unrelated_charges(world: &World, count: usize) {
     let user = users::find_by_email(&pool(&world.database_config).await, GOOD_USER).await.unwrap().unwrap();
     let stripe = world.stripe();
@@ -77,7 +77,7 @@ async fn unrelated_charges(world: &World, count: usize) {
     }
 }
 
-/// The request with this key waits for a person, and its client is told so.
+/// Asserts that the request with this key is parked, and that its answer says so.
 async fn assert_parks(world: &World, key: &str) {
     let answer = again(world, key).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("3600")), "{answer:?}");
@@ -123,7 +123,7 @@ async fn a_look_up_reaches_ten_minutes_behind_the_intent_and_no_further() {
         let world = World::start().await;
         let key = unheard(&world, GOOD_USER).await;
         hours_pass(&world, FORGOTTEN).await;
-        // Stripe counts whole seconds, so this is exact: the intent is so much later than the charge.
+        // Stripe counts whole seconds, so this is exact: the intent is `late` seconds after the charge.
         let made = world.charges().await[0]["created"].as_i64().unwrap();
         let late = format!("foreign_call_intended_at = to_timestamp({made} + {late})");
         world.execute(&format!("UPDATE idempotency_keys SET {late}")).await;
@@ -141,7 +141,7 @@ async fn a_charge_is_looked_up_once_stripe_may_have_forgotten_its_key_and_not_be
         let sql =
             format!("UPDATE idempotency_keys SET foreign_call_intended_at = {age} WHERE response_code IS NULL");
         world.execute(&sql).await;
-        // A list is not to be had; Stripe still knows the key.
+        // The list fails; Stripe still knows the key.
         world.script_lists(&["server_error"]).await;
         assert_eq!(again(&world, &key).await.status, if looks { 503 } else { 201 }, "at {seconds} s");
     }
@@ -208,7 +208,7 @@ async fn two_customers_and_one_second_are_told_apart() {
     let customer = world.stripe().create_customer(OTHER, "tok_visa", Uuid::new_v4()).await.unwrap();
     let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{OTHER}', '{customer}')");
     world.execute(&sql).await;
-    // Until two charges of each customer fell into one second.
+    // Repeats until two charges of each customer are in the same second.
     let mut keys = Vec::new();
     loop {
         for email in [GOOD_USER, OTHER, GOOD_USER, OTHER] {
@@ -247,7 +247,7 @@ async fn a_pending_charge_waits_for_a_person_and_then_for_what_became_of_it() {
     }
 }
 
-/// How a lease is got.
+/// A way to get a lease.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     New,
@@ -255,7 +255,7 @@ enum Way {
     Claimed,
 }
 
-/// A ride's request before anything has happened to it.
+/// A ride's request that has not been made yet.
 struct Asked {
     database: Database,
     stripe: stripe::Client,
@@ -269,13 +269,13 @@ impl Asked {
         Self { database, stripe: world.stripe(), clock: Clock::default(), request }
     }
 
-    /// What books it, under leases that last for so long.
+    /// Returns an executor that books it, with leases that last this long.
     fn rides(&self, lasts: Duration) -> Executor<Rides> {
         let engine = Engine { clock: self.clock.clone(), grace: HOUR, ..engine(&self.database, lasts) };
         rides(engine, self.stripe.clone(), HOUR)
     }
 
-    /// A lease on it that lasts for so long.
+    /// Gets a lease on it that lasts this long.
     async fn lease(&self, world: &World, way: Way, lasts: Duration) -> Lease {
         let abandon = format!(
             "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()
@@ -300,7 +300,7 @@ impl Asked {
         }
     }
 
-    /// Goes on under this lease.
+    /// Resumes the request under this lease.
     async fn resume(&self, lease: Lease) -> Answer {
         let params = serde_json::to_value(self.request.params).unwrap();
         self.rides(HOUR).resume(lease, self.request.user_id, &params, self.request.origin_ip).await.answer
@@ -329,7 +329,7 @@ async fn however_a_lease_was_got_a_call_is_made_only_if_it_fits_into_it() {
 async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
     let world = World::start().await;
     let asked = Asked::new(&world).await;
-    // A charge of which it was not learned whether it was made. None was.
+    // The outcome of this charge is unknown; in truth it was not made.
     world.script(&["reset"]).await;
     let lease = asked.lease(&world, Way::New, HOUR).await;
     let answer = asked.resume(lease).await;
@@ -348,8 +348,8 @@ async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
     assert_eq!(world.charges().await.len(), 0);
 }
 
-/// What is sent to Stripe is frozen with the ride: a new price, a customer who was replaced and another wording change
-/// new rides only, or Stripe would refuse the repetition, or charge a second customer.
+/// What is sent to Stripe is stored with the ride: a new price, another customer of the user and another wording affect
+/// new rides only. Otherwise Stripe would refuse the repetition, or charge a second customer.
 #[tokio::test]
 async fn what_is_sent_is_the_same_in_every_attempt() {
     for forgotten in [false, true] {

@@ -1,8 +1,8 @@
 //! Each test boots the whole supervisor on free ports with a database of its own.
 //!
-//! `contract` is the API's behaviour row by row; `recovery` resumes from every recovery point and meets every
-//! outcome at Stripe; then one module a role; `differences` holds what this program does differently from its
-//! model, on purpose; `shutdown` and `process` end it in every way there is.
+//! `contract` tests the API's behaviour row by row; `recovery` resumes from every recovery point and meets every
+//! outcome at Stripe; then there is one module per role; `differences` tests what this program does differently from
+//! the Ruby original, on purpose; `shutdown` and `process` end it in every way there is.
 
 #![expect(unreachable_pub, reason = "the support modules are the library of this crate, which has no outside")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed, helper or not")]

@@ -1,4 +1,4 @@
-//! What Prometheus is told, with and without a database.
+//! What Prometheus reads, with and without a database.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A database of an earlier version becomes what a new one is, and loses nothing on the way.
+//! A migration gives a database of an earlier version the schema of a new one, and loses nothing.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,7 +13,7 @@ use crate::support::process::{Process, arguments};
 use crate::support::world::{TempDir, World, pool_of};
 use crate::support::{cluster, eventually};
 
-/// What each earlier version was made from. The first had one table less than the second, and else the same.
+/// The schema of each earlier version. The first had one table less than the second; otherwise they are the same.
 const VERSIONS: [(i32, &str); 2] = [
     (
         1,
@@ -25,7 +25,7 @@ const VERSIONS: [(i32, &str); 2] = [
     (2, include_str!("../schemas/2.sql")),
 ];
 
-/// As many requests as there are states of them in version 2, three of each.
+/// Requests in every state that version 2 has, three of each.
 const REQUESTS: &str = "
     INSERT INTO users (email, stripe_customer_id) VALUES ('one@example.com', 'cus_1');
     INSERT INTO idempotency_keys (idempotency_key, user_id, request_method, request_path, request_params, origin_ip,
@@ -55,7 +55,7 @@ async fn migrate(database: &Config) -> Result<(), SchemaError> {
     schema::migrate(&pool_of(database, 1).await).await
 }
 
-/// Everything that can be told apart about a database's tables, but for the order of columns.
+/// Returns everything that can differ between the tables of two databases, except the order of columns.
 async fn catalog(database: &Config) -> Vec<String> {
     const SQL: &str = "
         SELECT format('column %s.%s %s %s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
@@ -76,14 +76,14 @@ async fn catalog(database: &Config) -> Vec<String> {
     cluster::connect(database).await.query(SQL, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// That of a new database.
+/// Returns the catalog of a new database.
 async fn new_catalog() -> Vec<String> {
     let mut world = World::start().await;
     world.stop().await.unwrap();
     catalog(&world.database_config).await
 }
 
-/// Every request kept its state, and every unfinished one can be taken up.
+/// Asserts that every request has kept its state, and that every unfinished one can be resumed.
 async fn assert_nothing_lost(database: &Config) {
     let client = cluster::connect(database).await;
     const STATES: &str = "SELECT format('%s %s %s %s', recovery_point, step, parked_at IS NOT NULL, count(*))
@@ -111,8 +111,8 @@ async fn every_version_becomes_what_a_new_database_is() {
     }
 }
 
-/// However far a process came, the next one comes to the end: the migration is dropped at each point where it waits for the
-/// database, with a statement that has been sent, or is about to be.
+/// Wherever a process was killed, the next one completes the migration. The migration is dropped at each point where it
+/// waits for the database, with a statement that has been sent, or is about to be.
 #[tokio::test]
 async fn a_migration_that_was_killed_is_taken_up_by_the_next() {
     let new = new_catalog().await;
@@ -176,7 +176,7 @@ async fn ten_at_once_agree_while_the_release_before_takes_requests() {
     for done in all.join_all().await {
         done.unwrap();
     }
-    // The switch ended it: a request without an operation is refused.
+    // The switch has ended the traffic: a request without an operation is refused.
     let taken: i64 = traffic.await.unwrap();
     assert_eq!(catalog(&database).await, new_catalog().await);
     let rides = "SELECT count(*) FROM rides r JOIN idempotency_keys k ON k.id = r.idempotency_key_id
@@ -186,8 +186,8 @@ async fn ten_at_once_agree_while_the_release_before_takes_requests() {
     assert!(taken > 0);
 }
 
-/// What the release before still sends for a request that it has in hand: how it takes a lease, that the card is charged,
-/// and that all is done.
+/// The statements that the previous release still sends for a request that it works on: for the lease, for the charge,
+/// and for the answer.
 #[tokio::test]
 async fn the_release_before_brings_no_request_on_once_the_switch_is_made() {
     let database = database_of(VERSIONS[1].1).await;
@@ -217,7 +217,7 @@ async fn a_table_in_use_is_waited_for_without_holding_up_others() {
         async move { migrate(&database).await }
     });
     let other = cluster::connect(&database).await;
-    // It waits, lets others go first, and waits again.
+    // The migration waits for the table, lets others go first, and waits again.
     for waiting in [true, false, true] {
         eventually("the migration's turn", async || {
             let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'idempotency_keys'::regclass";
@@ -233,7 +233,7 @@ async fn a_table_in_use_is_waited_for_without_holding_up_others() {
     assert_nothing_lost(&database).await;
 }
 
-/// A step may take longer than a role is given for its requests.
+/// A step may take longer than the statements of a role are allowed to.
 #[tokio::test]
 async fn a_limit_on_statements_is_none_for_a_migration() {
     let database = database_of(VERSIONS[1].1).await;
@@ -259,7 +259,7 @@ async fn a_limit_on_statements_is_none_for_a_migration() {
     assert_nothing_lost(&database).await;
 }
 
-/// Only what this table still needs is a step that is left.
+/// A constraint that is not validated is a step that is left only if it belongs to the migrated table.
 #[tokio::test]
 async fn a_constraint_of_another_table_is_nobodys_business() {
     let database = database_of(VERSIONS[1].1).await;
@@ -269,7 +269,7 @@ async fn a_constraint_of_another_table_is_nobodys_business() {
     assert!(schema::plan(&pool_of(&database, 1).await).await.unwrap().is_empty());
 }
 
-/// What the program says on this database, and its exit code.
+/// Returns the program's exit code on this database, and what it printed.
 async fn said(database: &Config, words: &[&str]) -> (i32, Vec<String>) {
     let dir = TempDir::new();
     let mut all = arguments(Some(database), dir.path(), &[]);
@@ -315,7 +315,7 @@ async fn what_is_no_earlier_version_of_ours_is_not_migrated() {
     assert!(newer.iter().any(|line| line.contains("999") && line.contains("newer program")), "{newer:?}");
 }
 
-/// Requests that the release before took are finished by this one, with the charges that it made.
+/// Requests of the previous release are finished by this one, with the charges that the previous release made.
 #[tokio::test]
 async fn requests_of_the_release_before_are_finished() {
     let mut world = World::start().await;

@@ -1,4 +1,4 @@
-//! Against a real NATS: its stream, and each job once whatever fails.
+//! Tests against a real NATS: its stream, and each job once whatever fails.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn open(settings: &config::Nats) -> Nats {
     Nats::new(settings, Uuid::from_u128(7)).expect("valid settings")
 }
 
-/// As it is made by default, to be changed.
+/// Returns the config of the default stream, for tests to change.
 fn stream() -> Config {
     Config {
         name: "RIDES".to_owned(),
@@ -71,7 +71,7 @@ async fn somebody_elses_stream_is_refused_and_left_alone() {
     let found = context.get_stream("RIDES").await.unwrap();
     assert_eq!(found.cached_info().config.duplicate_window, Duration::from_secs(120));
     assert_eq!(found.cached_info().state.messages, 0);
-    // Our subjects in a stream of another name: there can be none of ours then.
+    // Our subjects are in a stream of another name, so there can be no stream of ours.
     let other = config::Nats { stream: "OTHER".to_owned(), ..settings(&broker.url()) };
     let error = push(&open(&other), &batch(1..=1)).await.unwrap_err();
     assert!(error.contains("nats.stream \"OTHER\"") && error.contains("overlap"), "{error}");
@@ -127,7 +127,7 @@ async fn late_commits_are_neither_lost_nor_doubled() {
     queues::late_commits_are_neither_lost_nor_doubled::<NatsServer>().await;
 }
 
-/// What the module's documentation says of restarts: the double fault that a work queue does not survive.
+/// The double fault that a work queue does not survive, as the documentation of `queues::nats` describes it.
 #[tokio::test]
 async fn after_a_restart_only_what_is_in_the_stream_is_known() {
     for (retention, worked_again) in [(RetentionPolicy::WorkQueue, 4), (RetentionPolicy::Limits, 0)] {

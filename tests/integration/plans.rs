@@ -1,7 +1,7 @@
 //! With 100,000 keys present, no poll and no lookup reads a whole table, nor a whole index.
 //!
-//! Postgres's own counters say what was really read. `EXPLAIN` would say what one plan promised, and would take a
-//! walk through an entire index for a good one.
+//! Postgres's own counters show what was really read. `EXPLAIN` would show only what one plan promises, and would
+//! present a scan of an entire index as a good plan.
 
 use std::time::Duration;
 
@@ -28,11 +28,11 @@ async fn no_statement_of_the_program_reads_a_whole_table() {
         config.completer.grace = Duration::from_millis(50);
     })
     .await;
-    // The connections prepare their plans while there is next to nothing, and keep them.
+    // The connections prepare their plans while the tables are almost empty, and keep them.
     for _ in 0..2 * world.config.database.pool_size {
         let key = new_key();
         assert_eq!(world.post(Post::default().key(&key).raising()).await.status, 500);
-        // The completer may be at it already.
+        // The completer may be at work on it already.
         eventually("a ride", async || (world.post(Post::default().key(&key)).await.status == 201).then_some(()))
             .await;
     }
@@ -49,7 +49,7 @@ async fn no_statement_of_the_program_reads_a_whole_table() {
     })
     .await;
     assert_eq!(world.post(Post::default()).await.status, 201);
-    // The reaper's: one key grows old and goes.
+    // The reaper's statement: one key becomes old and is removed.
     let by_key = format!("idempotency_keys WHERE user_id = 1 AND idempotency_key = '{key}'");
     world
         .execute(&format!("UPDATE {by_key}").replace(
@@ -58,13 +58,13 @@ async fn no_statement_of_the_program_reads_a_whole_table() {
         ))
         .await;
     world.until_count(&by_key, 0).await;
-    // The enqueuer's: both receipts.
+    // The enqueuer's statements: both receipts are delivered.
     world.until_count(&format!("jobs WHERE staged_id > {staged}"), 2).await;
 
     // A backend reports its counters when it ends.
     world.stop().await.unwrap();
     until_removed(&world, "idempotency_keys", 1).await;
-    // We count the jobs ourselves.
+    // Except `jobs`, whose rows this test counts itself.
     assert_nothing_was_read_whole(&world, "jobs").await;
 }
 
@@ -109,7 +109,7 @@ async fn nor_does_the_worker() {
     let world = world(|_| {}).await;
     let only = pool_of(&world.database_config, 1).await;
     work_five(&world, &only, 1).await;
-    // Finished ones that are kept, and ones whose time has not come.
+    // Finished jobs that are kept, and jobs that are not due yet.
     world
         .execute(
             "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, next_attempt_at, finished_at)
@@ -124,13 +124,13 @@ async fn nor_does_the_worker() {
     assert_nothing_was_read_whole(&world, "").await;
 }
 
-/// Over a schema that is no longer new: to make an index is to read its table, and a backend may report that as late as
-/// when it ends.
+/// Starts a world on a schema that exists already: making an index reads its table, and a backend may not report that
+/// until it ends.
 async fn world(change: impl FnOnce(&mut Config)) -> World {
     World::with(change).await.restarted(|_| {}).await
 }
 
-/// Every statement of the worker and the sweep, over five jobs from `first` on.
+/// Runs every statement of the worker and the sweep, over five jobs from `first` on.
 async fn work_five(world: &World, database: &Database, first: i64) {
     let minute = Duration::from_secs(60);
     let insert = format!(
@@ -161,7 +161,7 @@ async fn insert_dead(world: &World, count: i64) {
     world.execute(&sql).await;
 }
 
-/// Every statement of the outbox and of dead letters, over thirteen jobs of which `first` is the first due.
+/// Runs every statement of the outbox and of dead letters, over thirteen jobs of which `first` is the first due.
 async fn move_thirteen(world: &World, database: &Database, first: i64) {
     let minute = Duration::from_secs(60);
     let batch = outbox::claim(database, START, 5, minute).await.unwrap();
@@ -196,9 +196,9 @@ async fn until_removed(world: &World, table: &str, count: i64) {
     .await;
 }
 
-/// Entries that a scan may read of an index that has 100,000. A poll passes over those of the few keys that were finished
-/// just now, until Postgres knows that nobody can see them any more; a long transaction delays that, even one in another
-/// database, as other tests have.
+/// Entries that a scan may read of an index that has 100,000. A poll skips the entries of the few keys that were
+/// finished just now, until Postgres knows that no transaction can see them any more. A long transaction delays that,
+/// even one in another database, such as another test's.
 const ENTRIES: i64 = 100;
 
 async fn assert_nothing_was_read_whole(world: &World, but: &str) {

@@ -1,11 +1,11 @@
-//! A release that does not know where unfinished requests are does not start: it could only park them.
+//! A release that does not know the recovery points of unfinished requests does not start: it could only park them.
 
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 
 use crate::support::client::Post;
 use crate::support::world::World;
 
-/// A request that stopped half-way.
+/// Returns a world with a request that stopped half-way.
 async fn half_way() -> World {
     let world = World::start().await;
     assert_eq!(world.post(Post::default().raising()).await.status, 500);

@@ -1,4 +1,4 @@
-//! The private Postgres: there when the process is, gone when it is gone.
+//! The private Postgres: it runs exactly as long as the process.
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -20,7 +20,7 @@ async fn it_ends_with_the_process_and_keeps_everything() {
     let arguments = arguments(None, dir.path(), &[]);
     let key = new_key();
     let mut answers = Vec::new();
-    // In order, and by force: each time the next start finds every ride.
+    // Stopped in order, and by force: each time the next start finds every ride.
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM] {
         let mut process = Process::spawn(&arguments);
         let api = process.api().await;
@@ -45,7 +45,7 @@ async fn when_it_dies_it_is_started_again() {
     let key = new_key();
     eventually("a ride after the crash", async || {
         let answer = api.post(Post::default().key(&key)).await;
-        // 409: the lease of a try that lost its database, which nobody could give back.
+        // 409: the lease of an attempt that lost its database, and could not release it.
         assert!(matches!(answer.status, 201 | 409 | 503), "{answer:?}");
         (answer.status == 201).then_some(())
     })

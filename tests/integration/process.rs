@@ -1,4 +1,4 @@
-//! The process itself: killed in the middle, told to leave twice, given nonsense.
+//! The process itself: killed in the middle of a request, signalled twice, started with invalid settings.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::support::{cluster, eventually};
 
 #[tokio::test]
 async fn killed_while_the_card_is_charged_it_still_books_one_ride() {
-    // The sandbox lives elsewhere, as Stripe does.
+    // The sandbox runs in another process, as Stripe does.
     let world = World::with(|config| config.roles.api = false).await;
     let dir = TempDir::new();
     let sandbox = format!("stripe.api_base=http://{}", world.sandbox_address);
@@ -31,7 +31,7 @@ async fn killed_while_the_card_is_charged_it_still_books_one_ride() {
     world.release_held().await;
     eventually("the charge", async || (world.charges().await.len() == 1).then_some(())).await;
 
-    // What the dead process held is free once its lease has run out; nobody has to wait for that here.
+    // The dead process's lease would run out by itself; the test does not wait for that.
     world
         .execute("UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()")
         .await;
@@ -165,7 +165,7 @@ async fn variables_are_a_layer_between_file_and_flags() {
         .into_iter()
         .filter(|argument| !argument.starts_with("api.listen"))
         .collect();
-    // The flag before the removed one has lost its value.
+    // The flag before the removed argument has lost its value.
     let dangling = arguments.windows(2).position(|pair| pair[0] == "--set" && pair[1] == "--set").unwrap();
     let arguments = [&arguments[..dangling], &arguments[dangling + 1..]].concat();
     let port = api.port().to_string();

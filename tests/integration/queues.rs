@@ -1,4 +1,4 @@
-//! What holds for every queue outside the database, told once; `redis` and `nats` run it against the real servers.
+//! Tests for every queue outside the database; `redis` and `nats` run them against the real servers.
 
 use std::time::{Duration, SystemTime};
 
@@ -25,13 +25,13 @@ pub fn batch(ids: std::ops::RangeInclusive<i64>) -> Vec<StagedJob> {
     ids.map(|id| job(id, "send_ride_receipt")).collect()
 }
 
-/// What became of the jobs, or the whole chain of why nothing did.
+/// Returns what happened to each job, or the whole chain of errors if the push failed.
 pub async fn push(queue: &impl Queue, jobs: &[StagedJob]) -> Result<Vec<Delivery>, String> {
     let pushed = tokio::time::timeout(DEADLINE, queue.push(jobs)).await.expect("an answer");
     pushed.map_err(|error| atomic_phases::errors::chain(&error))
 }
 
-/// The numbers of the jobs that wait, in the order in which workers get them.
+/// Returns the numbers of the jobs that wait, in the order in which workers get them.
 pub async fn numbers(broker: &impl Broker) -> Vec<i64> {
     broker.jobs().await.iter().map(|args| args["n"].as_i64().expect("a number")).collect()
 }
@@ -49,7 +49,7 @@ async fn stage(world: &World, first: i64, last: i64) {
     world.execute(&format!("{STAGE} FROM generate_series({first}, {last}) n")).await;
 }
 
-/// A queue that was down costs nobody an attempt.
+/// Asserts that the outage of the queue has cost no job an attempt.
 async fn assert_no_attempts_spent(world: &World) {
     assert_eq!(world.count("staged_jobs WHERE attempts > 0").await, 0);
     assert_eq!(world.count("dead_jobs").await, 0);
@@ -59,7 +59,7 @@ async fn world(broker: &impl Broker) -> World {
     World::with(|config| broker.configure(config)).await
 }
 
-/// Pushed again, whole or in part, in another order, by another process: each job is there once, in order.
+/// Jobs are pushed again, whole or in part, in another order, by another process: each is there once, in order.
 pub async fn a_repeated_push_adds_nothing<B: Broker, Q: Queue>(broker: &B, open: impl Fn() -> Q) {
     let (first, second) = (open(), open());
     let delivered = |count| Ok(vec![Delivery::Delivered; count]);
@@ -74,7 +74,7 @@ pub async fn a_repeated_push_adds_nothing<B: Broker, Q: Queue>(broker: &B, open:
     assert!(numbers[1500..].iter().copied().eq((1501..=1600).rev()));
 }
 
-/// The process dies when the queue has the jobs and the outbox has them too.
+/// The process is killed when both the queue and the outbox have the jobs.
 pub async fn killed_between_push_and_delete<B: Broker>() {
     let mut broker = B::start().await;
     let (database, dir) = (cluster::database().await, TempDir::new());
@@ -95,7 +95,7 @@ pub async fn killed_between_push_and_delete<B: Broker>() {
         (count("staged_jobs WHERE lease_token IS NOT NULL").await == 500).then_some(())
     })
     .await;
-    // Whoever wants to delete them waits for us.
+    // A statement that deletes them waits for this session.
     let blocker = cluster::connect(&database).await;
     blocker.batch_execute("BEGIN; SELECT FROM staged_jobs FOR UPDATE").await.unwrap();
     broker.server().resume();
@@ -107,13 +107,13 @@ pub async fn killed_between_push_and_delete<B: Broker>() {
     .await;
     process.signal(Signal::SIGKILL);
     process.exit().await;
-    // Postgres would still carry the statement out: it does not look whether anybody waits for it.
+    // Postgres would still execute the statement: it does not check whether its client is still there.
     let terminate = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
     outbox.execute(terminate, &[]).await.unwrap();
     blocker.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(count("staged_jobs").await, 500);
-    // The dead process's lease runs out in its own time; nobody has to wait for that here.
+    // The dead process's lease would run out by itself; the test does not wait for that.
     outbox.execute("UPDATE staged_jobs SET next_attempt_at = now()", &[]).await.unwrap();
 
     let process = Process::spawn(&arguments);
@@ -123,7 +123,7 @@ pub async fn killed_between_push_and_delete<B: Broker>() {
     assert_each_once(&broker, 500).await;
 }
 
-/// The queue dies in the middle of it, twice, and comes back.
+/// The queue is killed in the middle of the pushes, twice, and started again.
 pub async fn the_queue_dies_while_jobs_are_pushed<B: Broker>() {
     let mut broker = B::start().await;
     let mut world = world(&broker).await;
@@ -140,7 +140,7 @@ pub async fn the_queue_dies_while_jobs_are_pushed<B: Broker>() {
     assert_each_once(&broker, 20_000).await;
 }
 
-/// A queue that is not there keeps nobody from starting, nor rides from being booked.
+/// A queue that is down prevents neither the start of the program nor the booking of rides.
 pub async fn down_at_start<B: Broker>() {
     let mut broker = B::start().await;
     broker.server().kill();
@@ -153,7 +153,7 @@ pub async fn down_at_start<B: Broker>() {
     assert_eq!(broker.depth().await, 11);
 }
 
-/// 100,000 jobs, two enqueuers, and low ids that commit after all others are through.
+/// 100,000 jobs, two enqueuers, and low ids whose transaction commits after all others are delivered.
 pub async fn late_commits_are_neither_lost_nor_doubled<B: Broker>() {
     let broker = B::start().await;
     let mut world = world(&broker).await;
@@ -163,7 +163,7 @@ pub async fn late_commits_are_neither_lost_nor_doubled<B: Broker>() {
     for tenth in 0..10 {
         stage(&world, 1 + tenth * 9_900, (tenth + 1) * 9_900).await;
     }
-    // In steps, each of which has the patience of a whole test: a busy machine takes its time.
+    // In steps, each with the whole time limit of `eventually`, because a busy machine is slow.
     for left in [80_000, 60_000, 40_000, 20_000, 0] {
         eventually("the outbox to drain", async || (world.count("staged_jobs").await <= left).then_some(())).await;
     }
@@ -177,14 +177,14 @@ pub async fn late_commits_are_neither_lost_nor_doubled<B: Broker>() {
     assert_each_once(&broker, 100_000).await;
 }
 
-/// Not even to the most curious reader of logs.
+/// Even a log with `trace` on contains no password.
 pub async fn no_password_is_logged<B: Broker>() {
     let broker = B::start().await;
     let (database, dir) = (cluster::database().await, TempDir::new());
     let [queue, url] = broker.settings().map(|setting| setting.replace("://", "://rides:hunter2@"));
     let process = Process::spawn(&arguments(Some(&database), dir.path(), &[&queue, &url, "log.filter=trace"]));
     assert_eq!(process.api().await.post(Default::default()).await.status, 201);
-    // A NATS that asks for no password takes any; a Redis does not.
+    // A NATS that asks for no password accepts any; a Redis does not.
     let line = eventually("a word on the push", async || {
         let said = |line: &String| line.contains("takes no jobs") || line.contains("moved staged jobs");
         process.log().into_iter().find(said)
@@ -196,7 +196,7 @@ pub async fn no_password_is_logged<B: Broker>() {
     }
 }
 
-/// A queue that is full takes no more, until it is not full any more.
+/// A queue that is full takes no more jobs until it has room again.
 pub async fn full_and_then_relieved<B: Broker>(broker: &B, relieve: impl AsyncFnOnce()) {
     let mut world = world(broker).await;
     stage(&world, 1, 500).await;

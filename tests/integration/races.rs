@@ -1,8 +1,8 @@
-//! Two at one key: whatever happens between a statement's look and its write, one of them is first, and the other is told
-//! what became of it.
+//! Two sessions and one key: whatever happens between a statement's read and its write, one of them is first, and the
+//! other gets the result of that.
 //!
-//! The other is a session that has written and not committed yet, so that the race has one outcome. What may happen
-//! between a look and the take-over that follows is a case of [`batches`](crate::batches).
+//! One of them is a session that has written and not committed yet, so that each race has one outcome. What may happen
+//! between a look-up and the take-over that follows is a case of [`batches`](crate::batches).
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::support::keys::{GRACE, LOCK, ask, claim, finish, lease, request};
 use crate::support::world::{World, pool};
 use crate::support::{cluster, eventually};
 
-/// A session that has written and not committed.
+/// Opens a session that has written and not committed.
 async fn session(world: &World, sql: &str) -> Client {
     let session = cluster::connect(&world.database_config).await;
     session.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
@@ -31,7 +31,7 @@ async fn until_it_waits(world: &World) {
     eventually("a statement waits", async || (world.count(waiting).await > 0).then_some(())).await;
 }
 
-/// The same request's first use by another process.
+/// Returns the SQL of the same request's first use by another process.
 fn insert(request: &Request<Value>) -> String {
     let (key, params) = (request.key.as_str(), &request.params);
     format!(
@@ -87,7 +87,7 @@ async fn a_first_use_that_was_finished_meanwhile_is_replayed() {
     assert_eq!((response.code, response.body.as_str()), (402, r#"{"by": "another"}"#));
 }
 
-/// The client is told the answer, with a status that says so, and not of an error.
+/// The client gets the answer with its own status, and not an error.
 #[tokio::test]
 async fn an_answer_stored_just_before_the_take_over_is_what_the_client_gets() {
     let world = World::start().await;
@@ -124,7 +124,7 @@ async fn a_key_reaped_just_before_the_take_over_is_a_new_one() {
     assert_ne!(lease.foreign_call.key, held.foreign_call.key);
 }
 
-/// A client's take-over and the completer's claim of one key: one of them has it.
+/// A client's take-over and the completer's claim of one key: only one of them gets the lease.
 #[tokio::test]
 async fn what_a_client_is_taking_over_the_completer_leaves_alone() {
     let world = World::start().await;
@@ -158,7 +158,7 @@ async fn a_lease_lost_just_before_the_end_ends_nothing() {
     assert_eq!(world.count("idempotency_keys WHERE attempts = 2 AND response_code IS NULL").await, 1);
 }
 
-/// Two processes, one key, many times at once: one ride.
+/// Two processes get many requests with one key at once: there is one ride.
 #[tokio::test]
 async fn two_processes_and_one_key_make_one_ride() {
     let world = World::start().await;

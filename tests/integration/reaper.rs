@@ -1,4 +1,4 @@
-//! The reaper: old keys go, unfinished ones wait for a person, rides stay.
+//! The reaper: old keys are removed, unfinished ones are parked for a person, rides stay.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::keys::{LOCK, lease, request};
 use crate::support::world::{World, insert_keys, pool};
 
 const RETENTION: Duration = Duration::from_secs(72 * 3600);
-/// What moving times and looking at them may take.
+/// How long it may take to move times and to read them.
 const SLACK: Duration = Duration::from_secs(5);
 
 const AGE: &str = "UPDATE idempotency_keys SET created_at = now() - interval '73 hours',
@@ -77,13 +77,13 @@ async fn full_batches_follow_each_other_within_a_poll() {
     world.until_count("idempotency_keys", 0).await;
 }
 
-/// Removed or parked by one look at keys of three days and more.
+/// Runs the reaper once, with a retention of three days. Returns how many keys it removed, and how many it parked.
 async fn reap_once(world: &World) -> (i64, i64) {
     let reaped = reap(&pool(&world.database_config).await, RETENTION, LOCK, 100).await.unwrap();
     (reaped.removed, reaped.parked)
 }
 
-/// Moves these times of all keys to so long ago.
+/// Sets these times of all keys to this long ago.
 async fn set_ages(world: &World, columns: &[&str], age: Duration) {
     for column in columns {
         let sql = format!("UPDATE idempotency_keys SET {column} = now() - make_interval(secs => $1)");
@@ -119,7 +119,7 @@ async fn a_lease_keeps_an_old_key_until_it_has_run_out() {
     assert_eq!(reap_once(&world).await, (0, 0), "parked once");
 }
 
-/// Its client was told nothing, so an operator must find it.
+/// Its client has no answer, so an operator must find it.
 #[tokio::test]
 async fn an_unfinished_key_is_parked_and_not_removed() {
     let world = World::start().await;
@@ -151,8 +151,8 @@ async fn the_oldest_keys_go_first_and_no_more_than_a_batch_at_once() {
     }
 }
 
-/// A client that comes back after three days, the completer and a person may each be what finishes an old key late. Its
-/// answer is kept for a retention from then on; else the next repetition would book and charge a second ride.
+/// A client that returns after three days, the completer or a person may finish an old key late. Its answer is kept for
+/// a whole retention from then on; otherwise the next repetition would book and charge a second ride.
 #[tokio::test]
 async fn an_answer_that_came_late_is_kept_as_long_as_any() {
     for late in [Late::Client, Late::Completer, Late::Person] {
@@ -195,7 +195,7 @@ async fn a_row_that_another_session_has_locked_holds_up_no_other() {
     let world = World::start().await;
     insert_keys(&world, 5, "80 hours").await;
     let session = cluster::connect(&world.database_config).await;
-    // The one that it would come to first.
+    // The key that it would reach first.
     let lock = "SELECT FROM idempotency_keys ORDER BY created_at, id LIMIT 1 FOR UPDATE";
     session.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
     let _reaper = world.neighbour(reaping).await;

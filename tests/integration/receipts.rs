@@ -1,4 +1,4 @@
-//! Receipts: what is in them, and what becomes of them when a disk or a mail server will not have them.
+//! Receipts: their contents, and what happens when a disk or a mail server does not take them.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn working(config: &mut Config) {
     config.worker.retry_after = Duration::from_millis(20);
 }
 
-/// Receipts go to this server.
+/// Returns a change to the config that sends receipts to this server.
 fn mailing(server: &MailServer) -> impl FnOnce(&mut Config) {
     let url = server.url();
     move |config| {
@@ -37,14 +37,14 @@ fn mailing(server: &MailServer) -> impl FnOnce(&mut Config) {
     }
 }
 
-/// The finished files in the directory of receipts.
+/// Returns the finished files in the directory of receipts.
 pub fn receipts(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.filter(|path| path.extension().is_some_and(|extension| extension == "eml")).collect()
 }
 
-/// Text and HTML of a receipt, each with its lines ended as here.
+/// Returns the text and the HTML of a receipt, with `\n` as line ends.
 fn parts(mail: &ParsedMail<'_>) -> [String; 2] {
     assert_eq!(mail.ctype.mimetype, "multipart/alternative");
     ["text/plain", "text/html"].map(|kind| {
@@ -53,7 +53,7 @@ fn parts(mail: &ParsedMail<'_>) -> [String; 2] {
     })
 }
 
-/// That this mail is the receipt of the one ride there is.
+/// Asserts that this mail is the receipt of the only ride.
 async fn assert_is_the_receipt(world: &World, mail: &[u8]) {
     let mail = mailparse::parse_mail(mail).unwrap();
     let header = |name: &str| mail.headers.get_first_value(name).unwrap();
@@ -125,7 +125,7 @@ async fn a_directory_that_cannot_be_written_is_refused_at_start() {
     let error = Supervisor::start(config.clone()).await.expect_err("a file is no directory");
     let StartError::Receipts(error) = &error else { panic!("{error:?}") };
     assert!(error.to_string().starts_with("receipts.dir: cannot write to "), "{error}");
-    // Who sends no receipts needs no directory.
+    // A process that sends no receipts needs no directory.
     config.roles.worker = false;
     Supervisor::start(config).await.unwrap();
 }
@@ -228,7 +228,7 @@ async fn without_tls_nothing_is_said_to_a_server_that_must_speak_it() {
 async fn a_mail_server_that_nobody_vouches_for_is_told_nothing() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // Whatever comes through the encryption.
+    // Everything that arrives once the connection is encrypted.
     let heard = tokio::task::spawn_blocking(move || {
         let certificates = Certificates::new();
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,4 +1,4 @@
-//! Going on from wherever a request stopped, whatever became of the charge.
+//! Recovery: a request is resumed from wherever it stopped, whatever the outcome of its charge.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use crate::support::client::{Post, new_key};
 use crate::support::eventually;
 use crate::support::world::World;
 
-/// Leaves a request as a process does that dies while Stripe is asked: under a lease that nobody works on, and with a
-/// charge that nobody has heard of.
+/// Leaves a request as a process does that is killed during the call to Stripe: with a lease that no process uses, and
+/// with a charge that no process knows of.
 async fn stopped_at_its_charge(world: &World, key: &str) {
     const ORPHANED: &str = "lease_token = gen_random_uuid(), locked_at = now() - interval '1 hour'";
     world.script(&["hold"]).await;
@@ -16,7 +16,7 @@ async fn stopped_at_its_charge(world: &World, key: &str) {
     world.until_held().await;
     world.execute(&format!("UPDATE idempotency_keys SET {ORPHANED}")).await;
     world.release_held().await;
-    // The attempt that lost its lease finds its fence shut.
+    // The fence refuses the attempt that lost its lease.
     let answer = client.await.unwrap().unwrap();
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 0);
@@ -48,7 +48,7 @@ async fn so_does_the_completer() {
     world.assert_one_of_each().await;
 }
 
-/// Faults after which the money's fate is decided by the retry.
+/// Faults after which only the retry decides whether the card is charged.
 #[tokio::test]
 async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
     let world = World::with(|config| config.stripe.timeout = Duration::from_millis(300)).await;
@@ -77,7 +77,7 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
         if charged {
             assert_eq!(world.charges().await.len(), before + 1, "{fault}");
         }
-        // `conflict` is also what a charge in flight says; wait until the sandbox has given its key back.
+        // The sandbox also answers `conflict` while a charge is in flight: wait until it has released the key.
         eventually(fault, async || {
             let answer = world.post(Post::default().key(&key)).await;
             assert!(answer.status == 201 || answer.status == 503, "{fault}: {answer:?}");

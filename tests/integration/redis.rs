@@ -1,4 +1,4 @@
-//! Against a real Redis: Sidekiq's format, and each job once whatever fails.
+//! Tests against a real Redis: Sidekiq's format, and each job once whatever fails.
 
 use atomic_phases::queue::Delivery;
 use rocket_rides_atomic::config;
@@ -87,11 +87,11 @@ async fn what_was_pushed_is_known_for_as_long_as_the_markers_live() {
         bytes += broker.run::<usize>(&format!("STRLEN {marker}")).await;
     }
     assert_eq!(bytes, 8192 + 1 + 1);
-    // Another installation's jobs have the same ids and are other jobs.
+    // Another installation's jobs have the same ids but are different jobs.
     let theirs = Redis::new(&settings(&broker.url()), Uuid::from_u128(8)).unwrap();
     push(&theirs, &jobs).await.unwrap();
     assert_eq!(broker.depth().await, 6);
-    // A forgotten script is sent again; forgotten markers let a job through again.
+    // A script that Redis has lost is sent again; a job whose marker Redis has lost is added again.
     let _: () = broker.run("SCRIPT FLUSH").await;
     push(&redis, &jobs).await.unwrap();
     assert_eq!(broker.depth().await, 6);

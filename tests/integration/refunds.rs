@@ -7,18 +7,18 @@ use crate::support::books::LIVE;
 use crate::support::client::{Answer, DECLINED_USER, Post, new_key};
 use crate::support::world::World;
 
-/// A ride that was paid.
+/// Books a ride that is paid, and returns its id.
 async fn paid_ride(world: &World) -> i64 {
     ride(&world.post(Post::default()).await)
 }
 
-/// The ride that an answer says is there.
+/// Returns the id of the ride in an answer's `location`.
 fn ride(answer: &Answer) -> i64 {
     assert_eq!(answer.status, 201, "{answer:?}");
     answer.header("location").unwrap().strip_prefix("/rides/").unwrap().parse().unwrap()
 }
 
-/// The ride is refunded once, at Stripe and in the books.
+/// Asserts that the ride is refunded once, at Stripe and in the books.
 async fn assert_refunded_once(world: &World, ride_id: i64) {
     let (refunds, id) = (world.refunds().await, ride_id.to_string());
     let ours: Vec<_> = refunds.iter().filter(|refund| refund["metadata"]["ride_id"] == id.as_str()).collect();
@@ -76,7 +76,7 @@ async fn what_cannot_be_refunded_is_refused_and_leaves_nothing_behind() {
     }
     let other = world.post(Post::refund(ride_id).user(DECLINED_USER)).await;
     let none = world.post(Post::refund(ride_id + 1000)).await;
-    assert_eq!(other.body, none.body, "that another user has this ride is not told");
+    assert_eq!(other.body, none.body, "the answer does not show that another user has this ride");
     assert_eq!(world.count("idempotency_keys").await, keys);
     assert_eq!((world.refunds().await.len(), world.count("refunds").await), (0, 0));
 }
@@ -125,7 +125,7 @@ async fn of_many_keys_at_once_one_refunds_the_ride() {
     assert_refunded_once(&world, ride_id).await;
 }
 
-/// Faults after which the money's fate is decided by the retry.
+/// Faults after which only the retry decides whether the charge is refunded.
 #[tokio::test]
 async fn every_transient_outcome_at_stripe_is_retryable_and_refunds_once() {
     let world = World::with(|config| config.stripe.timeout = Duration::from_millis(300)).await;
@@ -158,7 +158,8 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_refunds_once() {
     }
 }
 
-/// Stripe has forgotten the key, or a person has refunded the charge: either way there is one refund, and the books say so.
+/// Stripe has forgotten the key, or a person has refunded the charge: in both cases there is one refund, and it is
+/// recorded.
 #[tokio::test]
 async fn a_refund_that_stripe_has_already_is_adopted() {
     let world = World::start().await;

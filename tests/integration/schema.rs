@@ -1,4 +1,4 @@
-//! Databases that are ours, somebody else's, or of another time.
+//! Databases of this program, of another program, and of another version of this program.
 
 use rocket_rides_atomic::database::{OpenError, schema};
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
@@ -81,8 +81,8 @@ async fn a_database_that_is_away_is_named() {
 async fn processes_that_start_at_once_agree() {
     let database = cluster::database().await;
     let (one, two, three) = tokio::join!(start_on(&database), start_on(&database), start_on(&database));
-    // Each has a sandbox of its own, so the users' customers are known to one of them only; the schema and the
-    // users are there once.
+    // Each process has its own sandbox, so only one of them knows the users' customers; the schema and the users are
+    // there once.
     for started in [one, two, three] {
         started.unwrap();
     }

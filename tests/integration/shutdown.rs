@@ -1,4 +1,4 @@
-//! Leaving: in order, within the deadline, without losing what is under way.
+//! Shutdown: in order, within the deadline, without losing requests that are under way.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A stock Sidekiq, as Debian has it, works the receipts of real rides.
+//! An unmodified Sidekiq, from Debian's package, works the receipts of real rides.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;

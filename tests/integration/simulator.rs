@@ -1,4 +1,4 @@
-//! The simulator: real traffic, and everything in the end as it should be.
+//! The simulator: it makes real traffic, and in the end every rule holds.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The worker: every job is worked, once if nothing breaks, and until it succeeds or is given up if something does.
+//! The worker: every job is worked once if nothing breaks, and otherwise until it succeeds or becomes a dead letter.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,14 +39,14 @@ fn working_alone(config: &mut Config) {
     config.roles.stripe_sandbox = false;
 }
 
-/// Has the worker send to this server.
+/// Makes the worker send to this server.
 fn mailing(config: &mut Config, server: &MailServer) {
     config.receipts.transport = Transport::Smtp;
     config.receipts.smtp_url = Some(SecretString::from(server.url()));
     config.receipts.from = "receipts@rides.test".to_owned();
 }
 
-/// So many jobs that no worker knows.
+/// Queues this many jobs that no worker knows.
 async fn queue(world: &World, count: i64) {
     let sql = format!(
         "INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
@@ -55,7 +55,7 @@ async fn queue(world: &World, count: i64) {
     world.execute(&sql).await;
 }
 
-/// So many paid rides whose jobs are queued.
+/// Books this many rides, which are paid and stage their jobs.
 async fn book(world: &World, count: usize) {
     let mut clients = JoinSet::new();
     for client in 0..16 {
@@ -168,7 +168,7 @@ async fn a_job_is_tried_again_and_is_a_dead_letter_in_the_end() {
     assert_eq!(world.count("jobs").await + world.count("receipts").await, 0);
     world.assert_sound().await;
 
-    // Mended, and taken back.
+    // The directory is there again, and the job is moved back to the queue.
     std::fs::create_dir(&world.config.receipts.dir).unwrap();
     let id: i64 = world.get("SELECT staged_id FROM dead_jobs").await;
     let database = pool(&world.database_config).await;
@@ -216,7 +216,7 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     let late = claim().await;
     assert!(work::claim(&database, 10, MINUTE, 2).await.unwrap().claimed.is_empty(), "it is taken");
     world.execute(expire).await;
-    // Run out, and nobody else's yet: a sign of life is enough.
+    // The lease has run out, but no other worker has the job yet: a heartbeat is enough to keep it.
     assert!(work::extend(&database, &[late], MINUTE).await.unwrap().kept.contains(&late.token));
     world.execute(expire).await;
     let heir = claim().await;
@@ -232,7 +232,7 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     assert_eq!(world.get::<String>("SELECT jobs::text FROM jobs").await, before);
     assert_eq!(world.count("receipts").await + world.count("dead_jobs").await, 0);
 
-    // Nor does one that has finished already.
+    // Nor does a worker that has finished already.
     assert!(finish(&database, heir, Some(sent.clone())).await.unwrap());
     assert!(!finish(&database, heir, Some(sent)).await.unwrap());
     assert_eq!(work::fail(&database, heir, "late", true, &policy).await.unwrap(), Failed::LeaseLost);
@@ -273,12 +273,12 @@ async fn the_heartbeat_keeps_a_slow_job_and_breaks_off_a_lost_one() {
     let first: f64 = world.get(ends).await;
     eventually("a heartbeat", async || (world.get::<f64>(ends).await > first).then_some(())).await;
 
-    // Somebody else takes it over, and is at work for an hour.
+    // Another worker takes the job over, with a lease of an hour.
     world
         .execute("UPDATE jobs SET lease_token = gen_random_uuid(), next_attempt_at = now() + interval '1 hour'")
         .await;
     let token: uuid::Uuid = world.get("SELECT lease_token FROM jobs").await;
-    // What is under way is waited for, so when this returns the late worker has done whatever it would.
+    // `stop` waits for jobs that are under way, so the late worker has done everything when it returns.
     world.stop().await.unwrap();
     assert_eq!(world.get::<uuid::Uuid>("SELECT lease_token FROM jobs").await, token);
     assert_eq!(world.count("jobs WHERE attempts = 1 AND last_error IS NULL AND finished_at IS NULL").await, 1);
@@ -348,7 +348,7 @@ async fn killed_while_it_works_it_leaves_one_file_for_each_ride() {
     book(&world, 60).await;
     world.until_count("jobs", 60).await;
     let dir = TempDir::new();
-    // A claim that was on its way when its worker was killed may get through late; such a lease runs out by itself.
+    // A claim that was under way when its worker was killed may be executed late; such a lease runs out by itself.
     let settings = ["worker.concurrency=4", "worker.lease=10s", "receipts.timeout=5s"];
     let mut arguments = arguments(Some(&world.database_config), dir.path(), &settings);
     arguments.extend(["--only".to_owned(), "worker".to_owned()]);
@@ -358,7 +358,7 @@ async fn killed_while_it_works_it_leaves_one_file_for_each_ride() {
         eventually("some receipts", async || (receipts(&receipted).len() >= done).then_some(())).await;
         process.signal(Signal::SIGKILL);
         process.exit().await;
-        // What it held is free once the leases have run out; nobody has to wait for that here.
+        // The dead process's leases would run out by themselves; the test does not wait for that.
         world.execute("UPDATE jobs SET next_attempt_at = now() WHERE lease_token IS NOT NULL").await;
     }
     let _process = Process::spawn(&arguments);
@@ -367,7 +367,7 @@ async fn killed_while_it_works_it_leaves_one_file_for_each_ride() {
     world.assert_sound().await;
 }
 
-/// Panics at the jobs called `n`, which nobody else knows.
+/// Panics at the jobs called `n`, which no other handler knows.
 struct Panics;
 
 impl Handler for Panics {

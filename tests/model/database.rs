@@ -1,12 +1,12 @@
 //! Postgres, as far as one idempotency key goes: its row, the receipts staged for it, and what a crash loses.
 //!
-//! A statement is atomic and sees what was committed before it, on disk or not. A commit is a snapshot: those
-//! that are not flushed yet stand in the order of the write-ahead log, so a crash keeps the first few of them and
-//! loses the rest, and a flushed commit takes all before it to disk. Nothing needs to model the background writer:
-//! that a crash may keep any number says the same.
+//! A statement is atomic and sees what was committed before it, on disk or not. A commit is a snapshot. Commits that
+//! are not flushed yet are in the order of the write-ahead log, so a crash keeps the first few of them and loses the
+//! rest, and a flushed commit flushes all before it. The background writer needs no model, because a crash may keep any
+//! number of commits.
 //!
-//! The constraints and triggers of `schema.sql` are left out. They are a net under the protocol, and the model asks
-//! whether it would fall.
+//! The constraints and triggers of `schema.sql` are left out. They are a second guard, and the model checks whether the
+//! protocol is correct without it.
 
 /// Where a request resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,7 +40,7 @@ pub(crate) enum Token {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Lease {
     pub(crate) token: Token,
-    /// What the token ought to tell apart: no two acquisitions share one. The protocol never reads it.
+    /// What the token should identify: no two acquisitions share one. The protocol never reads it.
     pub(crate) acquisition: u8,
 }
 
@@ -70,10 +70,10 @@ pub(crate) struct Row {
 /// The row, or why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Key {
-    /// Never inserted, as far as the database remembers.
+    /// Never inserted, as far as the database knows.
     Absent,
     Present(Row),
-    /// By the reaper, with this answer on it.
+    /// Removed by the reaper; it had this answer.
     Removed(Option<Response>),
 }
 
@@ -104,12 +104,12 @@ impl Database {
         Self { on_disk: Snapshot { key: Key::Absent, receipts: 0 }, unflushed: Vec::new() }
     }
 
-    /// What a statement sees.
+    /// Returns what a statement sees.
     pub(crate) fn current(&self) -> &Snapshot {
         self.unflushed.last().unwrap_or(&self.on_disk)
     }
 
-    /// The row, if there is one.
+    /// Returns the row, if there is one.
     pub(crate) fn row(&self) -> Option<&Row> {
         match &self.current().key {
             Key::Present(row) => Some(row),
@@ -117,7 +117,7 @@ impl Database {
         }
     }
 
-    /// The recovery point that the key has come to; a key that the reaper removed has come all the way.
+    /// Returns the key's recovery point; a key that the reaper removed counts as finished.
     pub(crate) fn recovery_point(&self) -> Option<RecoveryPoint> {
         match &self.current().key {
             Key::Absent => None,
@@ -126,7 +126,7 @@ impl Database {
         }
     }
 
-    /// The final answer, stored or removed.
+    /// Returns the final answer, stored or removed.
     pub(crate) fn response(&self) -> Option<Response> {
         match &self.current().key {
             Key::Absent => None,
@@ -144,7 +144,7 @@ impl Database {
         }
     }
 
-    /// How many commits a crash may lose.
+    /// Returns how many commits a crash may lose.
     pub(crate) fn unflushed(&self) -> usize {
         self.unflushed.len()
     }
@@ -156,7 +156,7 @@ impl Database {
         self.commit(recovered, Durability::Flushed);
     }
 
-    /// Every version of the row that may yet be the current one, oldest first.
+    /// Returns every version of the row that may be the current one after a crash, oldest first.
     pub(crate) fn versions(&self) -> impl Iterator<Item = &Row> {
         std::iter::once(&self.on_disk).chain(&self.unflushed).filter_map(|snapshot| match &snapshot.key {
             Key::Present(row) => Some(row),
@@ -164,13 +164,13 @@ impl Database {
         })
     }
 
-    /// Forgets commits that changed nothing.
+    /// Removes commits that changed nothing.
     pub(crate) fn drop_idle_commits(&mut self) {
         let mut previous = self.on_disk;
         self.unflushed.retain(|snapshot| std::mem::replace(&mut previous, *snapshot) != *snapshot);
     }
 
-    /// Changes every version alike: time passes, or names are exchanged for others that mean the same.
+    /// Changes every version in the same way: time passes, or names are replaced by others with the same meaning.
     pub(crate) fn change_versions(&mut self, mut change: impl FnMut(&mut Row)) {
         for snapshot in std::iter::once(&mut self.on_disk).chain(&mut self.unflushed) {
             if let Key::Present(row) = &mut snapshot.key {

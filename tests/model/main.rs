@@ -1,34 +1,35 @@
-//! The protocol as a model: every state that the request's life can come to, whatever fails, and in whatever order.
+//! The protocol as a model: every state that a request can reach, whatever fails, and in whatever order.
 //!
-//! The other tests run the program and break what their authors thought of. Here stateright takes every step that is
-//! possible from every state that it has reached, until there is no new one. It sees nothing of the program, only the
-//! same rules written down once more, so it says whether the *rules* are right. That the program follows them is for
-//! [lockstep] to say, where the two go side by side.
+//! The other tests run the program and make the failures that their authors thought of. Here stateright takes every
+//! possible step from every state that it has reached, until there is no new one. The model contains nothing of the
+//! program, only the same rules written down once more, so it checks whether the *rules* are right. [lockstep] checks
+//! that the program follows them: there the two run side by side.
 //!
-//! **What is modelled.** One key, from a client's first request to its removal, of an operation that makes one foreign call,
-//! or two. Its row with lease, recovery point,
-//! attempts, answer and key for the foreign call; commits that a crash of the [database] loses because they were not
-//! flushed; [workers](worker) that end or are paused between any two steps; leases that run out at any moment;
-//! statements that fail, or whose reply is lost; [Stripe](stripe) with every outcome of a charge, and with keys that
-//! it forgets; clients who repeat, the completer, the reaper, and a person who retries what is parked.
+//! **What is modelled.** One key, from a client's first request to its removal, of an operation that makes one foreign
+//! call, or two. Its row with lease, recovery point, attempts, answer and key for the foreign call; commits that a
+//! crash of the [database] loses because they were not flushed; [workers](worker) that end or are paused between any
+//! two steps; leases that run out at any moment; statements that fail, or whose reply is lost; [Stripe](stripe) with
+//! every outcome of a charge, and with keys that it forgets; clients that repeat their requests, the completer, the
+//! reaper, and a person who retries parked keys.
 //!
 //! **What is left out, and why.**
 //! - A second key: two keys share nothing that a statement or Stripe's idempotency could mix up.
 //! - Requests that do not match their key: they execute nothing.
-//! - Time, but for three events: `stripe.key_retention` passes, Stripe forgets, a worker's clock tells it that its
-//!   lease is over. Lock timeout, grace, backoff and the reaper's 72 hours only decide *when* somebody comes, and here
-//!   they come whenever they like.
-//! - The schema's constraints and triggers: they are a net, and the model asks whether the protocol would fall.
-//! - The enqueuer, whose one statement cannot be in the middle of anything.
-//! - That something happens at all. The model says what may never happen, and that from anywhere one undisturbed
-//!   request gets the key finished; it does not say that anybody comes.
+//! - Time, except for three events: `stripe.key_retention` passes, Stripe forgets, a worker's clock shows that its
+//!   lease is over. Lock timeout, grace, backoff and the reaper's 72 hours only decide *when* an action happens, and
+//!   here it may happen at any time.
+//! - The schema's constraints and triggers: they are a second guard, and the model checks whether the protocol is
+//!   correct without it.
+//! - The enqueuer, whose single statement cannot be interrupted half-way.
+//! - That something happens at all. The model checks what must never happen, and that from every state one undisturbed
+//!   request finishes the key; it does not check that a request comes.
 //!
 //! **Bounds.** Three workers at once, zombies included, and one attempt of the completer before it parks. Nothing else
-//! is bounded, neither steps nor crashes nor retries: the states are finitely many because a [name](names) that nobody
-//! remembers is given again.
+//! is bounded, neither steps nor crashes nor retries: the number of states is finite because a [name](names) that is
+//! stored nowhere any more is used again.
 //!
-//! A model that finds nothing may just be blind, so each rule that the protocol needs has a test that breaks it, and
-//! must find where that leads. They print the shortest way there:
+//! A model that finds nothing may be unable to find anything. So each rule that the protocol needs has a test that
+//! breaks it, and must find a violation. These tests print the shortest way to it:
 //!
 //! ```text
 //! cargo test --test model -- --nocapture --test-threads 1
@@ -126,7 +127,7 @@ fn an_answer_that_is_not_flushed_is_taken_back() {
     breaks(Change::CloseNotFlushed, properties::ANSWER_STAYS);
 }
 
-/// Once Stripe has forgotten what it told the last holder, it may tell the next one something else.
+/// Once Stripe has forgotten its answer to the last holder, its answer to the next one may be different.
 #[test]
 fn a_take_over_that_is_not_flushed_lets_a_stale_holder_finish() {
     breaks(Change::TakeOverNotFlushed, properties::FAILED_MEANS_FREE);
@@ -147,7 +148,7 @@ fn so_does_one_that_slept_between_look_up_and_charge() {
     breaks(Change::ClockCheckedBeforeLookUpOnly, properties::ONE_CHARGE);
 }
 
-/// What no rule of ours can exclude, and what a lease that is longer than a call to Stripe keeps improbable.
+/// No rule of the protocol can exclude this; a lease that is longer than a call to Stripe makes it improbable.
 #[test]
 fn a_loser_that_charges_just_when_stripe_forgets_is_the_limit() {
     breaks(Change::LoserChargesWhenStripeForgets, properties::FAILED_MEANS_FREE);
@@ -158,17 +159,17 @@ fn a_reaper_that_asks_only_for_age_removes_what_may_be_charged() {
     breaks(Change::ReaperRemovesUnfinished, properties::FINISHED_REMOVED);
 }
 
-/// The change must break the property. The checker keeps the last counterexample it meets, so its depth is bounded
-/// from below upwards: the first one found is a shortest.
+/// Asserts that the change breaks the property. The checker keeps the last counterexample that it finds, so its depth
+/// is limited, and the limit increased one by one: the first counterexample is a shortest one.
 #[track_caller]
 fn breaks(change: Change, property: &'static str) {
     breaks_with(1, change, property);
 }
 
-/// The same, for an operation of so many foreign calls.
+/// The same, for an operation of this many foreign calls.
 #[track_caller]
 fn breaks_with(calls: u8, change: Change, property: &'static str) {
-    /// Far deeper than any of them is.
+    /// Far deeper than any counterexample.
     const TOO_DEEP: usize = 30;
     let started = Instant::now();
     let protocol = Protocol { change: Some(change), workers: 2, max_attempts: 1, calls };

@@ -1,7 +1,7 @@
-//! Names that mean nothing but "not the same": workers, lease tokens, keys for the foreign call.
+//! Names whose only meaning is whether two are the same: workers, lease tokens, keys for the foreign call.
 //!
-//! A fresh name is one that nobody remembers, neither a worker nor any version of the row nor Stripe. That is what
-//! random means to a protocol which only compares, and it keeps the states finite, however often leases are taken.
+//! A fresh name is one that neither a worker nor a version of the row nor Stripe holds. For a protocol that only
+//! compares names this is the same as a random one, and it keeps the states finite, however often leases are taken.
 
 use std::hash::{Hash, Hasher};
 
@@ -26,9 +26,9 @@ impl State {
         self.workers.iter().filter_map(Worker::attempt)
     }
 
-    /// This state with names given in the order in which they are met, and without what nobody can tell any more: a
-    /// lease whose random token died with its holder is as good as none, and a worker past the charge has no use for
-    /// its clock.
+    /// Returns this state with names given in the order in which they occur, and without differences that have no
+    /// effect any more: a lease whose random token no worker holds is the same as none, and a worker past the charge
+    /// does not use its clock.
     fn canonical(&self) -> Self {
         let mut state = self.clone();
         state.forget();
@@ -53,7 +53,7 @@ impl State {
         }
     }
 
-    /// By what they do, and then by which versions of the row know them.
+    /// Sorts the workers by what they do, and then by which versions of the row hold their names.
     fn sort_workers(&mut self) {
         let versions: Vec<Row> = self.database.versions().copied().collect();
         self.workers.sort_by_cached_key(|worker| {
@@ -85,8 +85,8 @@ impl State {
     }
 }
 
-/// What the checker tells states apart by. It goes on from the state as it is, so that in a trace everybody keeps
-/// their names.
+/// The checker distinguishes states by this hash. It goes on from the state as it is, so that names stay the same in a
+/// trace.
 impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let Self { database, stripe, workers, told, charge_asked_for, broken } = self.canonical();
@@ -112,7 +112,7 @@ fn without_names(worker: Worker) -> Worker {
     }
 }
 
-/// Old names in the order in which they were met; a new name is the place in that order, from 1.
+/// Old names in the order in which they occurred; a new name is the place in that order, from 1.
 #[derive(Default)]
 struct Names(Vec<u8>);
 

@@ -7,7 +7,7 @@ use crate::stripe::{Answer, Outcome};
 use crate::worker::{Attempt, Clock, Step, Worker};
 
 impl Protocol {
-    /// For a client: open the request, take its lease, or repeat the answer.
+    /// A client's request: opens it, takes its lease over, or repeats its answer.
     pub(crate) fn request(&self, state: &mut State, worker: usize) {
         match state.database.row().copied() {
             Some(Row { response: Some(response), .. }) => state.workers[worker] = Worker::Answering(response),
@@ -28,7 +28,7 @@ impl Protocol {
         }
     }
 
-    /// For the completer.
+    /// The completer's claim: takes the lease over, or parks the key after too many attempts.
     pub(crate) fn claim(&self, state: &mut State, worker: usize) {
         let Some(row) = state.database.row().copied() else { return };
         if row.completer_attempts >= self.max_attempts {
@@ -39,10 +39,10 @@ impl Protocol {
         }
     }
 
-    /// Takes the lease of a row that is there. Flushed, because who looks a charge up may go on to learn what the last
-    /// holder did not, so the last holder's lease must not come back.
+    /// Takes the lease of an existing row. The commit is flushed, because a look-up may show the new holder what the
+    /// last one did not learn, so a crash must not restore the last holder's lease.
     fn take_over(&self, state: &mut State, worker: usize, row: Row) {
-        // A counter is wrong only where a take-over can be lost.
+        // A counter does harm only where a take-over can be lost.
         let can_be_lost = self.has(Change::TakeOverNotFlushed) || self.has(Change::TokenFromCounter);
         let durability = if can_be_lost { Durability::Later } else { Durability::Flushed };
         self.lease(state, worker, row, durability);
@@ -76,8 +76,8 @@ impl Protocol {
         state.workers[worker] = Worker::Attempting(attempt);
     }
 
-    /// Runs the worker's statement, and lets it draw its conclusions: done, lease lost, or an error of the database,
-    /// upon which it gives the lease back.
+    /// Runs the worker's statement, and sets what the worker does next: it is done, it has lost its lease, or it
+    /// releases the lease after an error of the database.
     pub(crate) fn statement(&self, state: &mut State, worker: usize, reply: Reply) {
         let Some(attempt) = state.workers[worker].attempt().copied() else { return };
         let done = if reply == Reply::Failed { None } else { self.execute(state, &attempt) };
@@ -98,7 +98,7 @@ impl Protocol {
         };
     }
 
-    /// One fenced statement: the row that it leaves, or `None` if the fence was shut.
+    /// Runs one fenced statement. Returns the row after it, or `None` if the fence refused it.
     fn execute(&self, state: &mut State, attempt: &Attempt) -> Option<Row> {
         let before = *state.database.current();
         let Key::Present(mut row) = before.key else { return None };
@@ -141,7 +141,7 @@ impl Protocol {
         Some(row)
     }
 
-    /// Is there a charge already? Only a complete list without one lets the worker make it.
+    /// Looks for a charge. Only after a complete list without one does the worker make it.
     pub(crate) fn look_up(&self, state: &mut State, worker: usize, listing: Listing) {
         let Some(mut attempt) = state.workers[worker].attempt().copied() else { return };
         state.workers[worker] = match listing {
@@ -159,7 +159,7 @@ impl Protocol {
         };
     }
 
-    /// The foreign call.
+    /// Makes the foreign call.
     pub(crate) fn charge(&self, state: &mut State, worker: usize, outcome: Outcome) {
         let Some(attempt) = state.workers[worker].attempt().copied() else { return };
         state.charge_asked_for = state.charge_asked_for.max(attempt.call);
@@ -182,7 +182,8 @@ impl Protocol {
         state.workers[worker] = attempt.at(next);
     }
 
-    /// At least a day after it stored the answer. See [`Clock`] for whose leases have run out by then.
+    /// Stripe forgets its keys, at least a day after it stored the answer. See [`Clock`] for which leases have run out
+    /// by then.
     pub(crate) fn stripe_forgets(&self, state: &mut State) {
         state.stripe.forget_keys();
         let current = state.database.row().and_then(|row| row.lease);
@@ -196,8 +197,8 @@ impl Protocol {
         }
     }
 
-    /// A finished key is removed, an unfinished one parked, whenever the reaper likes: how old they must be is a
-    /// matter of tidiness, not of correctness. What a crash forgets of it the reaper finds again.
+    /// Removes a finished key, or parks an unfinished one, at any time: correctness does not depend on how old they
+    /// must be. What a crash undoes of this, the reaper does again.
     pub(crate) fn reap(&self, state: &mut State) {
         let mut snapshot = *state.database.current();
         let Key::Present(row) = snapshot.key else { return };
@@ -210,7 +211,7 @@ impl Protocol {
         state.database.commit(snapshot, Durability::Later);
     }
 
-    /// What follows when this call was made.
+    /// Returns the step that follows when this call was made.
     fn after_charge(&self, call: u8) -> Step {
         if call < self.calls { Step::Advance } else { Step::Close(Response::Paid) }
     }

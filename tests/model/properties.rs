@@ -1,4 +1,4 @@
-//! What must hold in every state, and what must be reachable for that to mean anything.
+//! What must hold in every state, and which states must be reachable so that this means something.
 
 use stateright::{Model, Property};
 
@@ -71,8 +71,9 @@ fn some_step(state: &State, step: Step) -> bool {
     state.workers.iter().filter_map(Worker::attempt).any(|attempt| attempt.step == step)
 }
 
-/// Everybody ends and nothing more goes wrong; then a client comes, and again after Stripe has forgotten the
-/// failure that it may have stored. Every key can so be finished, without a person, unless it is parked already.
+/// Returns whether the key can still be finished. All workers end and nothing more fails; then a client makes its
+/// request, and again after Stripe has forgotten a failure that it may have stored. So every key can be finished
+/// without a person, unless it is parked already.
 fn can_end(protocol: &Protocol, state: &State) -> bool {
     let mut state = State { workers: vec![Worker::Idle; protocol.workers], ..state.clone() };
     for _ in 0..=protocol.calls {
@@ -87,7 +88,7 @@ fn can_end(protocol: &Protocol, state: &State) -> bool {
     false
 }
 
-/// A request in which every call succeeds, until it ends.
+/// Runs a request in which every call succeeds, until it ends.
 fn undisturbed(protocol: &Protocol, mut state: State) -> State {
     let may_come = match &state.database.current().key {
         Key::Absent => true,

@@ -1,4 +1,4 @@
-//! The protocol and the world against it: every state, every step out of it.
+//! The protocol and everything that may happen to it: every state, and every step from it.
 
 use stateright::{Model, Property};
 
@@ -21,21 +21,21 @@ pub(crate) struct Protocol {
     pub(crate) calls: u8,
 }
 
-/// Everything there is at one moment. The checker takes states for one that differ only in
-/// [names](crate::names), which is most of them.
+/// Everything at one moment. The checker treats states as one if they differ only in [names](crate::names), as most of
+/// them do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) database: Database,
     pub(crate) stripe: Stripe,
     pub(crate) workers: Vec<Worker>,
-    /// What a client was told for good.
+    /// The final answer that a client got.
     pub(crate) told: Option<Response>,
     /// The number of the last call that was ever made.
     pub(crate) charge_asked_for: u8,
     pub(crate) broken: Broken,
 }
 
-/// Promises about single steps, of which the states on either side keep no trace.
+/// Promises about single steps that were broken, which the states before and after do not show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Broken {
     pub(crate) stale_lease_wrote: bool,
@@ -43,7 +43,7 @@ pub(crate) struct Broken {
     pub(crate) answer_changed: bool,
 }
 
-/// What a worker hears of its statement.
+/// The reply that a worker gets to its statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reply {
     Arrives,
@@ -53,7 +53,7 @@ pub(crate) enum Reply {
     Failed,
 }
 
-/// What a worker hears when it looks a charge up.
+/// The reply that a worker gets when it looks a charge up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Listing {
     Complete,
@@ -62,14 +62,14 @@ pub(crate) enum Listing {
     Undecidable,
 }
 
-/// One step of somebody.
+/// One step, of a worker, of the database, of Stripe, of the reaper or of a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// A client sends its request, for the first time or again.
     Request {
         worker: usize,
     },
-    /// The completer takes the request up, or parks it after too many attempts.
+    /// The completer takes the request over, or parks it after too many attempts.
     Claim {
         worker: usize,
     },
@@ -106,7 +106,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// The worker whose step it is.
+    /// Returns the worker whose step it is.
     pub(crate) fn worker(self) -> Option<usize> {
         match self {
             Self::Request { worker }
@@ -141,7 +141,8 @@ impl Model for Protocol {
         }]
     }
 
-    /// The plainest last: of the shortest traces to a mistake the checker reports the one that comes last.
+    /// The plainest actions come last: of the shortest traces to a violation the checker reports the one that comes
+    /// last.
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         actions.extend((0..state.database.unflushed()).rev().map(|kept| Action::DatabaseCrashes { kept }));
         if let Some(row) = state.database.row() {
@@ -202,8 +203,8 @@ impl Model for Protocol {
     }
 }
 
-/// Who may come to an idle worker. A lease that somebody holds keeps nobody away: it may have run out, and the
-/// protocol must be right even if it always has.
+/// Adds what may arrive at an idle worker. A lease keeps nothing away: it may have run out, and the protocol must be
+/// right even if every lease has.
 fn arrivals(state: &State, worker: usize, actions: &mut Vec<Action>) {
     match &state.database.current().key {
         Key::Absent => actions.push(Action::Request { worker }),
@@ -212,7 +213,7 @@ fn arrivals(state: &State, worker: usize, actions: &mut Vec<Action>) {
             actions.push(Action::Claim { worker });
             actions.push(Action::Request { worker });
         }
-        // A client that comes back after the key's retention asks for a ride of its own.
+        // A client that returns after the key's retention makes a new request.
         Key::Present(_) | Key::Removed(_) => {}
     }
 }
@@ -222,7 +223,7 @@ impl Protocol {
         self.change == Some(change)
     }
 
-    /// The worker's next step, in all the ways that it can turn out.
+    /// Adds the worker's next step, with each of its possible results.
     fn steps(&self, state: &State, worker: usize, attempt: &Attempt, actions: &mut Vec<Action>) {
         let late = attempt.clock == Clock::RanOut && !self.has(Change::ClockNotChecked);
         match attempt.step {
@@ -246,7 +247,7 @@ impl Protocol {
                     actions.push(Action::Charge { worker, outcome: Outcome::Answered(answer) });
                 }
             }
-            // If these fail the lease is not given back, as if the worker had ended before.
+            // If these fail the lease is not released, as if the worker had ended before.
             Step::Release | Step::Park => actions.push(Action::Statement { worker, reply: Reply::Arrives }),
             Step::Advance | Step::Close(_) => {
                 actions.extend(

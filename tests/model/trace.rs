@@ -1,4 +1,4 @@
-//! How a counterexample reads.
+//! Counterexamples as text.
 
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -9,7 +9,7 @@ use crate::protocol::{Action, Listing, Reply, State};
 use crate::stripe::{Answer, Outcome};
 use crate::worker::Step;
 
-/// The steps that lead to a state, a line each, with what the database and Stripe hold after them.
+/// Returns the steps that lead to a state, one line each, with what the database and Stripe hold after them.
 pub(crate) fn trace(path: Path<State, Action>) -> String {
     let mut text = String::new();
     let steps = path.into_vec();
@@ -20,17 +20,17 @@ pub(crate) fn trace(path: Path<State, Action>) -> String {
     text
 }
 
-/// One line of a trace.
+/// Returns one line of a trace.
 pub(crate) fn line(number: usize, step: &str, after: &State) -> String {
     format!("{number:4}. {step:<62}  {after}")
 }
 
-/// An action, told with the state that it happened in.
+/// Returns the description of an action in the state before it.
 pub(crate) fn describe(action: &Action, before: &State) -> String {
     Told { action, before }.to_string()
 }
 
-/// An action, told with the state that it happened in.
+/// An action, with the state before it.
 struct Told<'a> {
     action: &'a Action,
     before: &'a State,

@@ -1,8 +1,8 @@
-//! A worker: whoever drives the request, for a client or for the completer.
+//! A worker drives the request, for a client or for the completer.
 //!
-//! Between any two of its steps a worker may be paused for as long as the others like, or end for ever. A zombie
-//! is therefore nothing special, just a worker whose turn comes late. The completer's workers tell a client too,
-//! which is more than they do: what they store must be fit to be told.
+//! Between any two of its steps a worker may be paused for any time, or end for ever. So a zombie is nothing special:
+//! it is a worker whose next step comes late. In the model the completer's workers answer a client, too, although the
+//! real ones do not: what they store must be a valid answer.
 
 use crate::database::{Response, Token};
 
@@ -10,13 +10,13 @@ use crate::database::{Response, Token};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Worker {
     Idle,
-    /// Believes that it holds the lease.
+    /// Acts as the holder of the lease, which it may have lost.
     Attempting(Attempt),
-    /// Is about to tell the client what is stored.
+    /// Is about to give the client the stored answer.
     Answering(Response),
 }
 
-/// What a worker took away when it took the lease, and what it does next.
+/// What a worker has read when it took the lease, and what it does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Attempt {
     pub(crate) token: Token,
@@ -29,14 +29,14 @@ pub(crate) struct Attempt {
     pub(crate) step: Step,
 }
 
-/// What the worker's own clock says, when it looks right before it asks Stripe for a charge: has the lease run out? It does
-/// not look before a look-up, which changes nothing.
+/// What the worker's own clock shows just before it makes a charge: has the lease run out? The worker does not check
+/// the clock before a look-up, which changes nothing.
 ///
-/// Hours need no modelling but for one comparison. Stripe forgets a key a day after the charge was asked for; a
-/// lease lasts for minutes. So a lease taken before that charge has run out when Stripe forgets it, and so has one
-/// that was taken within `stripe.key_retention`, which ends an hour before. And so has one that another has taken over,
-/// but for [`Change::LoserChargesWhenStripeForgets`](crate::change::Change::LoserChargesWhenStripeForgets). At any
-/// other time a worker may believe in its lease for as long as it likes.
+/// Only one comparison of times has to be modelled. Stripe forgets a key a day after the charge was requested; a lease
+/// lasts for minutes. So a lease taken before that charge has run out when Stripe forgets it, and so has one that was
+/// taken within `stripe.key_retention`, which ends an hour before. So has one that another worker has taken over,
+/// except with [`Change::LoserChargesWhenStripeForgets`](crate::change::Change::LoserChargesWhenStripeForgets). At any
+/// other time a worker may act on its lease for as long as it likes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Clock {
     /// The lease may still be running when Stripe forgets.
@@ -45,7 +45,7 @@ pub(crate) enum Clock {
     FallsShort,
     /// It has run out.
     RanOut,
-    /// The worker does not look again:
+    /// The worker does not check its clock again:
     /// [`Change::ClockCheckedBeforeLookUpOnly`](crate::change::Change::ClockCheckedBeforeLookUpOnly).
     Unwatched,
 }
@@ -53,7 +53,7 @@ pub(crate) enum Clock {
 /// One call, to the database or to Stripe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Step {
-    /// Is there a charge with our key already?
+    /// Looks for a charge with this key.
     LookUp,
     Charge,
     /// From one foreign call to the next.
@@ -80,14 +80,14 @@ impl Worker {
 }
 
 impl Attempt {
-    /// The same attempt, about to do something else.
+    /// Returns the same attempt, with another next step.
     pub(crate) fn at(self, step: Step) -> Worker {
         Worker::Attempting(Self { step, ..self })
     }
 }
 
 impl Step {
-    /// Whether its statement asks for the recovery point, and not for the lease alone.
+    /// Returns whether its statement checks the recovery point, and not the lease alone.
     pub(crate) fn is_phase(self) -> bool {
         match self {
             Self::Advance | Self::Close(_) => true,
@@ -95,11 +95,11 @@ impl Step {
         }
     }
 
-    /// Whether the worker may still ask Stripe.
+    /// Returns whether the worker may still call Stripe.
     pub(crate) fn is_before_charge(self) -> bool {
         match self {
             Self::LookUp | Self::Charge => true,
-            // The next call has a clock of its own.
+            // The next call has its own clock.
             Self::Advance | Self::Close(_) | Self::Release | Self::Park => false,
         }
     }

@@ -1,4 +1,4 @@
-//! What the tests ask of any queue outside the database.
+//! What the tests need from any queue outside the database.
 
 use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::queues::Queue;
@@ -17,10 +17,10 @@ pub trait Broker: Sized {
 
     fn set_url(config: &mut Config, url: String);
 
-    /// How many jobs wait.
+    /// Returns how many jobs wait.
     async fn depth(&self) -> usize;
 
-    /// The arguments of the jobs that wait, in the order in which workers get them.
+    /// Returns the arguments of the jobs that wait, in the order in which workers get them.
     async fn jobs(&self) -> Vec<Value>;
 
     /// Makes the enqueuer deliver here.
@@ -30,7 +30,7 @@ pub trait Broker: Sized {
         Self::set_url(config, self.url());
     }
 
-    /// The same for the command line.
+    /// Returns the same settings for the command line.
     fn settings(&self) -> [String; 2] {
         let queue = Self::QUEUE.name();
         [format!("enqueuer.queue={queue}"), format!("{queue}.url={}", self.url())]

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than `/readyz` takes.
 const SOON: Duration = Duration::from_secs(2);
 
-/// What came back.
+/// An answer to a request.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -84,7 +84,7 @@ impl Post {
         Self::new(FORM, body)
     }
 
-    /// A request to refund this ride.
+    /// Returns a request to refund this ride.
     pub fn refund(ride_id: i64) -> Self {
         Self { path: format!("/rides/{ride_id}/refund").into(), ..Self::form("") }
     }
@@ -134,7 +134,7 @@ impl Http {
         self.send(request.body(Full::from(post.body)).expect("a request")).await
     }
 
-    /// Whether `/readyz` says so, soon.
+    /// Returns whether `/readyz` answers 200 within [`SOON`].
     pub async fn is_ready(&self) -> bool {
         let request = Request::get(format!("{}/readyz", self.base)).body(Full::default()).expect("a request");
         let answered = tokio::time::timeout(SOON, self.send(request)).await;
@@ -147,7 +147,7 @@ impl Http {
         self.send(request.body(Full::from(body.to_owned())).expect("a request")).await.expect("an answer")
     }
 
-    /// Never waits for ever: where a killed process listened, anybody may listen next, and say nothing.
+    /// Sends a request with a time limit: where a killed process listened, another may listen next and never answer.
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| format!("{error:?}"))?;

@@ -12,18 +12,18 @@ use uuid::Uuid;
 
 use super::tap;
 
-/// A variable that names another directory for clusters than cargo's.
+/// The variable that names a directory for clusters other than Cargo's.
 const CLUSTERS: &str = "TEST_CLUSTERS";
 
 struct Cluster {
     server: Config,
-    /// The way there that the program is given.
+    /// The config with which the program reaches it, which may lead through the tap.
     program: Config,
 }
 
 static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| {
     let (started, cluster) = mpsc::channel();
-    // The server ends with this process, and its keeper must not end with the first test's runtime.
+    // The server ends with this process, and the thread that keeps it must not end with the first test's runtime.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
@@ -37,8 +37,9 @@ static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| {
     cluster.recv().expect("Postgres starts")
 });
 
-/// Made anew by each run that finds databases of the one before, because that is ten times faster than to drop some hundred
-/// of them. A run that finds a directory in use, or made by another user, takes the next.
+/// Starts the cluster. A run that finds databases of the one before makes a new cluster, because that is ten times
+/// faster than to drop some hundred databases. A run that finds a directory in use, or made by another user, takes the
+/// next.
 async fn start() -> EmbeddedPostgres {
     let dir = std::env::var_os(CLUSTERS).map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     for n in 0.. {
@@ -60,7 +61,8 @@ async fn start() -> EmbeddedPostgres {
     unreachable!("some directory is free")
 }
 
-/// Whether the directory is this process's until it ends: another one must not start in it while it is made anew.
+/// Claims the directory for this process until it ends, so that no other process starts in it while it is made again.
+/// Returns whether that was possible.
 fn claim(data_dir: &Path) -> bool {
     let Ok(file) = File::create(data_dir.with_extension("claim")) else { return false };
     let claimed = file.try_lock().is_ok();
@@ -72,7 +74,7 @@ fn claim(data_dir: &Path) -> bool {
 /// A Postgres without clients stops at once.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Where the cluster lies, if a run has made databases in it.
+/// Returns the cluster's directory, if a run has made databases in it.
 async fn used(config: &Config) -> Option<PathBuf> {
     const SQL: &str =
         "SELECT current_setting('data_directory') FROM pg_database WHERE datname LIKE 'test_%' LIMIT 1";
@@ -80,7 +82,7 @@ async fn used(config: &Config) -> Option<PathBuf> {
     found.map(|row| PathBuf::from(row.get::<_, String>(0)))
 }
 
-/// An empty database of one's own, as the program gets at it.
+/// Creates an empty database, and returns the config with which the program reaches it.
 pub async fn database() -> Config {
     let cluster = tokio::task::spawn_blocking(|| LazyLock::force(&CLUSTER)).await.expect("no panic");
     let name = format!("test_{}", Uuid::new_v4().simple());
@@ -91,7 +93,7 @@ pub async fn database() -> Config {
     own
 }
 
-/// As a connection string.
+/// Returns the config as a connection string.
 pub fn url(config: &Config) -> String {
     use tokio_postgres::config::Host;
     let host = match &config.get_hosts()[0] {
@@ -102,7 +104,7 @@ pub fn url(config: &Config) -> String {
     format!("host='{host}' port={} user={user} dbname={dbname}", config.get_ports()[0])
 }
 
-/// A connection beside the pool's, past the tap.
+/// Opens a connection beside the pool's that does not go through the tap.
 pub async fn connect(config: &Config) -> Client {
     open(tap::past(config)).await
 }

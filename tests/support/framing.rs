@@ -10,22 +10,22 @@ pub const PARSE: u8 = b'P';
 pub const QUERY: u8 = b'Q';
 pub const TERMINATE: u8 = b'X';
 
-/// How long the untagged message is that these bytes begin.
+/// Returns the length of the untagged message at the start of these bytes.
 pub fn untagged(bytes: &[u8]) -> Option<usize> {
     bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize)
 }
 
-/// How long the tagged message is that these bytes begin.
+/// Returns the length of the tagged message at the start of these bytes.
 pub fn tagged(bytes: &[u8]) -> Option<usize> {
     untagged(bytes.get(1..)?).map(|length| length + 1)
 }
 
-/// The text up to the next zero byte.
+/// Returns the text up to the next zero byte.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.iter().copied().take_while(|byte| *byte != 0).collect()).expect("UTF-8")
 }
 
-/// The same message, with its SQL, if it has any, replaced by what `rewrite` makes of it.
+/// Returns the message with its SQL, if it has any, replaced by the result of `rewrite`.
 pub fn with_sql(message: Vec<u8>, rewrite: impl FnOnce(&str) -> Option<String>) -> Vec<u8> {
     let start = match message[0] {
         QUERY => 5,
@@ -44,10 +44,10 @@ pub fn with_sql(message: Vec<u8>, rewrite: impl FnOnce(&str) -> Option<String>) 
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// TCP or Unix.
+/// A TCP or Unix socket.
 pub type Socket = Box<dyn Stream>;
 
-/// A connection to this server on which nothing has been said yet.
+/// Opens a connection to this server, on which nothing has been sent yet.
 pub async fn dial(server: &tokio_postgres::Config) -> io::Result<Socket> {
     let port = server.get_ports()[0];
     Ok(match &server.get_hosts()[0] {
@@ -67,8 +67,8 @@ impl<R: AsyncRead + Unpin> Messages<R> {
         Self { source, buffer: Vec::new() }
     }
 
-    /// The next message, or `None` at the end of the stream. `length` says how long the message is that these bytes
-    /// begin, once they tell. Dropping the future loses nothing.
+    /// Returns the next message, or `None` at the end of the stream. `length` returns the length of the message at the
+    /// start of the bytes, once they show it. Dropping the future loses nothing.
     pub async fn next(&mut self, length: impl Fn(&[u8]) -> Option<usize>) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(length) = length(&self.buffer).filter(|length| *length <= self.buffer.len()) {

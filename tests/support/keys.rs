@@ -1,4 +1,5 @@
-//! The engine as its callers use it: an operation that writes nothing of its own, a request of it, and a lease on that.
+//! The engine as its callers use it: an operation that writes nothing but its key, a request of it, and a lease on
+//! that.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,10 +19,10 @@ use serde_json::{Value, json};
 
 /// A lease younger than this is respected.
 pub const LOCK: Duration = Duration::from_secs(60);
-/// The completer leaves a request alone for so long.
+/// The completer leaves a request alone for this long.
 pub const GRACE: Duration = Duration::from_secs(300);
 
-/// It writes nothing but its keys, and calls nobody.
+/// An operation that writes nothing but its keys, and makes no foreign call.
 #[derive(Debug, Clone, Copy)]
 pub struct Plain;
 
@@ -60,23 +61,23 @@ impl Operation for Plain {
     }
 }
 
-/// Its answer.
+/// Returns the answer of [`Plain`].
 pub fn done() -> Response {
     Response::new(201, r#"{"message": "done"}"#)
 }
 
-/// An engine that respects leases for so long.
+/// Returns an engine that respects leases for this long.
 pub fn engine(database: &Database, lock_timeout: Duration) -> Engine {
     let (database, clock) = (database.clone(), Clock::default());
     Engine { database, lock_timeout, grace: GRACE, staged: Arc::default(), clock }
 }
 
-/// The plain operation.
+/// Returns an executor of the plain operation.
 pub fn plain(database: &Database) -> Executor<Plain> {
     Executor::new(engine(database, LOCK), Plain)
 }
 
-/// A plain request of the first user's, under this key.
+/// Returns a plain request of the first user, under this key.
 pub fn request(key: &str) -> Request<Value> {
     Request {
         user_id: 1,
@@ -88,17 +89,18 @@ pub fn request(key: &str) -> Request<Value> {
     }
 }
 
-/// What the key says to this request.
+/// Opens this request, and returns the outcome.
 pub async fn ask(database: &Database, request: &Request<Value>) -> Opened {
     plain(database).open(request).await.expect("an answer")
 }
 
-/// A lease on this request, which must be free.
+/// Takes the lease on this request, which must be free.
 pub async fn lease(database: &Database, request: &Request<Value>) -> Lease {
     expect_lease(ask(database, request).await)
 }
 
-/// A lease on this request, also if another holds one: leases of any age have run out.
+/// Takes the lease on this request even if there is another holder: with a lock timeout of zero, every lease has run
+/// out.
 pub async fn take_over(database: &Database, request: &Request<Value>) -> Lease {
     let plain = Executor::new(engine(database, Duration::ZERO), Plain);
     expect_lease(plain.open(request).await.expect("an answer"))
@@ -114,7 +116,7 @@ pub async fn finish(
     plain(database).close(lease, response.clone(), jobs, Value::Null).await
 }
 
-/// The lease, if it was given.
+/// Returns the lease, and panics if there is none.
 pub fn expect_lease(opened: Opened) -> Lease {
     match opened {
         Opened::Lease(lease) => lease,
@@ -127,14 +129,14 @@ pub async fn claim(database: &Database, limit: i64, policy: &RetryPolicy) -> Res
     claim::claim(database, &[Plain::NAME, "ride"], limit, policy).await
 }
 
-/// A ride of the first user's, under this key.
+/// Returns a request for a ride of the first user, under this key.
 pub fn ride_request(key: &str) -> Request<RideParams> {
     let Request { user_id, key, method, origin_ip, .. } = request(key);
     let params = RideParams { origin_lat: 1.0, origin_lon: 2.0, target_lat: 3.0, target_lon: 4.0 };
     Request { user_id, key, method, path: "/rides".into(), params, origin_ip }
 }
 
-/// What books rides, with this Stripe.
+/// Returns an executor that books rides, with this Stripe.
 pub fn rides(engine: Engine, stripe: stripe::Client, key_retention: Duration) -> Executor<Rides> {
     Executor::new(engine, Rides { stripe, key_retention, price: PRICE })
 }

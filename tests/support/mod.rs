@@ -1,4 +1,4 @@
-//! What every test stands on: a database of its own, a whole supervisor on free ports, and a client.
+//! What every test uses: its own database, a whole supervisor on free ports, and a client.
 
 pub mod books;
 pub mod broker;
@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 /// A condition that does not come true within this time never will.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `condition` gives something, looking again and again.
+/// Waits until `condition` returns something, and returns it.
 pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
@@ -40,8 +40,8 @@ where
     }
 }
 
-/// As [`eventually`], for a condition that changes what it has borrowed. Such a wait stays in the task that it began in: the
-/// compiler does not see that it could be sent to another thread.
+/// Like [`eventually`], for a condition that changes what it has borrowed. Such a wait stays in the task that it began
+/// in: the compiler does not see that it could be sent to another thread.
 pub async fn eventually_mut<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! A private NATS with JetStream, and what a worker would find in it.
+//! A private NATS with JetStream, and the jobs that a worker would find in it.
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, Context};
@@ -17,7 +17,7 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// With more lines for its config.
+    /// Starts the server with more lines in its config.
     pub fn start_with(config: &str) -> Self {
         let server = Server::start("nats-server", "nats-server", |address, dir| {
             let file = dir.join("nats.conf");

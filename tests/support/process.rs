@@ -1,4 +1,4 @@
-//! The real binary as a process of its own, to be killed.
+//! The real binary as a separate process, which tests can kill.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,7 +22,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs the binary with these arguments and no variables but `PATH`, so that the developer's own say nothing.
+    /// Runs the binary with these arguments and no variables but `PATH` and `PG_BIN`, so that the developer's own have
+    /// no effect.
     pub fn spawn(arguments: &[String]) -> Self {
         Self::spawn_with(arguments, &[])
     }
@@ -57,28 +58,28 @@ impl Process {
         Self { child, log, readers }
     }
 
-    /// Everything said so far, a line each.
+    /// Returns all lines printed so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().expect("no panic").clone()
     }
 
-    /// Everything that it has said, once it has ended.
+    /// Returns all lines that it has printed, once it has ended.
     pub async fn all_said(mut self) -> Vec<String> {
         while self.readers.join_next().await.is_some() {}
         self.log()
     }
 
-    /// The API, once it is ready.
+    /// Returns the API, once it is ready.
     pub async fn api(&self) -> Http {
         Http::new(self.field("api").await.trim_start_matches("http://").parse().expect("an address"))
     }
 
-    /// Its number, unless it has ended and been waited for.
+    /// Returns its process id, unless it has ended and been waited for.
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// The first value of this field in a log line, if there is one by now.
+    /// Returns the first value of this field in a log line, if there is one by now.
     pub fn said(&self, name: &str) -> Option<String> {
         let log = self.log.lock().expect("no panic");
         log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| {
@@ -86,7 +87,7 @@ impl Process {
         })
     }
 
-    /// The first value of this field in a log line.
+    /// Waits for the first value of this field in a log line.
     pub async fn field(&self, name: &str) -> String {
         eventually(name, async || {
             let (lines, found) = (self.log(), self.said(name));
@@ -108,7 +109,7 @@ impl Process {
     }
 }
 
-/// Arguments for API and sandbox on free ports over this database; later ones win.
+/// Returns arguments for API and sandbox on free ports over this database; later ones override earlier ones.
 pub fn arguments(database: Option<&tokio_postgres::Config>, dir: &Path, more: &[&str]) -> Vec<String> {
     let mut settings = vec![
         "api.listen=127.0.0.1:0".to_owned(),
@@ -131,8 +132,8 @@ pub fn arguments(database: Option<&tokio_postgres::Config>, dir: &Path, more: &[
     arguments
 }
 
-/// A port that was free a moment ago, and that the system gives to nobody who asks for any: below the range of those
-/// that Linux and macOS hand out. So it stays free while the process that listens there is being restarted.
+/// Returns a port that was free a moment ago. It is below the range from which Linux and macOS choose ports by
+/// themselves, so it stays free while the process that listens there is being restarted.
 pub fn free_port() -> SocketAddr {
     let candidates =
         std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], rand::random_range(10_000..32_000))));

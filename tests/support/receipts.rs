@@ -1,4 +1,4 @@
-//! The end of a receipt's job, as the worker brings it about.
+//! The end of a receipt's job, as the worker ends it.
 
 use atomic_phases::database::{Database, DatabaseError};
 use atomic_phases::queue::work::{self, FinishStatement, JobLease};
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 /// A receipt that was handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentReceipt {
-    /// For which ride.
+    /// The id of its ride.
     pub ride_id: i64,
-    /// As which message.
+    /// The id of its message.
     pub message_id: String,
 }
 

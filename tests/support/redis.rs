@@ -1,4 +1,4 @@
-//! A private Redis that loses nothing, and what a worker would find in it.
+//! A private Redis that loses nothing, and the jobs that a worker would find in it.
 
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
@@ -16,7 +16,7 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Later arguments win.
+    /// Starts the server with more arguments; later ones override earlier ones.
     pub async fn start_with(arguments: &[&str]) -> Self {
         let server = Server::start("redis-server", "redis-server", |address, dir| {
             let (port, dir) = (address.port().to_string(), dir.display().to_string());
@@ -27,7 +27,7 @@ impl RedisServer {
         Self { server }
     }
 
-    /// Waits until it has read its files.
+    /// Opens a connection, once the server has read its files.
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("a URL");
         // A long list takes longer than the client's half a second.

@@ -1,4 +1,4 @@
-//! What a test does to the sandbox's books and lists, over the sandbox's own HTTP.
+//! Changes that a test makes to the sandbox's ledger and lists, over the sandbox's own HTTP.
 
 use hyper::Method;
 use serde_json::json;
@@ -6,22 +6,22 @@ use serde_json::json;
 use super::world::World;
 
 impl World {
-    /// What happens to the next lists of charges, in order.
+    /// Sets what happens to the next lists of charges, in order.
     pub async fn script_lists(&self, faults: &[&str]) {
         self.steer(Method::POST, "lists/next", &json!(faults).to_string()).await;
     }
 
-    /// Lists so many charges on a page at most.
+    /// Limits a page to this many charges.
     pub async fn list_by(&self, page: usize) {
         self.steer(Method::PUT, "lists", &json!({ "page": page }).to_string()).await;
     }
 
-    /// Makes all that Stripe has recorded so much older, as in `26h`.
+    /// Makes all records of Stripe older by this time, such as `26h`.
     pub async fn age_stripe(&self, by: &str) {
         self.steer(Method::POST, "age", &json!(by).to_string()).await;
     }
 
-    /// Ends the charges that are pending.
+    /// Gives the pending charges this status.
     pub async fn settle_charges(&self, status: &str) {
         self.steer(Method::PUT, "settle", &json!(status).to_string()).await;
     }

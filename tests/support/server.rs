@@ -1,4 +1,4 @@
-//! A server of somebody else's, private to one test: started on a free port, killed when the test ends, however it ends.
+//! A third-party server, private to one test: started on a free port, killed when the test ends, however it ends.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `binary` of Debian's `package` with what `arguments` makes of its address and directory.
+    /// Starts `binary` of Debian's `package` with the arguments that `arguments` returns for its address and directory.
     pub fn start(
         binary: &'static str,
         package: &'static str,
@@ -36,7 +36,7 @@ impl Server {
         server
     }
 
-    /// As a crash does, with nothing said to anybody.
+    /// Kills the server without a shutdown, as a crash does.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
@@ -48,7 +48,7 @@ impl Server {
         self.until_it_listens();
     }
 
-    /// It stays as it is, connections included, and does nothing.
+    /// Stops the process without ending it (SIGSTOP): its connections stay open, but it does nothing.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
@@ -83,7 +83,7 @@ impl Drop for Server {
 
 fn spawn(binary: &str, package: &str, arguments: &[String], dir: &Path) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
-    // Debian has nats-server where only root looks for programs.
+    // Debian installs nats-server in a directory that is in root's `PATH` only.
     let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
     let spawned = Command::new(binary)
         .args(arguments)

@@ -1,4 +1,4 @@
-//! A mail server that says what a test wants it to.
+//! A mail server with scripted replies.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Where a conversation is when the server does what was scripted.
+/// The point of a session at which the server does what was scripted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     Mail,
@@ -19,20 +19,20 @@ pub enum At {
     End,
 }
 
-/// What it does then.
+/// What the server does at that point.
 #[derive(Debug, Clone, Copy)]
 pub enum Reply {
-    /// Says this and goes on.
+    /// Sends this line and goes on.
     Say(&'static str),
-    /// Closes the connection without a word.
+    /// Closes the connection without a reply.
     HangUp,
-    /// Takes the mail, as far as it is one, and closes the connection without a word.
+    /// Accepts the mail, if there is one, and closes the connection without a reply.
     TakeAndHangUp,
-    /// Says nothing more.
+    /// Sends nothing more.
     Hang,
 }
 
-/// A mail that was taken.
+/// A mail that was accepted.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub from: String,
@@ -64,7 +64,7 @@ impl MailServer {
             while let Ok((client, _)) = listener.accept().await {
                 served.lock().expect("no panic").connections += 1;
                 let served = Arc::clone(&served);
-                // A client that hangs up is a client's right.
+                // A client may close the connection at any time.
                 tokio::spawn(async move { converse(client, served).await.unwrap_or_default() });
             }
         });
@@ -75,7 +75,7 @@ impl MailServer {
         format!("smtp://{}", self.address)
     }
 
-    /// What it does at the next conversations that come to these points, in order.
+    /// Sets what the server does in the next sessions that reach these points, in order.
     pub fn script(&self, script: &[(At, Reply)]) {
         self.state.lock().expect("no panic").script.extend(script);
     }
@@ -84,7 +84,7 @@ impl MailServer {
         self.state.lock().expect("no panic").received.clone()
     }
 
-    /// What was said to `AUTH PLAIN`, as it came.
+    /// Returns the `AUTH` lines, as received.
     pub fn logins(&self) -> Vec<String> {
         self.state.lock().expect("no panic").logins.clone()
     }
@@ -111,7 +111,7 @@ impl Conversation {
         self.to.write_all(format!("{line}\r\n").as_bytes()).await
     }
 
-    /// Does what was scripted, or says `otherwise`. `false` if that was the end.
+    /// Does what was scripted, or sends `otherwise`. Returns `false` if that was the end of the session.
     async fn at(&mut self, at: At, otherwise: &str) -> io::Result<bool> {
         let scripted = {
             let mut state = self.state.lock().expect("no panic");
@@ -127,7 +127,7 @@ impl Conversation {
         Ok(true)
     }
 
-    /// Whether the next thing at the end of a mail is to refuse it, or to lose it.
+    /// Returns whether the mail will be accepted: no scripted reply refuses or loses it.
     fn will_take(&self) -> bool {
         let state = self.state.lock().expect("no panic");
         let next = state.script.front().filter(|(at, _)| *at == At::End);
@@ -191,7 +191,7 @@ async fn converse(client: TcpStream, state: Arc<Mutex<State>>) -> io::Result<()>
     Ok(())
 }
 
-/// What stands in angle brackets.
+/// Returns the text in angle brackets.
 fn address(line: &str) -> String {
     line.split(['<', '>']).nth(1).unwrap_or_default().to_owned()
 }

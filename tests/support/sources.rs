@@ -1,11 +1,11 @@
-//! The program's own files, for tests that hold for all of them.
+//! The program's own files, for tests that check all of them.
 
 use std::path::{Path, PathBuf};
 
-/// Where the code of the program is, and that of the library.
+/// The directories with the code of the program and of the library.
 const CODE: [&str; 2] = ["src", "crates/atomic-phases/src"];
 
-/// The code's files with this extension, each with its path below `src`.
+/// Returns the code's files with this extension, each with its path below `src`.
 pub fn code(extension: &str) -> Vec<(String, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     CODE.iter()
@@ -17,7 +17,7 @@ pub fn code(extension: &str) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// The files with this extension below `dir`.
+/// Returns the files with this extension below `dir`.
 pub fn sources(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());
     let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());

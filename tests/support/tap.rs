@@ -1,7 +1,7 @@
-//! A tap on the way from the program to Postgres, for the mutants in `tests/mutants`: it writes down which test has which
-//! statement sent, or replaces a statement by a mutant of it. So a mutant needs no build.
+//! A tap between the program and Postgres, for the mutants in `tests/mutants`: it records which test causes which
+//! statement, or replaces a statement by a mutant of it. So a mutant needs no build.
 //!
-//! Two variables turn it on; without them no tap is there. The tests' own connections never lead through it.
+//! Two variables turn it on; without them there is no tap. The tests' own connections never go through it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -45,15 +45,15 @@ struct Tap {
 
 struct Record {
     file: File,
-    /// Whose each database is.
+    /// The test of each database.
     tests: HashMap<String, String>,
     /// Tests and statements that are in the file.
     seen: HashSet<(String, String)>,
 }
 
-/// Says that this database was made for the test on this thread, which libtest has named after it.
+/// Records that this database was made for the test on this thread, which libtest has named after it.
 ///
-/// A test may make databases on other threads as well. Then it must be alone in its process to be known.
+/// A test may make databases on other threads as well. Then it can be identified only if it is alone in its process.
 pub fn name_database(database: &str) {
     let Some(record) = TAP.as_ref().and_then(|tap| tap.record.as_ref()) else { return };
     let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
@@ -64,12 +64,12 @@ pub fn name_database(database: &str) {
     record.lock().expect("no panic while locked").tests.insert(database.to_owned(), test);
 }
 
-/// The server, and the way there through the tap.
+/// The server, and the config that leads to it through the tap.
 static WAYS: OnceLock<(Config, Config)> = OnceLock::new();
 
-/// The way to `server` that the program is given: through the tap, if one is asked for.
+/// Returns the config with which the program reaches `server`: through the tap, if it is turned on.
 ///
-/// Runs until the runtime ends.
+/// The tap runs until the runtime ends.
 pub async fn in_front_of(server: &Config) -> Config {
     let Some(tap) = TAP.as_ref() else { return server.clone() };
     let (dir, port) = (TempDir::new(), server.get_ports()[0]);
@@ -79,7 +79,7 @@ pub async fn in_front_of(server: &Config) -> Config {
         .host_path(dir.path())
         .port(port)
         .user(server.get_user().expect("a user"))
-        // The relay knows no other start of a connection.
+        // The relay supports no TLS at the start of a connection.
         .ssl_mode(SslMode::Disable);
     WAYS.set((server.clone(), through.clone())).expect("one cluster");
     let server = server.clone();
@@ -87,14 +87,14 @@ pub async fn in_front_of(server: &Config) -> Config {
         let _kept = dir;
         while let Ok((client, _)) = listener.accept().await {
             let server = server.clone();
-            // A connection that breaks is for those at its ends to report.
+            // The program or the server reports a connection that breaks.
             tokio::spawn(async move { relay(tap, client, &server).await });
         }
     });
     through
 }
 
-/// The same database by the way that leads past the tap.
+/// Returns the config of the same database that does not lead through the tap.
 pub fn past(config: &Config) -> Config {
     let ways = WAYS.get().filter(|(_, through)| through.get_hosts() == config.get_hosts());
     let Some((server, _)) = ways else { return config.clone() };
@@ -130,7 +130,7 @@ async fn relay(tap: &Tap, client: UnixStream, server: &Config) -> std::io::Resul
 }
 
 impl Tap {
-    /// Records a statement; `Some` if another one is sent in its place.
+    /// Records a statement. Returns the one that is sent in its place, if there is one.
     fn statement(&self, database: Option<&str>, sql: &str) -> Option<String> {
         if let Some(record) = &self.record {
             record.lock().expect("no panic while locked").add(database.unwrap_or_default(), sql);
@@ -148,7 +148,7 @@ impl Record {
     }
 }
 
-/// A parameter of the first message of a connection: after its length and the version come names and values.
+/// Returns a parameter of the first message of a connection: after its length and the version come names and values.
 fn parameter(startup: &[u8], name: &str) -> Option<String> {
     let words: Vec<&[u8]> = startup.get(8..)?.split(|byte| *byte == 0).collect();
     let (pairs, _) = words.as_chunks::<2>();

@@ -1,10 +1,10 @@
-//! Files of a test.
+//! Temporary files of a test.
 
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-/// A directory that goes with its test.
+/// A directory that is removed when it is dropped.
 pub struct TempDir(PathBuf);
 
 impl TempDir {

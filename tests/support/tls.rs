@@ -1,4 +1,4 @@
-//! Certificates of an authority that nobody knows.
+//! Certificates of an authority that is trusted nowhere by default.
 
 use std::path::PathBuf;
 

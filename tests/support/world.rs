@@ -1,4 +1,4 @@
-//! A whole supervisor in this process, with everything that it talks to.
+//! A whole supervisor in this process, with everything that it needs.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,7 +23,7 @@ use super::client::{Answer, Http, Post};
 pub use super::temp::TempDir;
 use super::{cluster, eventually};
 
-/// Once for all tests: room for both ends of every connection, and logs when `RUST_LOG` asks for them.
+/// Done once for all tests: allows enough open files for both ends of every connection, and logs if `RUST_LOG` is set.
 static ONCE: LazyLock<()> = LazyLock::new(|| {
     open_files::raise_limit();
     if let Ok(filter) = std::env::var("RUST_LOG") {
@@ -44,7 +44,7 @@ pub struct World {
     dir: TempDir,
 }
 
-/// API and sandbox on free ports over the given database; other roles off, delays short.
+/// Returns a config with API and sandbox on free ports over the given database; other roles off, delays short.
 pub fn config(database: &tokio_postgres::Config, dir: &Path) -> Config {
     let mut config = Config::default();
     config.roles.completer = false;
@@ -69,18 +69,18 @@ pub fn config(database: &tokio_postgres::Config, dir: &Path) -> Config {
     config
 }
 
-/// A pool beside the supervisor's.
+/// Opens a pool beside the supervisor's.
 pub async fn pool(database: &tokio_postgres::Config) -> Database {
     pool_of(database, 8).await
 }
 
-/// As [`pool`], of so many connections.
+/// Like [`pool`], with this many connections.
 pub async fn pool_of(database: &tokio_postgres::Config, size: u32) -> Database {
     let settings = PoolSettings { size, ..config::Database::default().pool_settings() };
     Database::connect(database.clone(), tls::none(), settings).await.expect("connect")
 }
 
-/// Finished keys of this age, as many rides leave them.
+/// Inserts finished keys of this age, such as many rides leave.
 pub async fn insert_keys(world: &World, count: i64, age: &str) {
     let sql = format!(
         "INSERT INTO idempotency_keys (created_at, last_run_at, idempotency_key, user_id, operation, request_method,
@@ -93,7 +93,7 @@ pub async fn insert_keys(world: &World, count: i64, age: &str) {
     assert_eq!(world.execute(&sql).await, count.unsigned_abs());
 }
 
-/// So many jobs in the outbox, each with its number as its argument.
+/// Stages this many jobs, each with its number as its argument.
 pub async fn stage(world: &World, count: i64) {
     let sql = format!(
         "INSERT INTO staged_jobs (job_name, job_args) SELECT 'n', to_jsonb(n) FROM generate_series(1, {count}) n"
@@ -102,12 +102,12 @@ pub async fn stage(world: &World, count: i64) {
 }
 
 impl World {
-    /// API and sandbox.
+    /// Starts an API and a sandbox.
     pub async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
-    /// As [`World::start`], with changes to the config.
+    /// Like [`World::start`], with changes to the config.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         LazyLock::force(&ONCE);
         let dir = TempDir::new();
@@ -138,7 +138,7 @@ impl World {
         }
     }
 
-    /// A second process's worth of roles over the same database and sandbox.
+    /// Starts a second supervisor over the same database and sandbox.
     pub async fn neighbour(&self, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = self.config.clone();
         config.roles.stripe_sandbox = false;
@@ -165,7 +165,7 @@ impl World {
         self.api.post(post).await
     }
 
-    /// Asks for the drain and waits for its end.
+    /// Starts the shutdown and waits for its end.
     pub async fn stop(&mut self) -> Result<(), RunError> {
         self.begin_stop();
         self.ran.take().expect("stopped once").await.expect("no panic")
@@ -187,7 +187,7 @@ impl World {
         self.query(&format!("SELECT count(*) FROM {sql}"), &[]).await[0].get(0)
     }
 
-    /// One value that is there.
+    /// Returns one value, which must exist.
     pub async fn get<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> T {
         self.query(sql, &[]).await[0].get(0)
     }
@@ -196,19 +196,20 @@ impl World {
         self.database.execute(sql, &[]).await.expect(sql)
     }
 
-    /// As [`World::execute`], past the triggers that hold the invariants: for what only a test may do.
+    /// Like [`World::execute`], but without the triggers that guard the invariants: for changes that only a test may
+    /// make.
     pub async fn tamper(&self, sql: &str) {
         let unguarded = format!("SET session_replication_role = replica; {sql}; RESET session_replication_role");
         self.database.batch_execute(&unguarded).await.expect(sql);
     }
 
-    /// A client of the sandbox beside the supervisor's.
+    /// Returns a client of the sandbox beside the supervisor's.
     pub fn stripe(&self) -> stripe::Client {
         let sandbox = format!("http://{}", self.sandbox_address);
         stripe::Client::new(&sandbox, &"sk_test_world".into(), Duration::from_secs(10)).expect("a client")
     }
 
-    /// All rules, over the database and the sandbox's ledger.
+    /// Checks all rules, over the database and the sandbox's ledger.
     pub async fn verify(&self, circumstances: Circumstances) -> Report {
         if circumstances.at_rest && !self.config.roles.worker {
             self.finish_jobs().await;
@@ -217,7 +218,7 @@ impl World {
         books::verify(&database, self.stripe(), circumstances).await
     }
 
-    /// Finishes what is queued as a worker does, for tests that have none.
+    /// Finishes the queued jobs as a worker does, for tests without a worker.
     async fn finish_jobs(&self) {
         self.execute(
             "WITH finished AS (
@@ -236,24 +237,24 @@ impl World {
         .await;
     }
 
-    /// Nothing is under way, and every invariant holds.
+    /// Asserts that nothing is under way, and that every invariant holds.
     pub async fn assert_sound(&self) {
         let report = self.verify(AT_REST).await;
         assert!(report.violated().is_empty(), "{report}");
     }
 
-    /// Waits until so many rows are there.
+    /// Waits until there are `count` such rows.
     pub async fn until_count(&self, sql: &str, count: i64) {
         eventually(&format!("{count} of {sql}"), async || (self.count(sql).await == count).then_some(())).await;
     }
 
-    /// The sandbox's faults for the next charges, in order.
+    /// Sets the sandbox's faults for the next charges, in order.
     pub async fn script(&self, faults: &[&str]) {
         let answer = self.sandbox.call(Method::POST, "/_sandbox/faults/next", &json!(faults).to_string()).await;
         assert_eq!(answer.status / 100, 2, "{answer:?}");
     }
 
-    /// Waits until a charge is held in the sandbox: it has been sent, and nobody knows what will become of it.
+    /// Waits until a charge is held in the sandbox: it has been sent, and its outcome is not known yet.
     pub async fn until_held(&self) {
         eventually("a held charge", async || {
             let held = self.sandbox.call(Method::GET, "/_sandbox/faults/held", "").await.json();
@@ -274,12 +275,12 @@ impl World {
         assert_eq!(answer.status / 100, 2, "{answer:?}");
     }
 
-    /// All charges that succeeded, from the sandbox's own ledger.
+    /// Returns all charges that succeeded, from the sandbox's own ledger.
     pub async fn charges(&self) -> Vec<Value> {
         self.succeeded("charges").await
     }
 
-    /// All refunds that succeeded, likewise.
+    /// Returns all refunds that succeeded, from the sandbox's own ledger.
     pub async fn refunds(&self) -> Vec<Value> {
         self.succeeded("refunds").await
     }
@@ -299,7 +300,7 @@ impl World {
         }
     }
 
-    /// One ride, one charge, one receipt: what exactly once looks like from outside.
+    /// Asserts that there is one ride, one charge and one receipt: this is how exactly once looks from outside.
     pub async fn assert_one_of_each(&self) {
         assert_eq!(self.count("rides WHERE stripe_charge_id IS NOT NULL").await, 1, "rides");
         assert_eq!(self.count("rides").await, 1, "rides without a charge");

@@ -1,48 +1,48 @@
-//! Bugs on request: what the program sends, or is told, is changed on its way, as if the program had been written
+//! Planted bugs: messages from the program or to it are changed on their way, as if the program had been written
 //! differently. So the program needs no switch for its own tests.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
-/// Makes of a whole message another one.
+/// Turns a whole message into another one.
 pub type Rewrite = fn(&str) -> String;
 
-/// A bug that is planted to be found.
+/// A bug that is planted for a test to find.
 #[derive(Debug, Clone, Copy)]
 pub enum Bug {
     /// In statements to Postgres, each of the first texts becomes the second. Runs of white space count as one space.
     Sql(&'static [(&'static str, &'static str)]),
-    /// In requests to Stripe.
+    /// Changes requests to Stripe.
     ToStripe(Rewrite),
-    /// In Stripe's replies.
+    /// Changes Stripe's replies.
     FromStripe(Rewrite),
 }
 
-/// What is planted just now.
+/// The bug that is planted now, if any.
 #[derive(Default)]
 pub struct Bugs(Mutex<Option<Planted>>);
 
-/// A bug, and how much of it came to be.
+/// A bug, and what it has changed so far.
 struct Planted {
     bug: Bug,
     /// Parts of it that changed something.
     seen: BTreeSet<usize>,
-    /// A changed statement that Postgres does not understand is no bug but a typing error.
+    /// Postgres' error if it does not understand a changed statement: then this is no bug but a typing error.
     refused: Option<String>,
 }
 
 impl Bugs {
-    /// Applies `bug` to all that crosses from now on.
+    /// Applies `bug` to all messages from now on.
     pub fn plant(&self, bug: Bug) {
         *self.planted() = Some(Planted { bug, seen: BTreeSet::new(), refused: None });
     }
 
-    /// Lets everything cross as it is again.
+    /// Removes the bug: all messages pass unchanged again.
     pub fn uproot(&self) {
         *self.planted() = None;
     }
 
-    /// Why the bug that was planted did not come to be: a bug that was not there has not been found.
+    /// Returns why the planted bug has had no effect, if so: the test has then not shown that the bug is found.
     pub fn not_planted(&self) -> Option<String> {
         let planted = self.planted();
         let Some(Planted { bug, seen, refused }) = &*planted else { return Some("no bug".to_owned()) };
@@ -52,7 +52,7 @@ impl Bugs {
         refused.clone().or_else(unseen)
     }
 
-    /// The statement with the bug in it; `None` if there is none for it.
+    /// Returns the statement with the bug in it; `None` if the bug does not change it.
     pub(super) fn sql(&self, sql: &str) -> Option<String> {
         let mut planted = self.planted();
         let Some(Planted { bug: Bug::Sql(parts), seen, .. }) = &mut *planted else { return None };
@@ -76,7 +76,7 @@ impl Bugs {
         self.http(reply, |bug| if let Bug::FromStripe(rewrite) = bug { rewrite } else { unchanged })
     }
 
-    /// A message whose length is what its head says it is, rewritten or not.
+    /// Returns the message, rewritten if the bug is for it, with the content length that fits.
     fn http(&self, message: Vec<u8>, rewrite: impl Fn(Bug) -> Rewrite) -> Vec<u8> {
         let mut planted = self.planted();
         let Some(planted) = &mut *planted else { return message };
@@ -89,7 +89,8 @@ impl Bugs {
         with_length(&rewritten)
     }
 
-    /// Hears what Postgres says to a statement: an error of class 42 means that it does not understand it.
+    /// Records Postgres' answer to a statement if it is an error of class 42: Postgres does not understand the
+    /// statement.
     pub(super) fn answered(&self, label: &str, reply: &[u8]) {
         if !reply.windows(4).any(|bytes| bytes == b"\0C42") {
             return;
@@ -108,7 +109,7 @@ fn unchanged(message: &str) -> String {
     message.to_owned()
 }
 
-/// An HTTP message whose length is what its head says it is.
+/// Returns the HTTP message with the content length that fits.
 pub fn with_length(message: &str) -> Vec<u8> {
     let (head, body) = message.split_once("\r\n\r\n").expect("a head");
     let head: String = head

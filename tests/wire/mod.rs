@@ -1,7 +1,7 @@
-//! Proxies between the program and what it talks to, which cut what crosses into messages.
+//! Proxies between the program and its servers, which cut the traffic into messages.
 //!
-//! To Postgres a message is a flight (all up to a `Sync`, or a simple query), to Stripe a request. What becomes of each is
-//! up to a [`Carrier`]: `chaos` breaks one at a chosen place, `model` lets one through at a time.
+//! To Postgres a message is a flight (all up to a `Sync`, or a simple query), to Stripe a request. A [`Carrier`]
+//! decides what happens to each: `chaos` breaks one at a chosen place, `model` lets one through at a time.
 
 pub mod bug;
 mod postgres;
@@ -24,7 +24,7 @@ pub enum Target {
     Stripe,
 }
 
-/// A message that crosses, as reports name it.
+/// A message at a proxy, with its name for reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Boundary {
     pub target: Target,
@@ -37,24 +37,24 @@ impl fmt::Display for Boundary {
     }
 }
 
-/// Decides what becomes of the messages of some proxies. Clones decide together.
+/// Decides what happens to the messages of some proxies. Clones share their state.
 pub trait Carrier: Clone + Send + Sync + 'static {
     /// Is kept for as long as a connection to Stripe is open.
     type Call: Send;
 
-    /// A connection to Stripe opens.
+    /// Called when a connection to Stripe opens.
     fn call(&self) -> Self::Call;
 
-    /// The bugs that are planted in what crosses.
+    /// Returns the bugs that are planted in the messages.
     fn bugs(&self) -> &Bugs;
 
-    /// Whether a backend of Postgres whose connection was broken on purpose serves the next one, which spares Postgres a
-    /// process. Nothing on the other side of the proxy can tell.
+    /// Returns whether a backend of Postgres whose connection was broken on purpose serves the next one, which spares
+    /// Postgres a process. The program cannot notice that.
     fn keeps_backends(&self) -> bool {
         false
     }
 
-    /// Takes one message across. `None`: it breaks here, and both sides must be closed.
+    /// Carries one message across and returns the reply. `None`: it breaks here, and both sides must be closed.
     fn carry(
         &self,
         boundary: Boundary,
@@ -63,11 +63,11 @@ pub trait Carrier: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<Option<Vec<u8>>>> + Send;
 }
 
-/// The far side of a connection.
+/// The server's side of a connection.
 pub trait Upstream: Send {
     /// Sends a message and reads all of its answer.
     fn exchange(&mut self, message: &[u8]) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
-    /// Has the far side end this connection, and reads what it says to that.
+    /// Makes the server end this connection, and reads its last messages.
     fn terminate(&mut self) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
 }
 
@@ -78,14 +78,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Between the process and this Postgres, which must trust its user.
+    /// Starts a proxy between the process and this Postgres, which must trust its user.
     pub async fn postgres(carrier: &impl Carrier, upstream: &tokio_postgres::Config) -> Self {
         let (carrier, upstream, spares) = (carrier.clone(), upstream.clone(), postgres::Spares::default());
         Self::serve(move |client| postgres::relay(client, carrier.clone(), upstream.clone(), Arc::clone(&spares)))
             .await
     }
 
-    /// Between the process and this sandbox of Stripe.
+    /// Starts a proxy between the process and this sandbox of Stripe.
     pub async fn stripe(carrier: &impl Carrier, upstream: SocketAddr) -> Self {
         let carrier = carrier.clone();
         Self::serve(move |client| stripe::relay(client, carrier.clone(), upstream)).await
@@ -108,13 +108,13 @@ impl Proxy {
         Self { address, task }
     }
 
-    /// How to connect to this database past the proxy.
+    /// Returns the connection string of this database through the proxy.
     pub fn postgres_url(&self, database: &tokio_postgres::Config) -> String {
         let (user, dbname) = (database.get_user().expect("a user"), database.get_dbname().expect("a database"));
         format!("host=127.0.0.1 port={} user={user} dbname={dbname} sslmode=disable", self.address.port())
     }
 
-    /// The base of Stripe's API past the proxy.
+    /// Returns the base URL of Stripe's API through the proxy.
     pub fn stripe_url(&self) -> String {
         format!("http://{}", self.address)
     }

@@ -1,4 +1,4 @@
-//! Postgres' side of a proxy: what crosses at once, and what it is called.
+//! The proxy for Postgres: which bytes are one message, and how it is labelled.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,14 +11,14 @@ use super::{Boundary, Carrier, Target, Upstream};
 use crate::support::cluster;
 use crate::support::framing::{self, Messages, PARSE, QUERY, Socket, TERMINATE, tagged, text, untagged};
 
-/// Backends whose clients are gone, with what they said to the first one.
+/// Backends whose clients are gone, with their greeting to the first client.
 pub(super) type Spares = Arc<Mutex<Vec<(Backend, Vec<u8>)>>>;
 
 /// One backend.
 pub(super) struct Backend {
     from: Messages<ReadHalf<Socket>>,
     to: WriteHalf<Socket>,
-    /// Known once the backend has introduced itself.
+    /// Its process id, known once the backend has sent it.
     pid: i32,
     server: tokio_postgres::Config,
 }
@@ -116,7 +116,7 @@ impl Upstream for Backend {
         let administrator = cluster::connect(&self.server).await;
         administrator.execute("SELECT pg_terminate_backend($1)", &[&self.pid]).await.expect("terminate");
         let mut last_words = Vec::new();
-        // An end by reset is an end, too.
+        // A reset ends the connection, too.
         while let Ok(Some(message)) = self.from.next(tagged).await {
             last_words.extend(message);
         }
@@ -124,12 +124,12 @@ impl Upstream for Backend {
     }
 }
 
-/// What this connection has prepared, by the names it gave.
+/// The statements that this connection has prepared, by their names.
 #[derive(Default)]
 struct Statements(HashMap<String, String>);
 
 impl Statements {
-    /// What a flight does, for people: the last of its messages that says so.
+    /// Returns a readable label of a flight: of the last of its messages that has one.
     fn label(&mut self, flight: &[Vec<u8>]) -> String {
         let mut label = String::from("sync");
         for message in flight {
@@ -154,7 +154,7 @@ impl Statements {
     }
 }
 
-/// The tables that a statement writes, since those tell our statements apart; else its first words.
+/// Returns the tables that a statement writes, because they identify the program's statements; else its first words.
 fn summary(sql: &str) -> String {
     let words: Vec<&str> = sql.split_whitespace().collect();
     let mut writes: Vec<String> = words

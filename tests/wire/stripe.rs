@@ -25,7 +25,7 @@ pub(super) async fn relay(client: TcpStream, carrier: impl Carrier, sandbox: Soc
     let mut sandbox = Sandbox { from: Messages::new(from), to: to_sandbox };
     while let Some(request) = client.next(whole).await? {
         let line = String::from_utf8_lossy(&request).lines().next().unwrap_or_default().to_owned();
-        // Method and path; what is asked for in detail only makes labels differ from run to run.
+        // Method and path only: a query would make labels differ from run to run.
         let label = line.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" ");
         let boundary = Boundary { target: Target::Stripe, label };
         let request = carrier.bugs().request(request);
@@ -46,7 +46,7 @@ impl Upstream for Sandbox {
     }
 }
 
-/// Length of head and body, once the head is there.
+/// Returns the length of head and body, once the head is there.
 fn whole(bytes: &[u8]) -> Option<usize> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..end]).expect("a head is text").to_ascii_lowercase();

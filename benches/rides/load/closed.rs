@@ -12,8 +12,8 @@ use super::wire::Connection;
 
 /// Runs `connections` clients for `warm_up` and then `window`, or until there are no more keys.
 ///
-/// They come one after the other, in the first half of the warm-up. If all came at once they would go on in step, behind
-/// a Stripe that always takes the same time, and that is a property of a clock and not of clients.
+/// The clients start one after the other, in the first half of the warm-up. If all started at once they would stay in
+/// step, because the sandbox takes the same time for every charge; real clients do not stay in step.
 pub(crate) async fn run(
     address: SocketAddr,
     connections: usize,

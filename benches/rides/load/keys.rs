@@ -1,4 +1,4 @@
-//! Which idempotency keys the requests come with.
+//! The idempotency keys that the requests carry.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ pub(crate) enum Keys {
     Fresh,
     /// These, each once.
     Once(Arc<[Key]>, AtomicUsize),
-    /// These, round and round.
+    /// These, again from the first after the last.
     Again(Arc<[Key]>, AtomicUsize),
 }
 
@@ -26,7 +26,7 @@ impl Keys {
         Self::Again(Arc::clone(keys), AtomicUsize::new(0))
     }
 
-    /// `None` when there are no more.
+    /// Returns the next key; `None` when there are no more.
     pub(super) fn next(&self) -> Option<Key> {
         match self {
             Self::Fresh => Some(random()),

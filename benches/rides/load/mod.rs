@@ -1,9 +1,10 @@
-//! Clients that cost little, for they share the cores with what they measure.
+//! A load generator that needs little processor time, because it shares the cores with the system that it measures.
 //!
 //! - [`wire`]: one request and one answer on a kept-alive connection.
-//! - [`keys`]: which idempotency keys the requests come with.
-//! - [`closed`]: each client sends when it has its answer: how many rides there can be.
-//! - [`open`]: requests are sent when they are due, whatever became of those before: how long clients wait.
+//! - [`keys`]: the idempotency keys that the requests carry.
+//! - [`closed`]: each client sends when it has its answer; measures how many rides per second are possible.
+//! - [`open`]: each request is sent when it is due, whether or not earlier ones are answered; measures how long clients
+//!   wait.
 
 pub(crate) mod closed;
 pub(crate) mod keys;
@@ -15,14 +16,14 @@ use std::time::Duration;
 
 use wire::Answer;
 
-/// What the answers of one measurement were.
+/// The answers of one measurement.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Tally {
     /// Answers within the measured window.
     pub(crate) answers: u64,
-    /// Answers that were no 201, warm-up included, by status; 0 stands for a broken connection.
+    /// Answers other than 201, warm-up included, by status; 0 stands for a broken connection.
     pub(crate) others: BTreeMap<u16, u64>,
-    /// 201 with the mark of a replay, warm-up included; and without.
+    /// Answers 201 with the mark of a replay, and those without; warm-up included.
     pub(crate) replayed: u64,
     pub(crate) fresh: u64,
     /// How long the window was.
@@ -55,13 +56,13 @@ impl Tally {
         }
     }
 
-    /// Answers that were no 201.
+    /// Returns the number of answers other than 201.
     pub(crate) fn failures(&self) -> u64 {
         self.others.values().sum()
     }
 }
 
-/// The exact percentile, in milliseconds; of nothing it is no number.
+/// Returns the exact percentile in milliseconds; NaN if there are no waits.
 pub(crate) fn percentile_ms(waits_us: &mut [u32], percent: f64) -> f64 {
     waits_us.sort_unstable();
     let rank = (waits_us.len() as f64 * percent / 100.0).ceil() as usize;

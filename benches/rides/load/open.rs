@@ -1,8 +1,9 @@
-//! The open loop: requests are due at moments of their own, as those of many strangers are.
+//! The open loop: requests are due at random moments, whether or not earlier ones have been answered, as the requests
+//! of many independent clients are.
 //!
-//! The wait is counted from the moment that a request was due, not from when a client was free to send it. So a server
-//! that stalls is charged for everybody who would have come in the meantime ("coordinated omission" hides them). The
-//! moments are a Poisson process, as pgbench's are under `--rate`.
+//! The wait is counted from the moment that a request was due, not from when a client was free to send it. So a stall
+//! of the server counts for every request that was due in the meantime (a closed loop hides those: "coordinated
+//! omission"). The moments are a Poisson process, as pgbench's are under `--rate`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -83,8 +84,8 @@ fn moments(start: Instant, rate: f64, length: Duration) -> Vec<Instant> {
     times.take_while(|at| *at < length.as_secs_f64()).map(|at| start + Duration::from_secs_f64(at)).collect()
 }
 
-/// Permits each request when it is due. On a thread of its own, because the runtime's timers are whole milliseconds,
-/// which is as long as a ride takes.
+/// Adds a permit for each request when it is due. Runs on its own thread, because the runtime's timers are whole
+/// milliseconds, which is as long as a ride takes.
 fn pace(schedule: Arc<Schedule>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         for due in &schedule.due {
@@ -94,7 +95,7 @@ fn pace(schedule: Arc<Schedule>) -> thread::JoinHandle<()> {
             }
             schedule.permits.add_permits(1);
         }
-        // The clients take what is left, and then find none.
+        // The clients send the requests that are left, and stop when `due` is used up.
         schedule.over.store(true, Ordering::Relaxed);
         schedule.permits.add_permits(Semaphore::MAX_PERMITS / 2);
     })

@@ -1,8 +1,9 @@
 //! One request and one answer at a time on a kept-alive connection, without an HTTP library.
 //!
 //! A library's client would take as much processor time as the server that it measures. This one sends bytes that were
-//! rendered beforehand, with another key each time, and reads of an answer what the measurement needs: the status, the
-//! mark of a replay, and where the answer ends. It is no HTTP client: it knows how this one server answers.
+//! rendered beforehand, with another key each time, and reads only what the measurement needs of an answer: the status,
+//! the mark of a replay, and where the answer ends. It is not a general HTTP client: it can read only this server's
+//! answers.
 
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ const BUFFER: usize = 4096;
 const BODY: &str = "origin_lat=37.7749&origin_lon=-122.4194&target_lat=34.0522&target_lon=-118.2437";
 const PLACE: &str = "------------------------------------";
 
-/// What was answered.
+/// One answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -45,7 +46,7 @@ impl Connection {
         Ok(Self { address, stream, request: request.into_bytes(), key_at, buffer: vec![0; BUFFER] })
     }
 
-    /// Books a ride. A connection that broke is opened anew, so that the next request can be sent.
+    /// Books a ride. Opens a broken connection again, so that the next request can be sent.
     pub(crate) async fn book(&mut self, key: &Key) -> std::io::Result<Answer> {
         self.request[self.key_at..self.key_at + key.len()].copy_from_slice(key);
         let answer = exchange(&mut self.stream, &self.request, &mut self.buffer).await;
@@ -76,7 +77,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], buffer: &mut [u8]) -> 
     }
 }
 
-/// The answer, once all of it is there.
+/// Returns the answer once all of its bytes are there.
 fn parse(bytes: &[u8]) -> std::io::Result<Option<Answer>> {
     let Some(head_ends) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let strange = || Error::new(ErrorKind::InvalidData, "this is no answer of the API");
@@ -95,7 +96,7 @@ fn parse(bytes: &[u8]) -> std::io::Result<Option<Answer>> {
     Ok((bytes.len() >= head_ends + 4 + length).then_some(Answer { status, replayed }))
 }
 
-/// Whether `/readyz` says 200.
+/// Returns whether `/readyz` answers 200.
 pub(crate) async fn is_ready(address: SocketAddr) -> bool {
     let ask = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     matches!(ask_once(address, &ask).await, Ok(Answer { status: 200, .. }))

@@ -1,4 +1,4 @@
-//! Requests that their clients gave up on between the ride and the charge, completed.
+//! How fast the completer finishes requests whose clients gave up between the ride and the charge.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ pub(super) async fn measure(bench: &mut Bench) {
     bench.report.add(Row::new(name, median(&rates), "/s").target(Bound::AtLeast(3000.0)));
 }
 
-/// Requests per second between the first and the last that was finished, by the database's clock.
+/// Returns requests per second between the first and the last that was finished, by the database's clock.
 async fn complete(client: &tokio_postgres::Client, abandoned: u32) -> f64 {
-    // Each stages a receipt as it is finished.
+    // Each request stages a receipt when it is finished.
     const STAGED: &str = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('staged_jobs', 'id')), 0)";
     loop {
         let staged: i64 = client.query_one(STAGED, &[]).await.expect("look at the sequence").get(0);
@@ -37,7 +37,7 @@ async fn complete(client: &tokio_postgres::Client, abandoned: u32) -> f64 {
         }
         tokio::time::sleep(LOOK).await;
     }
-    // The sequence is ahead of the commits.
+    // The sequence also counts jobs whose transactions have not committed yet.
     const UNFINISHED: &str =
         "SELECT EXISTS (SELECT FROM idempotency_keys WHERE response_code IS DISTINCT FROM 201)";
     while client.query_one(UNFINISHED, &[]).await.expect("look at the keys").get(0) {

@@ -1,4 +1,4 @@
-//! The outbox, drained: staged jobs into each of the queues that there are.
+//! How fast the enqueuer drains the outbox: staged jobs into each of the supported queues.
 
 use std::time::{Duration, Instant};
 
@@ -11,16 +11,16 @@ use crate::servers::process::Process;
 use crate::servers::queue::{Kind, Queue};
 
 const STAGED: u32 = 200_000;
-/// Fewer are gone before anybody has looked.
+/// With fewer, the outbox may be empty before the first look.
 const STAGED_AT_LEAST: u32 = 20_000;
 const LOOK: Duration = Duration::from_millis(5);
-/// A drain is given up on after this.
+/// A drain that takes longer than this has failed.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// What the outbox is drained into: to measure another queue, add it here and to [`Kind`].
+/// A queue that the outbox is drained into: to measure another one, add it here and to [`Kind`].
 struct Sink {
     name: &'static str,
-    /// A server of its own; without one, the table `jobs`.
+    /// The kind of server that holds the queue; `None` for the table `jobs`.
     server: Option<Kind>,
     per_second: f64,
     note: &'static str,
@@ -54,7 +54,7 @@ pub(super) async fn measure(bench: &mut Bench) {
     bench.postgres.drop_database(&database.name).await;
 }
 
-/// Jobs per second, a figure a round; or why there is no such queue here.
+/// Returns jobs per second, one figure per round, or why this machine has no such queue.
 async fn rates(
     bench: &Bench,
     sink: &Sink,
@@ -78,8 +78,8 @@ async fn rates(
     Ok(rates)
 }
 
-/// Jobs per second from the first that is seen in the queue until all are there and none is left in the outbox: starting
-/// a process is no draining, and a job that is in both is not drained.
+/// Returns jobs per second, from the first job that is seen in the queue until all are there and the outbox is empty.
+/// So the start of the process does not count, and a job that is in both places does not count as drained.
 async fn drain(
     bench: &Bench,
     into: &mut Destination<'_>,
@@ -89,7 +89,7 @@ async fn drain(
 ) -> f64 {
     let settings = into.settings();
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-    // Without a worker: taking jobs out again would be another measurement.
+    // No worker runs: taking jobs out again would be another measurement.
     let process = Process::start("enqueuer", database, bench.sandbox, &settings).await;
     let began = Instant::now();
     let mut first = None;
@@ -99,7 +99,7 @@ async fn drain(
         if arrived > 0 && first.is_none() {
             first = Some((looked_at, arrived));
         }
-        // The outbox is looked at last: a look at it would cost as much as draining it.
+        // Checks the outbox last: this costs as much as draining it.
         if arrived >= staged && is_empty(client).await {
             break first.map_or(f64::NAN, |(at, jobs)| (staged - jobs) as f64 / at.elapsed().as_secs_f64());
         }
@@ -128,16 +128,16 @@ impl Destination<'_> {
         }
     }
 
-    /// How many jobs have arrived, at next to no cost.
+    /// Returns how many jobs have arrived, at almost no cost.
     async fn depth(&mut self) -> u64 {
         match self {
-            // Jobs were numbered from 1 and leave in that order, so the last one's number is how many have arrived.
+            // Jobs are numbered from 1 and leave in that order, so the highest number is how many have arrived.
             Self::Table(client) => number(client, "SELECT coalesce(max(staged_id), 0) FROM jobs").await,
             Self::Server(queue) => queue.depth().await,
         }
     }
 
-    /// How many there are, one by one.
+    /// Returns the exact number of jobs: the table's rows are counted one by one.
     async fn count(&mut self) -> u64 {
         match self {
             Self::Table(client) => number(client, "SELECT count(*) FROM jobs").await,

@@ -1,4 +1,4 @@
-//! Tables as years of rides leave them, written by SQL in seconds.
+//! Fills the tables, by SQL and in seconds, as years of rides would.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,7 +11,7 @@ use super::Bench;
 use crate::servers::postgres::Database;
 use crate::servers::process::Process;
 
-/// A key's columns that are the same in whatever state it is.
+/// The columns of a key that are the same in every state.
 const KEY: &str = "operation, idempotency_key, user_id, request_method, request_path, request_params, origin_ip";
 const KEY_VALUES: &str = r#"'ride', gen_random_uuid(), 1, 'POST', '/rides', '{"origin_lat": 37.7749, "origin_lon": -122.4194,
     "target_lat": 34.0522, "target_lon": -118.2437}', '127.0.0.1'"#;
@@ -21,7 +21,7 @@ const RECEIPT: &str = "'send_ride_receipt',
     jsonb_build_object('ride_id', g, 'user_id', 1, 'amount', 2000, 'currency', 'usd')";
 
 impl Bench {
-    /// A database with the schema and the two users, and a connection to it.
+    /// Creates a database with the schema and the two users, and returns it with a connection.
     pub(super) async fn seeded(&self, part: &str) -> (Database, Client) {
         let database = self.postgres.fresh(part).await;
         Process::start("api", &database, self.sandbox, &[]).await.stop().await;
@@ -30,7 +30,7 @@ impl Bench {
     }
 }
 
-/// Finished keys with their rides. `age` is SQL for how old the key number `g` of `count` is.
+/// Inserts finished keys with their rides. `age` is SQL for the age of the key number `g` of `count`.
 pub(super) async fn finished_keys(client: &Client, count: u32, age: &str) {
     let keys = format!(
         "INSERT INTO idempotency_keys ({KEY}, created_at, last_run_at, next_attempt_at, foreign_call_intended_at,
@@ -42,7 +42,7 @@ pub(super) async fn finished_keys(client: &Client, count: u32, age: &str) {
     fill(client, &format!("{keys}; {}", rides("'ch_' || gen_random_uuid()"))).await;
 }
 
-/// Finished keys with all that belongs to them, as weeks of business leave them: rides, audit records and receipts.
+/// Inserts finished keys with all rows that belong to them: rides, audit records and receipts.
 pub(super) async fn whole_rides(client: &Client, count: u32) {
     finished_keys(client, count, "interval '1 hour'").await;
     let rest = "
@@ -56,7 +56,7 @@ pub(super) async fn whole_rides(client: &Client, count: u32) {
     }
 }
 
-/// The lines that the sandbox has in its ledger when these rides have been charged.
+/// Writes the ledger that the sandbox holds after these rides have been charged.
 pub(super) async fn ledger(client: &Client, path: &Path) {
     const LINES: &str = "
         COPY (
@@ -81,7 +81,7 @@ pub(super) async fn ledger(client: &Client, path: &Path) {
     file.flush().expect("write the ledger");
 }
 
-/// Keys whose clients gave up between the ride and the charge, ten minutes ago.
+/// Inserts keys whose clients gave up between the ride and the charge, ten minutes ago.
 pub(super) async fn abandoned_keys(client: &Client, count: u32) {
     let keys = format!(
         "INSERT INTO idempotency_keys ({KEY}, created_at, last_run_at, next_attempt_at, foreign_call_intended_at,
@@ -97,7 +97,7 @@ pub(super) async fn abandoned_keys(client: &Client, count: u32) {
     fill(client, &format!("{keys}; {}; {states}", rides("NULL"))).await;
 }
 
-/// Jobs that wait in the outbox.
+/// Inserts jobs that wait in the outbox.
 pub(super) async fn staged_jobs(client: &Client, count: u32) {
     let jobs = format!(
         "INSERT INTO staged_jobs (job_name, job_args) SELECT {RECEIPT} FROM generate_series(1, {count}) AS g"
@@ -105,7 +105,8 @@ pub(super) async fn staged_jobs(client: &Client, count: u32) {
     fill(client, &jobs).await;
 }
 
-/// Jobs that wait in the table `jobs`, with their rides. The tables have been emptied, so rides are numbered from 1.
+/// Inserts jobs that wait in the table `jobs`, with their rides. The tables have been emptied, so rides are numbered
+/// from 1.
 pub(super) async fn queued_receipts(client: &Client, count: u32) {
     finished_keys(client, count, "interval '1 minute'").await;
     let jobs = format!(
@@ -122,7 +123,7 @@ pub(super) async fn empty(client: &Client) {
     client.batch_execute(sql).await.expect("empty the tables");
 }
 
-/// A ride for each key.
+/// Returns SQL that inserts a ride for each key.
 fn rides(charge: &str) -> String {
     format!(
         "INSERT INTO rides (created_at, idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon,
@@ -132,8 +133,8 @@ fn rides(charge: &str) -> String {
     )
 }
 
-/// Runs the inserts while the tables have no indexes, and makes those afterwards, which takes a fifth of the time. Then
-/// what autovacuum would do some time, so that it does not do it in the middle of a measurement.
+/// Drops the tables' indexes, runs the inserts, and creates the indexes again, which takes a fifth of the time. Then
+/// vacuums and makes a checkpoint, so that neither happens in the middle of a measurement.
 async fn fill(client: &Client, inserts: &str) {
     const CONSTRAINTS: &str = "
         SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
@@ -148,7 +149,7 @@ async fn fill(client: &Client, inserts: &str) {
     let mut found = client.query(CONSTRAINTS, &[]).await.expect("list the constraints");
     found.extend(client.query(INDEXES, &[]).await.expect("list the indexes"));
     let drop_them = found.iter().map(|row| row.get::<_, String>(0));
-    // Foreign keys were the first to go, because they need other tables' indexes; so they are the last to come.
+    // Foreign keys need other tables' indexes: they are dropped first and added last.
     let make_them = found.iter().rev().map(|row| row.get::<_, String>(1));
 
     let settings = ["SET maintenance_work_mem = '512MB'; SET synchronous_commit = off".to_owned()];

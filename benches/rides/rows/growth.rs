@@ -1,4 +1,4 @@
-//! Five million finished requests later: does it matter how much is stored?
+//! Whether the service becomes slower as more is stored: five million finished requests against empty tables.
 
 use super::{Bench, fill, median, polls};
 use crate::load::closed;
@@ -40,7 +40,7 @@ pub(super) async fn measure(bench: &mut Bench) {
         let without = looks * polls::pages_per_look(bench, role, &small).await;
         let with = looks * polls::pages_per_look(bench, role, &large).await;
         let row = Row::new(format!("pages read by an idle poll of the {role}"), with, "");
-        // What may grow is the height of the indexes.
+        // Only the height of the indexes may add pages.
         let bound = Bound::AtMost(without + 8.0);
         bench.report.add(row.target(bound).note(format!("{without:.1} with tables nearly empty")));
     }

@@ -73,7 +73,7 @@ impl Section {
     }
 }
 
-/// What every part works with.
+/// What every part uses.
 pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) postgres: Postgres,
@@ -123,7 +123,7 @@ pub(crate) async fn run(options: &Options, binaries: PathBuf) -> Result<(), Stri
     Ok(())
 }
 
-/// What processes have left behind that an earlier run did not live to end. No other run is under way: it would have the Postgres.
+/// Removes the logs and files of an earlier run that was killed. No other run is under way: it would hold the Postgres.
 fn remove_left_overs() {
     let entries = std::fs::read_dir(scratch_dir()).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()).filter(|path| path.extension() == Some("log".as_ref())) {
@@ -133,8 +133,8 @@ fn remove_left_overs() {
     queue::remove_left_overs();
 }
 
-/// The middle one; of an even number, the lower of the two, so that it was measured. What could not be measured does
-/// not count.
+/// Returns the median. Of an even number of values it is the lower of the two in the middle, so that it was measured.
+/// Values that could not be measured (not finite) do not count.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);

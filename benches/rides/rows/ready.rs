@@ -1,4 +1,4 @@
-//! From nothing to the first 200 of `/readyz`, the private Postgres included.
+//! Time from the start of the process to the first 200 of `/readyz`, the private Postgres included.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) async fn measure(bench: &mut Bench) {
         match start {
             0 => {
                 first = process.ready_after;
-                // Root's may be elsewhere than configured.
+                // For root, the data directory may be elsewhere than configured.
                 let said = process.logged("elapsed_ms");
                 files = said.iter().find_map(|line| line["data_dir"].as_str()).unwrap_or_default().to_owned();
             }

@@ -1,4 +1,4 @@
-//! Old keys, removed while clients are being served.
+//! How fast the reaper removes old keys while clients are being served.
 
 use std::future::pending;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::servers::process::Process;
 
 const OLD: u32 = 500_000;
 const LOOK: Duration = Duration::from_millis(100);
-/// Clients in the meantime: modest, a tenth or so of what two cores can do.
+/// Requests per second in the meantime: modest, about a tenth of what two cores can do.
 const RATE: f64 = 250.0;
 const CONNECTIONS: usize = 32;
-/// The reaper is given up on after this.
+/// The load ends after this time, even if the reaper has not removed all keys.
 const LONGEST: Duration = Duration::from_secs(120);
 
 pub(super) async fn measure(bench: &mut Bench) {
@@ -25,7 +25,7 @@ pub(super) async fn measure(bench: &mut Bench) {
     let (mut rates, mut before, mut during) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.options.rounds {
         fill::empty(&client).await;
-        // Older than the retention of 72 h, and each of another moment.
+        // Older than the retention of 72 h, and each with its own time.
         fill::finished_keys(&client, old, "interval '80 hours' - g * interval '10 milliseconds'").await;
         let times = (bench.options.warm_up, bench.options.window * 2);
         let mut quiet = open::run(api.address, CONNECTIONS, RATE, times, pending()).await;
@@ -56,7 +56,7 @@ async fn until_removed(reaper: &Process, count: u64) {
     }
 }
 
-/// Keys per second between the first batch and the last, by the reaper's log, a line a batch.
+/// Returns keys per second between the first batch and the last, by the reaper's log, which has one line per batch.
 fn rate(lines: &[Value]) -> f64 {
     let at = |line: &Value| line["timestamp"].as_str().and_then(seconds);
     let removed: u64 = lines.iter().skip(1).filter_map(|line| line["removed"].as_u64()).sum();
@@ -66,7 +66,7 @@ fn rate(lines: &[Value]) -> f64 {
     }
 }
 
-/// The seconds of the day in `2026-11-24T03:04:05.678901Z`.
+/// Returns the seconds of the day in `2026-11-24T03:04:05.678901Z`.
 fn seconds(timestamp: &str) -> Option<f64> {
     let (_, time) = timestamp.trim_end_matches('Z').split_once('T')?;
     let mut parts = time.split(':').map(str::parse::<f64>);

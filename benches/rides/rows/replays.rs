@@ -1,4 +1,4 @@
-//! Repetitions of finished requests: the same keys again, answered from what is stored.
+//! Replays: the keys of finished requests again, answered from what is stored.
 
 use super::{Bench, median};
 use crate::load::closed;

@@ -14,7 +14,8 @@ use crate::servers::process::Process;
 use crate::servers::usage::Cpu;
 
 const CONNECTIONS: [usize; 4] = [1, 8, 32, 256];
-/// Of what the closed loop has shown to be possible: busy, and not yet mainly waiting in line.
+/// The open loop's rate as a share of the closed loop's: busy, but requests do not yet spend most of their time in a
+/// queue.
 const OPEN_SHARE: f64 = 0.7;
 
 /// All rounds at one number of connections: rides per second, p50 and p99 in milliseconds.
@@ -25,7 +26,7 @@ struct Rounds {
     cpu: Vec<Cpu>,
 }
 
-/// One round of ours.
+/// One round of the service.
 struct Ours {
     figures: [f64; 3],
     cpu: Cpu,
@@ -36,7 +37,7 @@ struct Ours {
 pub(super) async fn measure(bench: &mut Bench) {
     let database = bench.postgres.fresh("rides").await;
     let pgbench = Pgbench::prepare(&bench.postgres).await;
-    // The roles that pgbench has nothing to set against stay off here.
+    // Roles without a counterpart in pgbench stay off here.
     let process = Process::start("api", &database, bench.sandbox, &[]).await;
     let mut rounds: [Rounds; CONNECTIONS.len()] = Default::default();
     let mut failures = BTreeMap::new();
@@ -93,7 +94,7 @@ async fn measure_pgbench(bench: &mut Bench, pgbench: &Pgbench, connections: usiz
     let cpu = || Cpu::of(std::process::id(), bench.postgres.pid(), bench.sandbox.pid);
     let before = cpu();
     let rate = pgbench.closed(connections, warm_up, window).await;
-    // It tells its rate and not its count; the warm-up is about as fast.
+    // pgbench reports its rate and not its count; the warm-up is about as fast.
     let rides = rate * (warm_up + window).as_secs_f64();
     let postgres = cpu().each_since(before, rides as u64).postgres;
     bench.postgres.checkpoint().await;
@@ -153,7 +154,7 @@ fn tell(bench: &mut Bench, rounds: &[Rounds], failures: &BTreeMap<u16, u64>) {
     bench.report.comparison = Some(points);
 }
 
-/// Where the cores' time goes at the most connections. All four parties share them.
+/// Returns the processor time per ride at the most connections. All four processes share the cores.
 fn processor_time(rounds: &[Cpu]) -> Row {
     let of = |part: fn(&Cpu) -> f64| median(&rounds.iter().map(part).collect::<Vec<_>>());
     let (service, postgres) = (of(|cpu| cpu.service), of(|cpu| cpu.postgres));

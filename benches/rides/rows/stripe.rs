@@ -11,14 +11,14 @@ use crate::servers::process::Process;
 
 const CLIENTS: usize = 1000;
 const LATENCY: Duration = Duration::from_millis(300);
-/// If nothing but Stripe took time.
+/// Rides per second if only Stripe took time.
 const IDEAL: f64 = CLIENTS as f64 / 0.3;
 
 pub(super) async fn measure(bench: &mut Bench) {
     let database = bench.postgres.fresh("stripe").await;
     let process = Process::start("api", &database, bench.sandbox, &["database.pool_size=10"]).await;
     set_latency(bench.sandbox.address, &format!("{}ms", LATENCY.as_millis())).await;
-    // Long enough for each client to have come several times.
+    // Long enough for each client to send several requests.
     let (warm_up, window) = (bench.options.warm_up + LATENCY * 5, bench.options.window);
     let (mut rates, mut failed) = (Vec::new(), Vec::new());
     for _ in 0..bench.options.rounds {

@@ -1,4 +1,4 @@
-//! What it costs to look at all the books.
+//! The time and the memory that `verify` needs for a million rides.
 
 use super::{Bench, fill};
 use crate::options::scratch_dir;

@@ -1,4 +1,4 @@
-//! The default queue, worked: receipts as files, each flushed before its job is finished.
+//! How fast the worker works the default queue: receipts as files, each flushed before its job is finished.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) async fn measure(bench: &mut Bench) {
     bench.report.add(Row::new(name, median(&rates), "jobs/s"));
 }
 
-/// Jobs per second between the first and the last that was finished, by the database's clock.
+/// Returns jobs per second between the first and the last that was finished, by the database's clock.
 async fn work(client: &tokio_postgres::Client, queued: u32) -> f64 {
     const UNFINISHED: &str = "SELECT EXISTS (SELECT FROM jobs WHERE finished_at IS NULL)";
     while client.query_one(UNFINISHED, &[]).await.expect("look at the queue").get(0) {

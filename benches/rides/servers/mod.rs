@@ -1,4 +1,4 @@
-//! Everything that runs besides this program.
+//! The other programs that a run needs.
 
 pub(crate) mod pgbench;
 pub(crate) mod postgres;

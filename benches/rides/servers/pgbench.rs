@@ -1,8 +1,8 @@
-//! pgbench with the same two statements: what Postgres gives when each request's statements are sent by themselves.
+//! pgbench with the same two statements: the throughput of Postgres when each request sends its own statements.
 //!
 //! The statements (`phases.sql`) are the plainest that keep the promises: one row at a time, no arrays, the same fence.
-//! There is no HTTP, no look-up of the user and no charge. So this is more than any service can reach that sends its
-//! phases one by one.
+//! There is no HTTP, no look-up of the user and no charge. So no service that sends its phases one by one can reach
+//! this throughput.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use crate::options::scratch_dir;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/rides/servers/phases.sql");
 const SCHEMA: &str = include_str!("../../../schema.sql");
-/// As the service's own sessions are set: no plan that was made for an empty table is kept while it grows.
+/// The settings of the service's own sessions: no plan that was made for an empty table is kept while it grows.
 const SESSION: &str = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off \
                        -c plan_cache_mode=force_generic_plan";
 
@@ -33,7 +33,7 @@ pub(crate) struct Waits {
 }
 
 impl Pgbench {
-    /// With a database of its own, made from the same schema.
+    /// Creates a database for pgbench, from the same schema.
     pub(crate) async fn prepare(postgres: &Postgres) -> Self {
         let database = postgres.fresh("pgbench").await;
         let client = database.connect().await;
@@ -43,9 +43,9 @@ impl Pgbench {
         Self { program: postgres.binaries.join("pgbench"), database }
     }
 
-    /// Requests per second of so many clients in a closed loop.
+    /// Returns requests per second of this many clients in a closed loop.
     pub(crate) async fn closed(&self, clients: usize, warm_up: Duration, window: Duration) -> f64 {
-        // A progress line a second lets the warm-up be left out.
+        // One progress line per second, so that the warm-up can be left out.
         let said = self.run(clients, warm_up + window, &["--progress=1"]).await;
         let warm = warm_up.as_secs_f64() + 0.5;
         let rates: Vec<f64> =
@@ -54,7 +54,7 @@ impl Pgbench {
         rates.iter().sum::<f64>() / rates.len() as f64
     }
 
-    /// The waits at a given rate, counted from when each request was due, as pgbench does under `--rate`.
+    /// Returns the waits at a given rate, counted from when each request was due, as pgbench does under `--rate`.
     pub(crate) async fn open(&self, clients: usize, rate: f64, warm_up: Duration, window: Duration) -> Waits {
         let prefix = scratch_dir().join("pgbench-log");
         let (rate, log) = (format!("--rate={rate:.1}"), format!("--log-prefix={}", prefix.display()));
@@ -81,7 +81,7 @@ impl Pgbench {
             .args(["--port", &database.port().to_string()])
             .args(["--client", &clients.to_string(), "--jobs", &threads.to_string()])
             .args(["--time", &length.as_secs().to_string()])
-            // What a request brings along, passed as parameters like everything else.
+            // The coordinates of a request, passed as parameters like everything else.
             .args(["-D", "origin_lat=37.7749", "-D", "origin_lon=-122.4194"])
             .args(["-D", "target_lat=34.0522", "-D", "target_lon=-118.2437"])
             .args(more)
@@ -97,21 +97,22 @@ impl Pgbench {
     }
 }
 
-/// `progress: 2.0 s, 4711.0 tps, …`: when, and how many.
+/// Parses `progress: 2.0 s, 4711.0 tps, …` into seconds and transactions per second.
 fn progress(line: &str) -> Option<(f64, f64)> {
     let mut fields = line.strip_prefix("progress: ")?.split(", ");
     let at = fields.next()?.strip_suffix(" s")?.parse().ok()?;
     Some((at, fields.next()?.strip_suffix(" tps")?.parse().ok()?))
 }
 
-/// `client transaction wait_us script epoch_s epoch_us lag_us`: when it ended, and how long the client waited.
+/// Parses `client transaction wait_us script epoch_s epoch_us lag_us` into when it ended, and how long the client
+/// waited.
 fn logged(line: &str) -> Option<(f64, u32)> {
     let fields: Vec<f64> = line.split(' ').map(|field| field.parse().ok()).collect::<Option<_>>()?;
     let [_, _, wait, _, seconds, micros, ..] = fields[..] else { return None };
     Some((seconds + micros / 1e6, wait as u32))
 }
 
-/// One for each of pgbench's threads.
+/// Returns pgbench's logs, one for each of its threads.
 fn logs() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(scratch_dir()).expect("list the scratch directory");
     let named =

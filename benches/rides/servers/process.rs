@@ -1,4 +1,4 @@
-//! The release binary as a process of its own.
+//! The release binary as a separate process.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +16,7 @@ use super::usage::resident_mb;
 use crate::load::wire;
 use crate::options::scratch_dir;
 
-/// A start or an end takes well under a second; the sandbox has nothing to end.
+/// A start or a stop takes well under a second; the sandbox has nothing to finish when it stops.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(1);
 const LOOK_AT_MEMORY: Duration = Duration::from_millis(100);
@@ -26,7 +26,7 @@ pub(crate) struct Process {
     child: Child,
     pub(crate) pid: u32,
     pub(crate) log: PathBuf,
-    /// Of the API or the sandbox, whichever it runs.
+    /// The address of the API, or of the sandbox if the process runs that.
     pub(crate) address: SocketAddr,
     /// From its start to the first 200 of `/readyz`.
     pub(crate) ready_after: Duration,
@@ -46,7 +46,7 @@ impl Process {
         Self::start_without_database(roles, stripe, &[&[url.as_str()], settings].concat(), None).await
     }
 
-    /// The same, with settings that say where the database is.
+    /// Like [`Process::start`], with settings that name the database.
     pub(crate) async fn start_without_database(
         roles: &str,
         stripe: Sandbox,
@@ -57,7 +57,7 @@ impl Process {
         let always = [
             format!("api.listen={address}"),
             format!("stripe.api_base=http://{}", stripe.address),
-            // The two users, one of whom books; the API is otherwise as in production.
+            // Creates the two users, of which the load uses one; otherwise the API is as in production.
             "demo.enabled=true".to_owned(),
             format!("receipts.dir={}", receipts_dir().display()),
         ];
@@ -72,15 +72,15 @@ impl Process {
         process
     }
 
-    /// The stand-in for Stripe, with a new ledger: no delays and no faults until told. It needs a database like every
-    /// role, and leaves it alone.
+    /// Starts the stand-in for Stripe, with a new ledger, without delays, and without faults until some are set. It
+    /// needs a database like every role, but does not use it.
     pub(crate) async fn sandbox(database: &Database) -> (Self, Sandbox) {
         let ledger = scratch_dir().join(LEDGER);
         let _ = std::fs::remove_file(&ledger);
         Self::sandbox_with(database, &ledger).await
     }
 
-    /// The same, with this ledger.
+    /// Like [`Process::sandbox`], with this ledger.
     pub(crate) async fn sandbox_with(database: &Database, ledger: &Path) -> (Self, Sandbox) {
         let address = free_port();
         let settings = [
@@ -121,26 +121,26 @@ impl Process {
         self.ready_after = began.elapsed();
     }
 
-    /// Ends it in order, so that the next measurement does not meet its remains.
+    /// Stops the process in order, so that nothing that it leaves behind disturbs the next measurement.
     pub(crate) async fn stop(mut self) {
         let pid = Pid::from_raw(i32::try_from(self.pid).expect("a process number"));
         kill(pid, Signal::SIGTERM).expect("signal the process");
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         let status = ended.expect("the process ends in time").expect("wait for the process");
         assert!(status.success(), "the process ended with {status}; its log is {}", self.log.display());
-        // A line a request: hundreds of megabytes in the end.
+        // One line per request makes hundreds of megabytes.
         let _ = std::fs::remove_file(&self.log);
-        // A file a ride, if it ran a worker. No two do at a time.
+        // One file per ride, if it ran a worker. No two workers run at the same time.
         let _ = std::fs::remove_dir_all(receipts_dir());
     }
 
-    /// The same, and its ledger goes with it.
+    /// Stops the sandbox and removes its ledger.
     pub(crate) async fn stop_sandbox(self) {
         self.stop().await;
         let _ = std::fs::remove_file(scratch_dir().join(LEDGER));
     }
 
-    /// The JSON lines that it has logged so far and that hold this field.
+    /// Returns the JSON lines logged so far that have this field.
     pub(crate) fn logged(&self, field: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.log).expect("read the log");
         let named = format!("\"{field}\":");
@@ -149,8 +149,8 @@ impl Process {
     }
 }
 
-/// Runs `verify` over so many rides in this database and the sandbox's ledger. Returns how long it took and the most memory that it held,
-/// in MB.
+/// Runs `verify` over this many rides in this database and over the sandbox's ledger. Returns how long it took and the
+/// most memory that it held, in MB.
 pub(crate) async fn verify(database: &Database, stripe: Sandbox, rides: u32) -> (Duration, f64) {
     let settings =
         [format!("database.url={}", database.url()), format!("stripe.api_base=http://{}", stripe.address)];
@@ -171,14 +171,14 @@ pub(crate) async fn verify(database: &Database, stripe: Sandbox, rides: u32) -> 
     (began.elapsed(), most)
 }
 
-/// The release binary with the settings of production and these.
+/// Returns the release binary with the settings of production and these.
 fn binary(settings: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rocket-rides-atomic"));
     command
         .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/production.toml")])
         .args(["--set", "stripe.api_key=sk_test_bench"])
         .args(settings.iter().flat_map(|setting| ["--set", setting]))
-        // Variables of the developer's shell would be settings, too.
+        // Variables of the developer's shell would count as settings, too.
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
         .stdin(Stdio::null())
@@ -186,17 +186,18 @@ fn binary(settings: &[&str]) -> Command {
     command
 }
 
-/// Processes without an API say what they run when they run it.
+/// Returns whether the roles run: a process without an API logs them then.
 async fn roles_are_up(log: &Path) -> bool {
     std::fs::read_to_string(log).is_ok_and(|text| text.contains("\"message\":\"roles\""))
 }
 
-/// Where workers put receipts.
+/// Returns the directory into which workers write receipts.
 pub(crate) fn receipts_dir() -> PathBuf {
     scratch_dir().join("receipts")
 }
 
-/// The sandbox cannot tell its port, and `/readyz` is asked before the process has told its own.
+/// Returns a free port. It must be known beforehand: the sandbox cannot report its port, and `/readyz` is asked before
+/// the process has reported its own.
 pub(crate) fn free_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address")

@@ -20,16 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// Begins the names of the servers' directories.
 const DIR: &str = "queue-";
-/// Where the service puts jobs unless told otherwise.
+/// Where the service puts jobs unless it is configured otherwise.
 const REDIS_LIST: &str = "queue:default";
 const NATS_STREAM: &str = "RIDES";
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// It answers when the disk has it.
+    /// Answers when the job is on the disk.
     Redis,
-    /// As it comes: JetStream answers when it has written, and flushes every two minutes. The server that Debian
-    /// has knows no `sync_interval: always`.
+    /// With its defaults: JetStream answers when it has written, and flushes every two minutes. Debian's version of the
+    /// server does not have `sync_interval: always`.
     Nats,
 }
 
@@ -41,7 +41,7 @@ impl Kind {
         }
     }
 
-    /// The program, and the package that Debian has it in.
+    /// Returns the name of the program, which is also the name of Debian's package.
     fn program(self) -> &'static str {
         match self {
             Self::Redis => "redis-server",
@@ -61,7 +61,7 @@ impl Kind {
     }
 
     fn command(self, config: &Path) -> Command {
-        // Debian has nats-server where only root looks for programs.
+        // Debian installs nats-server in a directory that is in root's `PATH` only.
         let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new(self.program());
         match self {
@@ -73,12 +73,12 @@ impl Kind {
     }
 }
 
-/// A server of its own for one drain, so that none finds the marks or the files of the one before.
+/// A server that runs for one drain only, so that no drain finds the marks or the files of the one before.
 pub(crate) struct Queue {
     kind: Kind,
     child: Child,
     address: SocketAddr,
-    /// On the disk that Postgres is on: elsewhere a flush may cost nothing.
+    /// On the same disk as Postgres: elsewhere a flush may cost nothing.
     dir: PathBuf,
     client: Client,
 }
@@ -89,7 +89,7 @@ enum Client {
 }
 
 impl Queue {
-    /// Or what is missing on this machine.
+    /// Starts the server, or returns what is missing on this machine.
     pub(crate) async fn start(kind: Kind) -> Result<Self, String> {
         let address = free_port();
         let dir = scratch_dir().join(format!("{DIR}{}-{}", kind.name(), address.port()));
@@ -134,27 +134,27 @@ impl Queue {
         Ok(Self { kind, child, address, dir, client })
     }
 
-    /// What makes an enqueuer deliver here.
+    /// Returns the settings that make an enqueuer deliver here.
     pub(crate) fn settings(&self) -> [String; 2] {
         let name = self.kind.name();
         [format!("enqueuer.queue={name}"), format!("{name}.url={name}://{}", self.address)]
     }
 
-    /// How many jobs are there, as the server counts them. It need not look at them for that.
+    /// Returns how many jobs are there, by the server's own counter, which does not read the jobs.
     pub(crate) async fn depth(&mut self) -> u64 {
         match &mut self.client {
             Client::Redis(connection) => {
                 let length = redis::cmd("LLEN").arg(REDIS_LIST).query_async(connection).await;
                 length.expect("ask for the list's length")
             }
-            // It is made by the first push.
+            // The first push creates the stream.
             Client::Nats(context) => {
                 context.get_stream(NATS_STREAM).await.map_or(0, |stream| stream.cached_info().state.messages)
             }
         }
     }
 
-    /// Ends it, with its files.
+    /// Kills the server and removes its files.
     pub(crate) async fn stop(mut self) {
         self.child.kill().await.expect("kill the queue");
         let _ = fs::remove_dir_all(&self.dir);
@@ -173,14 +173,15 @@ async fn connect(kind: Kind, address: SocketAddr) -> Option<Client> {
         }
         Kind::Nats => {
             let client = async_nats::connect(format!("nats://{address}")).await.ok()?;
-            // It listens before it has JetStream. The client cannot read all of this answer from Debian's server.
+            // The server listens before it has JetStream. This sends the raw request, because the client cannot parse
+            // all of this answer of Debian's version.
             client.request("$JS.API.INFO", "".into()).await.ok()?;
             Some(Client::Nats(jetstream::new(client)))
         }
     }
 }
 
-/// Directories of servers that an earlier run did not live to end.
+/// Removes the directories of servers of an earlier run that was killed.
 pub(crate) fn remove_left_overs() {
     let entries = fs::read_dir(scratch_dir()).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(DIR)) {

@@ -1,11 +1,12 @@
-//! What processes use, as the kernel counts it. Linux only: elsewhere the figures are missing, not wrong.
+//! Memory and processor time of processes, as the kernel counts them. On systems other than Linux the figures are
+//! missing.
 
 use std::fs;
 
 /// The kernel counts processor time in hundredths of a second, on every Linux that there is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Resident memory in MB (of a million bytes).
+/// Returns the resident memory in MB (of a million bytes).
 pub(crate) fn resident_mb(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -13,7 +14,7 @@ pub(crate) fn resident_mb(pid: u32) -> Option<f64> {
     Some(kib * 1024.0 / 1e6)
 }
 
-/// Processor time that a ride's four parties have used so far, or have used for each ride.
+/// Processor time of the four processes that share a ride: the seconds so far, or the microseconds per ride.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cpu {
     pub(crate) service: f64,
@@ -23,7 +24,7 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// In seconds, until now.
+    /// Returns the seconds used until now.
     pub(crate) fn of(service: u32, postgres: u32, sandbox: u32) -> Self {
         let alone = |pid| stat(pid).map_or(f64::NAN, |stat| stat.own);
         Self {
@@ -34,7 +35,7 @@ impl Cpu {
         }
     }
 
-    /// In microseconds for each of `rides` between `earlier` and this.
+    /// Returns the microseconds for each of `rides` between `earlier` and this.
     pub(crate) fn each_since(self, earlier: Self, rides: u64) -> Self {
         let each = |now: f64, then: f64| (now - then) / rides as f64 * 1e6;
         Self {
@@ -46,7 +47,7 @@ impl Cpu {
     }
 }
 
-/// Seconds of a process, of its children that have ended, and who its parent is.
+/// The parent of a process, its own seconds, and those of its children that have ended.
 struct Stat {
     parent: u32,
     own: f64,
@@ -64,7 +65,7 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { parent, own: seconds(11)? + seconds(12)?, ended: seconds(13)? + seconds(14)? })
 }
 
-/// The postmaster with its backends, those that have gone included.
+/// Returns the seconds of the postmaster and its backends, including backends that have ended.
 fn of_family(parent: u32) -> f64 {
     let Some(itself) = stat(parent) else { return f64::NAN };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

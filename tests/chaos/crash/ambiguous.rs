@@ -1,12 +1,12 @@
-//! Crashes while Stripe leaves everybody guessing: each fault of the sandbox, times each step at which the process is
-//! killed or a reply is lost, times what Stripe remembers when somebody asks again.
+//! Crashes while it is unknown whether Stripe has charged: each fault of the sandbox, combined with each step at which
+//! the process is killed or a reply is lost, and with what Stripe still knows at the next attempt.
 //!
-//! Nothing final may be anything but definite: in the end the card was charged once for a 201, and not at all for a
-//! 402, whether the charge was repeated, looked up and adopted, or left to a person.
+//! Every final answer must be true: in the end the card was charged once for a 201, and not at all for a 402, whether
+//! the charge was repeated, looked up and adopted, or decided by a person.
 //!
-//! All of the cross takes long. `CHAOS_CROSS` says how many combinations are drawn from it, or `all`; `CHAOS_SEED` draws
-//! the same again. What is always tried: killed before it could even write down that the card was charged, or that it
-//! is not known.
+//! All combinations take long. `CHAOS_CROSS` says how many of them are drawn, or `all`; `CHAOS_SEED` draws the same
+//! again. One case is always tried: the process is killed before it can store that the card was charged, or that the
+//! outcome is unknown.
 
 use std::time::Instant;
 
@@ -66,7 +66,7 @@ async fn no_crash_in_foul_weather_doubles_or_orphans_a_call() {
     assert!(wrong.is_empty() && looked_up > 0 && decisions > 0, "seed {seed}: {wrong:#?}");
 }
 
-/// How uncertain charges became certain, other than by asking for them again.
+/// How the outcome of charges became known, other than by a repeated call.
 #[derive(Default)]
 struct Tally {
     looked_up: usize,

@@ -1,4 +1,4 @@
-//! What is broken, and what must be true afterwards.
+//! The scenarios in which faults strike, and what must be true afterwards.
 
 use atomic_phases::idempotency::parked;
 
@@ -10,7 +10,7 @@ use crate::support::client::{DECLINED_USER, Post, new_key};
 use crate::support::world::pool;
 use crate::weather::Weather;
 
-/// What is broken.
+/// A scenario in which faults strike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
     FreshRequest(Kind),
@@ -41,7 +41,7 @@ impl Scenario {
         }
     }
 
-    /// What a boundary's label says when all is done; what follows is polling.
+    /// Returns the label of the last boundary of the work; only polling follows.
     pub fn last(self) -> &'static str {
         match self {
             Self::DeclinedRequest => Kind::Ride.last(),
@@ -52,7 +52,7 @@ impl Scenario {
         }
     }
 
-    /// Plays it under this plan and in this weather, and checks that everything happened exactly once.
+    /// Plays the scenario under this plan and in this weather, and checks that everything happened exactly once.
     pub async fn play(self, lane: &Lane, weather: Weather, plan: Plan) -> Played {
         match self {
             Self::FreshRequest(kind) => {
@@ -75,7 +75,7 @@ impl Scenario {
     }
 }
 
-/// What happened.
+/// What happened in a run.
 #[derive(Debug, Default)]
 pub struct Played {
     pub crossed: Vec<Boundary>,
@@ -85,14 +85,14 @@ pub struct Played {
 }
 
 impl Played {
-    /// Ends the part in which something may break.
+    /// Disarms the script: no fault strikes any more.
     pub fn end(lane: &Lane, service: &Service) -> Self {
         let (crossed, fired) = lane.script.disarm();
         Self { crossed, fired, decisions: service.decisions }
     }
 }
 
-/// A client asks, with or without an attempt before that failed half-way.
+/// A client sends a request, with or without an earlier attempt that failed half-way.
 async fn ask(
     lane: &Lane,
     weather: Weather,
@@ -158,7 +158,8 @@ async fn drain(lane: &Lane, plan: Plan) -> Played {
     played
 }
 
-/// The reaper removes an old key that is finished and sets aside one that is not, which a person then lets go on.
+/// The reaper removes an old finished key and parks an old unfinished one, which is then retried as a person would do
+/// it.
 async fn reap(lane: &Lane, plan: Plan) -> Played {
     let before = lane.books().await;
     let (finished, unfinished) = (new_key(), new_key());

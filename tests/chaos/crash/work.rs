@@ -9,10 +9,10 @@ use crate::weather::Weather;
 
 /// The worker's first statement.
 const CLAIM: &str = "delete jobs + insert dead_jobs + update jobs";
-/// Its last.
+/// The worker's last statement.
 pub const LAST: &str = "execute update jobs + insert receipts";
 
-/// The worker sends the receipt of a ride. However often it has to begin again, there is one file for the ride.
+/// The worker sends the receipt of a ride. However often it has to start again, there is one file for the ride.
 pub async fn work(lane: &Lane, plan: Plan) -> Played {
     let before = lane.books().await;
     assert_eq!(lane.world.post(Post::default()).await.status, 201);

@@ -1,11 +1,11 @@
-//! The bugs.
+//! The table of bugs.
 
 use uuid::Uuid;
 
 use super::Guard::{Constraint, Trigger};
 use super::{Bug, Scenario, Seeded};
 
-/// The rules that are to catch them.
+/// The rules that must catch them.
 mod rule {
     pub(super) const NOT_FORGOTTEN: &str = "every key is finished, parked or not long due";
     pub(super) const ENDED: &str = "every key has ended finished or parked";

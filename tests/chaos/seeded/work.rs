@@ -1,4 +1,4 @@
-//! Jobs on the stage, and who works them.
+//! Jobs on the stage, and the workers for them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::Stage;
 use crate::support::client::Post;
 use crate::support::world::pool;
 
-/// Where receipts are to be written.
+/// The disk that receipts are written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disk {
     Good,
@@ -26,23 +26,23 @@ pub(super) enum Disk {
 }
 
 impl Stage {
-    /// A ride is booked, and its receipt is in the queue.
+    /// Books a ride and delivers the job of its receipt to the queue.
     pub(super) async fn queue_a_receipt(&self) {
         self.ask(&Post::default(), &[]).await;
         self.deliver().await;
     }
 
-    /// A worker that has the bug works what is due.
+    /// Runs a worker that has the bug on the jobs that are due.
     pub(super) async fn work(&self, disk: Disk) {
         self.look(&self.crew.completer.database, disk, config::Worker::default().max_attempts).await;
     }
 
-    /// Has every job's lease run out, and every pause end.
+    /// Ends every job's lease and backoff.
     pub(super) async fn expire_jobs(&self) {
         self.house.execute("UPDATE jobs SET next_attempt_at = now() WHERE finished_at IS NULL").await;
     }
 
-    /// A worker is held when it has sent a receipt, until an heir without the bug has found that this was the job's last
+    /// Holds a worker that has sent a receipt until a successor without the bug has found that this was the job's last
     /// attempt.
     pub(super) async fn outlive_a_dead_letter(&self) {
         let script = &self.crew.route.script;
@@ -57,12 +57,12 @@ impl Stage {
         tokio::join!(self.work(Disk::Good), heir);
     }
 
-    /// A worker with a bad disk and one attempt is held when it has read the ride, until an heir without the bug has sent
-    /// the receipt.
+    /// Holds a worker with a bad disk and one attempt when it has read the ride, until a successor without the bug has
+    /// sent the receipt.
     pub(super) async fn outlive_a_receipt(&self) {
         let script = &self.crew.route.script;
         self.queue_a_receipt().await;
-        // It would not try again otherwise, having seen that there is a receipt.
+        // If it were held before this read, it would see that there is a receipt and not try again.
         script.arm_from("execute SELECT r.user_id,", vec![Strike::at(1, Fault::HoldReply)]);
         let heir = async {
             script.until_held().await;
@@ -74,7 +74,7 @@ impl Stage {
         tokio::join!(self.look(&self.crew.completer.database, Disk::Gone, 1), heir);
     }
 
-    /// The role as it ships takes what is due, once, and ends when that has ended.
+    /// Runs the worker role once: it takes the jobs that are due and returns when they have ended.
     async fn look(&self, database: &Database, disk: Disk, max_attempts: i32) {
         let dir = &self.house.config.receipts.dir;
         let mut handlers = Handlers::default();
@@ -88,7 +88,7 @@ impl Stage {
             observer: Arc::new(()),
         });
         let stop = CancellationToken::new();
-        // It has begun to take jobs before it hears that it is to stop.
+        // `biased`: the worker has begun to take jobs before the token is cancelled.
         tokio::join!(biased; worker.run(stop.clone()), async { stop.cancel() });
     }
 }

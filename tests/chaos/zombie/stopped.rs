@@ -1,5 +1,5 @@
-//! The same with the real binary and a real SIGSTOP: the whole process stands still at a message, its clocks do not, and
-//! on SIGCONT it goes on where it was.
+//! The same with the real binary and a real SIGSTOP: the whole process stands still at a message while time goes on,
+//! and on SIGCONT it continues where it was.
 
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ async fn stop_everywhere(kind: Kind, roles: &'static str) -> (usize, usize) {
     (boundaries.len(), rounds)
 }
 
-/// The boundaries of one piece of work that nothing stops.
+/// Returns the boundaries of one piece of work that nothing stops.
 async fn discover(lane: &Lane, kind: Kind, roles: &str) -> Vec<Boundary> {
     let (mut process, work, post) = begin(lane, kind, roles, Plan::new()).await;
     eventually("an answer", async || (is_finished(&lane.world, &post).await == Some(true)).then_some(())).await;
@@ -64,14 +64,14 @@ async fn discover(lane: &Lane, kind: Kind, roles: &str) -> Vec<Boundary> {
     crossed
 }
 
-/// One round: the process stands still where `strike` holds it.
+/// Plays one round: the process stands still where `strike` holds it.
 async fn stand_still(lane: &Lane, kind: Kind, roles: &str, strike: Strike) {
     let context = format!("{kind:?}, {roles}, {strike:?}");
     let (mut process, work, post) = begin(lane, kind, roles, vec![strike]).await;
     lane.script.until_held().await;
     process.signal(Signal::SIGSTOP);
     expire_lease(&lane.world, &post).await;
-    assert_eq!(lane.world.post(post.clone()).await.status, 201, "{context}: the heir");
+    assert_eq!(lane.world.post(post.clone()).await.status, 201, "{context}: the successor");
 
     let before = digest(&lane.world).await;
     process.signal(Signal::SIGCONT);
@@ -82,13 +82,13 @@ async fn stand_still(lane: &Lane, kind: Kind, roles: &str, strike: Strike) {
     process.signal(Signal::SIGTERM);
     assert!(process.exit().await.success(), "{context}: {:#?}", process.log());
     assert_eq!(digest(&lane.world).await, before, "{context}: the stale process wrote something");
-    // That no call was made twice is for the invariants to say, once all is done.
+    // Whether a call was made twice is checked by the invariants, once all rounds are done.
     lane.script.disarm();
 }
 
 type Work = JoinHandle<Option<Answer>>;
 
-/// Starts a process and gives it something to do: its API a request, its completer one that a client has left half-way.
+/// Starts a process and gives it work: to an API a request, to a completer a request that a client has left half-way.
 async fn begin(lane: &Lane, kind: Kind, roles: &str, plan: Plan) -> (Process, Work, Post) {
     let post = kind.request(&lane.world).await;
     if roles == "completer" {

@@ -1,7 +1,8 @@
 //! Makes callers wait for each other, so that they go together in one statement.
 //!
-//! Only so many batches of one kind are under way at once. With all of those places taken by statements that wait for
-//! another session, all later callers queue up; when that session lets go, the place that is free first takes the queue.
+//! Only [`LANES`] batches of one kind are under way at once. When all of these slots are taken by statements that wait
+//! for another session, all later callers queue; when that session rolls back, the slot that is free first takes the
+//! queue.
 
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use crate::support::{cluster, eventually_mut};
 
 /// Batches of one kind that may be under way at once.
 pub(super) const LANES: usize = 4;
-/// A batch that has hung for 100 ms keeps a later caller from starting another no more.
+/// A batch that has been under way for 100 ms no longer keeps a later caller from starting another.
 const PACE: Duration = Duration::from_millis(110);
-/// Looks in a row that find no connection in use but those that wait at the gate.
+/// Successive looks that find no connections in use except those that wait at the gate.
 const STILL: usize = 5;
 
 pub(super) struct Gate {
@@ -25,7 +26,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Has plain callers take all places.
+    /// Fills all slots with plain callers.
     pub(super) async fn shut<C: Case>(stage: &Stage) -> Self {
         let callers = stage.plain_callers::<C>(2 * LANES).await;
         let holder = cluster::connect(&stage.world.database_config).await;
@@ -34,7 +35,7 @@ impl Gate {
         Self::fill(stage, holder, callers).await
     }
 
-    /// Has these callers take all places; `holder` keeps them waiting.
+    /// Fills all slots with these callers; `holder` keeps them waiting.
     pub(super) async fn fill<C: Case>(stage: &Stage, holder: Client, callers: Vec<C>) -> Self {
         let mut gate = Self { holder, ahead: JoinSet::new() };
         let mut callers = callers.into_iter();
@@ -62,14 +63,14 @@ impl Gate {
         .await;
     }
 
-    /// Lets all go that have come by now.
+    /// Lets all callers go on that have arrived by now.
     pub(super) async fn open(mut self) {
         self.holder.batch_execute("ROLLBACK").await.expect("let go");
         while self.ahead.join_next().await.is_some() {}
     }
 }
 
-/// Keeps all statements waiting that need this, until the session rolls back.
+/// Locks this, so that all statements that need it wait until the session rolls back.
 pub(super) async fn hold(session: &Client, what: WaitsFor, rows: &[i64]) {
     session.batch_execute("BEGIN").await.expect("begin");
     match what {
@@ -85,7 +86,7 @@ pub(super) async fn hold(session: &Client, what: WaitsFor, rows: &[i64]) {
     }
 }
 
-/// Statements that wait for a lock, one each.
+/// Returns how many sessions wait for a lock, each with one statement.
 pub(super) async fn waiting(world: &World) -> usize {
     let waiting =
         world.count("pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()").await;

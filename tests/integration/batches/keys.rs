@@ -1,4 +1,4 @@
-//! The engine's own statements: a request asks its key, takes a lease over, and ends it.
+//! The engine's own statements: a request looks up its key, takes a lease over, and ends it.
 
 use atomic_phases::database::Database;
 use atomic_phases::idempotency::open::Opened;
@@ -16,18 +16,18 @@ use crate::support::world::World;
 const KEYS: WaitsFor = WaitsFor::Row("idempotency_keys", "id");
 const KEY: (&str, &str) = ("idempotency_keys", "id");
 
-/// An answer that no other request has.
+/// Returns a response that no other request has.
 fn response() -> Response {
     Response::new(201, format!(r#"{{"message": "{}"}}"#, Uuid::new_v4()))
 }
 
-/// A request of its own, with parameters like no other's.
+/// Returns a new request, with parameters that no other request has.
 fn new_request() -> Request<Value> {
     let mark = Uuid::new_v4().to_string();
     Request { params: json!({ "mark": mark }), path: format!("/{mark}"), ..request(&new_key()) }
 }
 
-/// What the key said, and whose it turned out to be.
+/// Opens the request. Returns the outcome as text, with the request that the row holds if it is another one.
 async fn ask(database: &Database, request: &Request<Value>) -> String {
     const ROW: &str =
         "SELECT idempotency_key, user_id, request_method, request_path, request_params, host(origin_ip) AS ip
@@ -56,7 +56,7 @@ async fn ask(database: &Database, request: &Request<Value>) -> String {
     }
 }
 
-/// A request, and what its key says to it.
+/// A request, and the outcome that its key must give.
 pub(super) struct Asks {
     pub(super) request: Request<Value>,
     expected: String,
@@ -126,7 +126,7 @@ impl Case for Asks {
     }
 }
 
-/// A repetition that finds the key free, and what becomes of that before it has the lease.
+/// A repetition that finds the key free, and what happens to the key before the repetition has the lease.
 pub(super) struct TakesOver {
     request: Request<Value>,
     key_id: i64,
@@ -188,7 +188,7 @@ impl Case for TakesOver {
     }
 }
 
-/// A lease, and whether it is still good for what its holder wants to write.
+/// A lease, and whether it still permits what its holder wants to write.
 struct Held {
     lease: Lease,
     good: bool,

@@ -1,5 +1,5 @@
-//! Statements that lock rows lock them in one order, whatever order their callers come in, so that two batches are never
-//! in a deadlock.
+//! Statements that lock rows lock them in one order, whatever the order of their callers, so that two batches never
+//! deadlock.
 
 use atomic_phases::idempotency::open::Opened;
 use tokio_postgres::Client;
@@ -14,7 +14,7 @@ use crate::support::{cluster, eventually};
 /// Rows in a batch.
 const WIDTH: usize = 5;
 
-/// A batch whose last row is held by another session has locked all rows before that one.
+/// Asserts that a batch whose last row is locked by another session has locked all rows before that one.
 async fn locks_in_order<C: Case>() {
     let stage = Stage::new().await;
     let WaitsFor::Row(table, column) = C::WAITS_FOR else { panic!("it locks rows") };
@@ -25,7 +25,7 @@ async fn locks_in_order<C: Case>() {
     let gate = Gate::shut::<C>(&stage).await;
     let session = cluster::connect(&stage.world.database_config).await;
     hold(&session, C::WAITS_FOR, &[*last]).await;
-    // They come the other way round.
+    // They arrive in the opposite order.
     let calls: Vec<_> = callers.into_iter().rev().map(|caller| spawn(caller, &stage.database)).collect();
     gate.until_all_wait(&stage).await;
     gate.open().await;

@@ -1,4 +1,4 @@
-//! A ride's own part of the engine's statements: what each request of a batch has written is its own.
+//! The ride's part of the engine's statements: each request of a batch writes its own rows only.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::support::world::World;
 
 const RIDE: Option<(&str, &str)> = Some(("rides", "idempotency_key_id"));
 
-/// A place like no other.
+/// Returns random coordinates, which no other request is likely to have.
 fn params() -> RideParams {
     let degrees = || f64::from(rand::random::<u16>()) / 1000.0;
     RideParams { origin_lat: degrees(), origin_lon: degrees(), target_lat: degrees(), target_lon: degrees() }
@@ -39,7 +39,7 @@ fn rides(stage: &Stage) -> Executor<Rides> {
     Executor::new(engine(&stage.database, LOCK), rides)
 }
 
-/// The request's ride, which goes where it was asked to and is recorded. Returns it and its charge.
+/// Asserts that the request has one ride, with its coordinates and an audit record. Returns the ride and its charge.
 async fn ride(world: &World, request: &Request<RideParams>) -> (i64, Option<String>) {
     let RideParams { origin_lat, origin_lon, target_lat, target_lon } = request.params;
     let sql = "SELECT r.id, r.stripe_charge_id FROM rides r
@@ -175,7 +175,7 @@ impl Case for Pays {
     }
 }
 
-/// A request is answered with what its key says.
+/// A lease on a ride holds the parameters that Stripe gets.
 #[tokio::test]
 async fn a_lease_on_a_ride_says_what_is_sent_to_stripe() {
     let stage = Stage::new().await;

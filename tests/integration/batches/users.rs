@@ -14,7 +14,7 @@ fn words(found: Result<Option<User>, DatabaseError>) -> String {
     }
 }
 
-/// A new user, and how a look-up describes it.
+/// Inserts a user. Returns the address, and the text that describes a look-up of it.
 async fn insert(stage: &Stage) -> (String, String) {
     let (email, customer) = (format!("{}@example.com", Uuid::new_v4()), format!("cus_{}", Uuid::new_v4()));
     let sql = "INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2) RETURNING id";

@@ -1,4 +1,4 @@
-//! The model's actions in earnest: the program's own code, one message at a time.
+//! Carries out the model's actions with the program's own code, one message at a time.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use crate::protocol::{Action, Listing, Reply, State};
 use crate::stripe::{Answer, Outcome};
 use crate::worker::{Clock, Step, Worker};
 
-/// How a request goes on if its key is there.
+/// The message with which a request goes on if its key exists.
 const TAKE: &str = "execute update idempotency_keys";
-/// More rows than there are.
+/// More rows than the database has.
 const BATCH: i64 = 10;
 
 impl<O: Walked> Walk<'_, O> {
-    /// Carries out what leads from `before` to `after`.
+    /// Carries out the action that leads from `before` to `after`, in the way that `manner` picks.
     pub(super) async fn act(
         &mut self,
         action: Action,
@@ -81,7 +81,7 @@ impl<O: Walked> Walk<'_, O> {
         }
     }
 
-    /// A visit that must change nothing.
+    /// Makes a visit that must change nothing.
     pub(super) async fn probe(&mut self, probe: Probe) -> Result<(), String> {
         let mut request = self.stage.operation.request(&self.opening.user, &self.opening.key);
         let expected = match probe {
@@ -113,7 +113,7 @@ impl<O: Walked> Walk<'_, O> {
         if told == expected { Ok(()) } else { Err(format!("told {told:?}, and not {expected:?}")) }
     }
 
-    /// A client looks its key up, from the seat that no worker of the model has.
+    /// A client looks its key up, from the seat that belongs to no worker of the model.
     pub(super) async fn look(&mut self) -> Result<(), String> {
         let worker = self.protocol.workers;
         self.is_looking = true;
@@ -121,7 +121,7 @@ impl<O: Walked> Walk<'_, O> {
         self.asks(worker, self.stage.operation.opening(), Fate::Passes).await
     }
 
-    /// It tries to take the lease. If that was in vain, it looks again.
+    /// That client tries to take the lease. If it cannot, it looks its key up again.
     pub(super) async fn take_up(&mut self, before: &State) -> Result<(), String> {
         let mut worker = self.protocol.workers;
         self.is_looking = false;
@@ -274,7 +274,7 @@ impl<O: Walked> Walk<'_, O> {
         }
     }
 
-    /// By their own clocks, the leases of these workers have just become too short for a call.
+    /// Moves the clocks of workers whose leases have become too short for a call in this step.
     fn run_out_of_time(&mut self, before: &State, after: &State) {
         for (worker, (before, after)) in before.workers.iter().zip(&after.workers).enumerate() {
             let clock = |worker: &Worker| worker.attempt().map(|attempt| attempt.clock);
@@ -290,7 +290,7 @@ impl<O: Walked> Walk<'_, O> {
         Ok(())
     }
 
-    /// Has the worker go on, to ask for this.
+    /// Lets the worker go on; its next message must be this one.
     async fn knocks(&mut self, worker: usize, message: &str) -> Result<super::gate::Knock, String> {
         match self.stage.seats[worker].next().await {
             Next::Asks(knock) if knock.boundary.label == message => Ok(knock),
@@ -301,12 +301,12 @@ impl<O: Walked> Walk<'_, O> {
     }
 }
 
-/// One of these, all of which the manner leads to.
+/// Returns the one of these that `manner` picks; each is picked by some value of it.
 fn pick<T: Copy>(manner: usize, all: &[T]) -> T {
     all[manner % all.len()]
 }
 
-/// How far a worker's clock runs ahead from the start.
+/// Returns how far a worker's clock is ahead from the start.
 fn ahead(manner: usize) -> Duration {
     pick(manner, &[Duration::ZERO, just_fits()])
 }

@@ -1,4 +1,4 @@
-//! What the model says, compared with what the rows, the flushes, Stripe's ledger and the audit say.
+//! Compares the model's state with the rows, the flushes, Stripe's ledger and the audit records.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use super::walk::{Version, Walk};
 use crate::database::{Intent, Lease, Response, Row, Token};
 use crate::protocol::{Action, State};
 
-/// How far a row's times may lie beside what is expected for reasons of rounding, in seconds.
+/// How far a row's times may differ from what is expected because of rounding, in seconds.
 const ROUNDING: f64 = 0.001;
 
 /// The model's names for what is random in the program.
@@ -34,7 +34,7 @@ impl<O: Walked> Walk<'_, O> {
         Ok(())
     }
 
-    /// A step that changes the database is one commit, flushed or not as the model has it.
+    /// Checks that a step that changes the database is one commit, flushed or not as in the model.
     fn compare_commits(&mut self, action: Option<Action>, before: &State, seen: &Seen) -> Result<(), String> {
         let commits = &seen.commits;
         let by_the_program = action
@@ -98,7 +98,7 @@ impl<O: Walked> Walk<'_, O> {
         Ok(())
     }
 
-    /// Hears the names of what is new. A name that was seen before is not new.
+    /// Records which random values the model's new names stand for. A value that was seen before is not new.
     fn learn(&mut self, before: Option<&Row>, after: &Row, key: &SeenKey) {
         if let Some(lease) = after.lease
             && before.and_then(|row| row.lease) != Some(lease)
@@ -112,7 +112,7 @@ impl<O: Walked> Walk<'_, O> {
         }
     }
 
-    /// The row as the model has it.
+    /// Returns the row in the model's terms.
     fn row(&self, key: &SeenKey) -> Result<Row, String> {
         let name = |names: &HashMap<u8, Uuid>, id: Uuid| {
             names
@@ -181,7 +181,7 @@ impl<O: Walked> Walk<'_, O> {
         Ok(())
     }
 
-    /// Rides, audit records, charges on rides and receipts are what the key's state says.
+    /// Checks that rides, audit records, charges on rides and receipts agree with the key's state.
     fn compare_books(&self, seen: &Seen) -> Result<(), String> {
         let rides = i64::from(self.state.database.recovery_point().is_some());
         let paid = self.state.database.response() == Some(Response::Paid);

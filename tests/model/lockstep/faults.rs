@@ -1,12 +1,12 @@
-//! Is any of it noticed? Faults of the kind that an engineer makes are planted in the program's statements on their way to
-//! Postgres, one at a time, and the walk must disagree with the model before long.
+//! Faults as engineers make them. They are planted in the program's statements on their way to Postgres, one at a time,
+//! and the walk must disagree with the model within a limited number of steps.
 //!
-//! Each leaves a clause of a statement out, or weakens it. Those that the schema refuses are here as well: to the model an
-//! error is a disagreement like any other.
+//! Each leaves a clause of a statement out, or weakens it. Faults that the schema refuses are included: an error is a
+//! disagreement like any other.
 
 use crate::wire::Bug;
 
-/// A fault, by what the program does with it.
+/// A fault, named by what it makes the program do.
 pub(super) struct Fault {
     pub(super) name: &'static str,
     pub(super) bug: Bug,
@@ -96,7 +96,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "a lease is taken over a second late",
         &[("make_interval(secs => $3)", "make_interval(secs => $3::float8 + 1)")],
     ),
-    // The completer's.
+    // The completer's way to a lease.
     sql(
         "a claim does not set last_run_at",
         &[(
@@ -179,7 +179,7 @@ pub(super) const FAULTS: &[Fault] = &[
             "WHERE id = $1 AND $2::uuid IS NOT NULL AND response_code IS NULL",
         )],
     ),
-    // The reaper and the person.
+    // The reaper, and a person's retry.
     sql(
         "the reaper removes unfinished keys",
         &[("AND old.finished RETURNING", "RETURNING"), ("AND NOT old.finished RETURNING", "AND false RETURNING")],

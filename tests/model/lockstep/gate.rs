@@ -1,9 +1,9 @@
-//! Lets one message of a worker through at a time, and decides what becomes of it.
+//! Lets one message of a worker through at a time, and decides what happens to it.
 //!
-//! What only reads the database, prepares or connects passes by itself: it is no step of the model. Everything else waits
-//! until the walk says what happens to it; and when it has been carried out, its reply waits until the walk has the worker
-//! go on. So between two of its steps a worker does not know yet what came of the last one, and can be paused there for as
-//! long as the others like.
+//! A message that only reads the database, prepares a statement or connects passes at once: it is no step of the model.
+//! Every other message waits until the walk decides what happens to it; when it has been carried out, its reply waits
+//! until the walk lets the worker go on. So between two of its steps a worker does not know the result of the last one
+//! yet, and can be paused there for any time.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::wire::bug::with_length;
 use crate::wire::{Boundary, Bugs, Carrier, Target, Upstream};
 
-/// What becomes of one message.
+/// What happens to one message.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fate {
     /// It is carried out and answered.
@@ -22,7 +22,7 @@ pub(super) enum Fate {
     ReplyLost,
     /// The connection breaks before it arrives.
     Dropped,
-    /// It does not arrive, and this is answered instead, as by a server that is too busy or by something in between.
+    /// It does not arrive, and this is the reply instead, as from a server that is too busy or from a proxy in between.
     Refused(fn() -> Vec<u8>),
     /// It is carried out, and the reply says something else.
     Reworded(fn(&str) -> String),
@@ -44,12 +44,12 @@ struct Verdict {
 pub(super) struct HeldReply(#[expect(dead_code, reason = "its end is the signal")] oneshot::Sender<()>);
 
 impl Knock {
-    /// Has the message meet its fate, and returns once that has happened.
+    /// Carries out the message's fate, and returns once that has happened.
     pub(super) async fn carry_out(self, fate: Fate) -> HeldReply {
         let (done, is_done) = oneshot::channel();
         let (held, deliver) = oneshot::channel();
         if self.decide.send(Verdict { fate, done, deliver }).is_ok() {
-            // Without an answer the connection broke by itself, which the worker is about to notice.
+            // If no answer comes, the connection broke by itself, which the worker notices next.
             let _ = is_done.await;
         }
         HeldReply(held)
@@ -64,13 +64,13 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// With the place where the messages wait.
+    /// Returns a gate, and the queue in which messages wait.
     pub(super) fn new(bugs: &Arc<Bugs>) -> (Self, mpsc::UnboundedReceiver<Knock>) {
         let (knocks, waiting) = mpsc::unbounded_channel();
         (Self { knocks: Some(knocks), bugs: Arc::clone(bugs) }, waiting)
     }
 
-    /// One that lets everything through, bugs included.
+    /// Returns a gate that lets every message through; planted bugs still apply.
     pub(super) fn open(bugs: &Arc<Bugs>) -> Self {
         Self { knocks: None, bugs: Arc::clone(bugs) }
     }
@@ -132,7 +132,7 @@ fn is_a_step(boundary: &Boundary) -> bool {
     }
 }
 
-/// What Postgres says when it is short of memory, or when an operator cancels the statement.
+/// Returns an error of Postgres: out of memory, cancelled by an operator, lock not available, or too many connections.
 pub(super) fn refused_by_postgres<const CODE: usize>() -> Vec<u8> {
     let code = ["53200", "57014", "55P03", "53300"][CODE];
     let fields = format!("SERROR\0VERROR\0C{code}\0Mrefused on purpose\0\0");
@@ -140,12 +140,13 @@ pub(super) fn refused_by_postgres<const CODE: usize>() -> Vec<u8> {
     [b"E".as_slice(), &length, fields.as_bytes(), b"Z\0\0\0\x05I"].concat()
 }
 
-/// What a proxy says whose upstream is gone.
+/// Returns the answer of a proxy whose upstream is down.
 pub(super) fn bad_gateway() -> Vec<u8> {
     with_length("HTTP/1.1 502 Bad Gateway\r\ncontent-type: text/html\r\n\r\n<html>Bad Gateway</html>")
 }
 
-/// A list of charges that decides nothing: those that matter are pending, or it has a page that is empty and not the last.
+/// Returns a list of charges that decides nothing: its charges are pending, or it is an empty page that is not the
+/// last.
 pub(super) fn undecidable(reply: &str) -> String {
     if reply.contains("\"succeeded\"") {
         return reply.replace("\"succeeded\"", "\"pending\"");

@@ -1,31 +1,33 @@
 //! The model and the program in lockstep.
 //!
-//! The model says whether the rules are right and sees nothing of the program. Here it is walked at random while each of its
-//! actions is carried out by the program's own code, on a real Postgres and against the sandbox of Stripe; and after every
-//! step the rows, the flushes, Stripe's ledger and the answers are compared with what the model says. What the program wants
-//! to do next is compared, too: each of the model's workers is a [task](seat) that runs an attempt from its lease to its
-//! end, behind a [gate] that lets one message through at a time.
+//! The model checks whether the rules are right and contains nothing of the program. Here the model is walked at
+//! random, while the program's own code carries out each of its actions, on a real Postgres and against the sandbox of
+//! Stripe. After every step the rows, the flushes, Stripe's ledger and the answers are compared with the model's state.
+//! The program's next message is compared, too: each of the model's workers is a [task](seat) that runs an attempt from
+//! its lease to its end, behind a [gate] that lets one message through at a time.
 //!
-//! - Stripe's outcomes are the sandbox's own; lost and failed calls break the connection where they say.
-//! - A crash of Postgres is none, because that would take seconds: `setup.sql` records what each commit left behind and
-//!   whether it waited for the disk, and what a crash would have lost is taken back. So a flush that is forgotten, and one
-//!   that nothing needs, are disagreements.
-//! - [Time](times) is the walk's own: it is moved, and not slept for. With it comes what the model leaves out because only
-//!   time decides: who may take a lease when, grace and pauses, the reaper's age. Each is tried from both sides, by those
-//!   who come in time and by those who come [in vain](moves::Probe) a second before; they must change nothing.
-//! - Between its look at a key and its take-over a client can be overtaken. To the model that is one step.
+//! - Stripe's outcomes come from the sandbox; for lost and failed calls the connection is broken at that message.
+//! - A crash of Postgres is simulated, because a real one would take seconds: `setup.sql` records the rows after each
+//!   commit and whether it waited for the disk, and what a crash would have lost is undone. So a missing flush is a
+//!   disagreement, and so is one that is not needed.
+//! - [Time](times) is simulated, too: it is moved, and no test sleeps. So the walk can test what the model leaves out
+//!   because only time decides it: when a lease may be taken, grace and backoff, the reaper's age. Each limit is tested
+//!   from both sides: by a visit in time, and by a [probe](moves::Probe) a second before, which must change nothing.
+//! - A client can be overtaken between its look-up of a key and its take-over. In the model these are one step.
 //!
-//! A walk goes on for some dozens of steps with one key, then another begins. [Steering](steer) takes it where few were
-//! before. Where the two disagree, the walk is made again with steps left out until none can be, and then printed.
+//! A walk makes some dozens of steps with one key, then another begins. [Steering](steer) prefers steps that were taken
+//! rarely. When model and program disagree, the walk is repeated with steps left out until no more can be, and then
+//! printed.
 //!
-//! What is specific to a ride is behind [`Walked`]. Whether any of this sees anything is tried with [faults].
+//! Everything that is specific to a ride is behind [`Walked`]. The [faults] test whether the comparison notices
+//! anything.
 //!
 //! ```text
 //! LOCKSTEP_STEPS=160000 cargo test --profile long --test model lockstep::model -- --nocapture
 //! LOCKSTEP_FAULTS=100 cargo test --test model lockstep::faults -- --nocapture
 //! ```
 //!
-//! `LOCKSTEP_SEED` repeats a run's choices, as far as those do not depend on how long things take.
+//! `LOCKSTEP_SEED` repeats a run's choices, as far as those do not depend on real time.
 
 mod act;
 mod compare;
@@ -57,24 +59,24 @@ use self::steer::{Pilot, Tally};
 use self::walk::Walk;
 use crate::protocol::Protocol;
 
-/// Walks side by side, each on a thread of its own: while one waits for the disk, the others go on.
+/// Walks side by side, each on its own thread: while one waits for the disk, the others go on.
 const SIDE_BY_SIDE: usize = 8;
 /// Steps of a plain run, which takes a few seconds.
 const STEPS: usize = 2000;
-/// In a run of so many steps each kind of edge in the model's graph must be taken so often.
+/// In a run of at least this many steps, each kind of edge in the model's graph must be taken [`EVERY_KIND`] times.
 const LONG_RUN: usize = 100_000;
 const EVERY_KIND: usize = 1000;
-/// Faults that are planted in a plain run: a few seconds' worth, others each time.
+/// Faults that are planted in a plain run: they take a few seconds, and are drawn again in each run.
 const PLANTED: usize = 8;
-/// A fault that is not noticed after so many steps is not noticed.
+/// A fault that is not noticed within this many steps counts as missed.
 const NOTICED_AFTER: usize = 5000;
 /// Workers at once, zombies included.
 const WORKERS: usize = 3;
-/// The completer tries once before it parks, which leads to a parked key soonest; and sometimes as often as it takes for its
-/// pauses to reach their longest.
+/// Attempts of the completer before it parks: mostly one, which leads to a parked key soonest, and sometimes as many as
+/// it takes until its backoff is the longest.
 const MAX_ATTEMPTS: [u8; 3] = [1, 1, 8];
 
-/// What a walk came to that disagreed.
+/// A walk in which model and program disagreed.
 struct Disagreement {
     moves: Vec<Move>,
     max_attempts: u8,
@@ -120,7 +122,7 @@ fn model_and_program_go_in_lockstep() {
     }
 }
 
-/// Without a fault model and program agree, see above; with one they must not.
+/// Without a fault, model and program agree (see the test above); with one they must not.
 #[test]
 fn faults_in_the_statements_of_a_key_are_noticed() {
     let began = Instant::now();
@@ -166,7 +168,7 @@ async fn notice<O: Walked>(stage: &mut Stage<O>, fault: &Fault) -> Result<String
     Err(format!("not noticed in {NOTICED_AFTER} steps; {:?}", stage.bugs.not_planted()))
 }
 
-/// Walks so many steps, unless it is over before, and reports the first disagreement.
+/// Walks this many steps, unless `over` is set before, and reports the first disagreement.
 fn run<O: Walked>(operation: O, steps: usize, seed: u64, over: &AtomicBool) -> Result<Tally, String> {
     in_a_runtime(async {
         let mut stage = Stage::new(operation, WORKERS + 1).await;
@@ -181,12 +183,12 @@ fn run<O: Walked>(operation: O, steps: usize, seed: u64, over: &AtomicBool) -> R
     })
 }
 
-/// On this thread alone, so that a message crosses from program to proxy without waking another.
+/// Runs the future on this thread alone, so that a message gets from program to proxy without waking another thread.
 fn in_a_runtime<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
-/// One key's walk.
+/// Makes one walk, with one key.
 async fn walk<O: Walked>(stage: &mut Stage<O>, pilot: &mut Pilot) -> Result<(), Disagreement> {
     let max_attempts = MAX_ATTEMPTS[pilot.rng.random_range(0..MAX_ATTEMPTS.len())];
     let length = pilot.rng.random_range(10..100);
@@ -195,7 +197,8 @@ async fn walk<O: Walked>(stage: &mut Stage<O>, pilot: &mut Pilot) -> Result<(), 
     while made.len() < length && !walk.is_stale() {
         let Some(moves) = pilot.next(&walk) else { break };
         for mv in moves {
-            // The real time that passes can make the difference here, and only here.
+            // Real time has passed since the moves were chosen, which is the only reason why one may not be possible
+            // any more.
             if !walk.is_possible(mv) {
                 break;
             }

@@ -1,4 +1,4 @@
-//! What a walk is made of: the model's actions, time that passes, and questions that must change nothing.
+//! The moves of a walk: the model's actions, the passing of time, and probes, which must change nothing.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::{self, Display, Formatter};
@@ -18,17 +18,17 @@ pub(super) enum Move {
     Act(Action, usize),
     /// A client looks its key up, finds that it may take the lease, and is held up before it does.
     Look,
-    /// It goes on, whatever has become of the key meanwhile.
+    /// That client goes on, whatever has happened to the key in the meantime.
     TakeUp,
-    /// So many seconds pass.
+    /// This many seconds pass.
     Pass(f64),
-    /// The completer has tried it so often by now.
+    /// From now on, this is the number of the completer's attempts.
     Tried(u8),
     /// A visit that must change nothing.
     Probe(Probe),
 }
 
-/// Who comes in vain, and what must keep them out.
+/// A visit that must change nothing, and the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probe {
     /// A client repeats its request while the lease holds.
@@ -39,13 +39,13 @@ pub(super) enum Probe {
     OtherParameters,
     /// A client uses the same key on another path.
     OtherPath,
-    /// The completer, to a key that is not there, finished, parked, under lease or not due.
+    /// The completer looks for work, and the key is absent, finished, parked, under lease or not due.
     Claim,
-    /// The completer, while another session has the row locked.
+    /// The completer looks for work while another session has the row locked.
     ClaimLocked,
-    /// The reaper, to a key that is not there, parked, under lease, young, or was taken up lately.
+    /// The reaper looks for old keys, and the key is absent, parked, under lease, young, or was taken up lately.
     Reap,
-    /// The reaper, while another session has the row locked.
+    /// The reaper looks for old keys while another session has the row locked.
     ReapLocked,
 }
 
@@ -78,7 +78,7 @@ impl Display for Probe {
 }
 
 impl Move {
-    /// As a trace tells it.
+    /// Returns its description in a trace.
     pub(super) fn describe(self, before: &State) -> String {
         match self {
             Self::Act(action, _) => trace::describe(&action, before),
@@ -91,19 +91,19 @@ impl Move {
     }
 }
 
-/// An action by its name.
+/// The name of [`Action::GiveUp`] in [`Kind::action`].
 pub(super) const GIVES_UP: &str = "gives up, its lease has run out";
 
-/// Of what kind an edge of the model's graph is.
+/// The kind of an edge in the model's graph.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Kind {
     /// The action, with its variant and the worker's step: what every run must take often.
     pub(super) action: String,
-    /// What made a difference besides.
+    /// What else made a difference.
     pub(super) detail: String,
 }
 
-/// Of what kind the edge is along which this action leads from `before` to `after`.
+/// Returns the kind of the edge along which this action leads from `before` to `after`.
 pub(super) fn kind(before: &State, action: Action, after: &State) -> Kind {
     let step = |state: &State, worker: usize| state.workers[worker].attempt().map(|attempt| attempt.step);
     let (action, detail) = match action {
@@ -163,8 +163,7 @@ pub(super) fn kind(before: &State, action: Action, after: &State) -> Kind {
     Kind { action, detail: detail.to_owned() }
 }
 
-/// All actions that the model has anywhere, as [`Kind::action`] tells them: along every edge from every state that can be
-/// reached.
+/// Returns every [`Kind::action`] that the model has: of every edge from every state that can be reached.
 pub(super) fn all_actions(protocol: &Protocol) -> BTreeSet<String> {
     let mut reached: HashSet<u64> = HashSet::new();
     let mut found = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! What is walked: an operation of the program, which books a ride or does anything else that happens exactly once.
+//! The operation that is walked: it books a ride, or does anything else that happens exactly once.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,16 +20,16 @@ use super::times::{GRACE, KEY_RETENTION, LEASE, RETRY_AFTER};
 use crate::database::{RecoveryPoint, Response};
 use crate::worker::Step;
 
-/// What one worker works with.
+/// The connections and the clock of one worker.
 #[derive(Debug, Clone)]
 pub(super) struct Means {
     pub(super) database: Database,
     pub(super) stripe: stripe::Client,
-    /// What the worker asks whether a call still fits into its lease.
+    /// The clock by which the worker checks whether a call still fits into its lease.
     pub(super) clock: Clock,
 }
 
-/// What an attempt came to.
+/// The result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
     /// The final answer, and its bytes.
@@ -40,44 +40,44 @@ pub(super) enum Told {
     Parked,
     InProgress,
     Mismatch,
-    /// A completer has no client to tell.
+    /// A completer has no client to answer.
     Nothing,
-    /// What the model has no name for.
+    /// A result that the model does not have.
     Strange(String),
 }
 
-/// An operation: how it is asked for and carried out, and what its rows look like.
+/// An operation: how it is requested and carried out, and what its rows look like.
 pub(super) trait Walked: Copy + Send + Sync + 'static {
-    /// The program's own.
+    /// The program's type of the operation.
     type Operation: Operation<Params: Clone>;
 
-    /// It, with these means.
+    /// Returns its executor, with these means.
     fn executor(self, means: &Means) -> Executor<Self::Operation>;
 
-    /// What a client asks for.
+    /// Returns a client's request.
     fn request(self, user: &User, key: &str) -> Request<<Self::Operation as Operation>::Params>;
 
-    /// The same with other parameters.
+    /// Returns the same request with other parameters.
     fn other_request(
         self,
         request: Request<<Self::Operation as Operation>::Params>,
     ) -> Request<<Self::Operation as Operation>::Params>;
 
-    /// The message that opens a request, as the proxies label it: the tables that it writes.
+    /// Returns the message that opens a request, as the proxies label it: by the tables that it writes.
     fn opening(self) -> &'static str;
 
-    /// The message that carries out a step, likewise, or by method and path.
+    /// Returns the message that carries out a step, by the tables that it writes or by method and path.
     fn message(self, step: Step) -> &'static str;
 
-    /// By its code in the row.
+    /// Returns the response that has this code in the row.
     fn response(self, code: i32) -> Option<Response>;
 
-    /// Its name in the row.
+    /// Returns its name in the row.
     fn name(self) -> &'static str {
         Self::Operation::NAME
     }
 
-    /// By its name and place in the row.
+    /// Returns the recovery point that has this name and step in the row.
     fn recovery_point(self, name: &str, step: i16) -> Option<RecoveryPoint> {
         if (name, step) == (FINISHED, FINISHED_STEP) {
             return Some(RecoveryPoint::Finished);
@@ -88,7 +88,7 @@ pub(super) trait Walked: Copy + Send + Sync + 'static {
     }
 }
 
-/// A client's whole attempt.
+/// Runs a client's whole attempt.
 pub(super) async fn attempt<O: Walked>(
     operation: O,
     means: Means,
@@ -97,7 +97,7 @@ pub(super) async fn attempt<O: Walked>(
     told(operation, operation.executor(&means).execute(request).await.answer)
 }
 
-/// The completer's look, which takes what is due and carries it out.
+/// Runs the completer once: it claims what is due and carries it out.
 pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts: i32) -> Told {
     let mut operations = Operations::default();
     operations.register(operation.executor(&means));
@@ -118,7 +118,7 @@ pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts
     }
 }
 
-/// What a client is told.
+/// Returns the result that a client gets from this answer.
 pub(super) fn told<O: Walked>(operation: O, answer: Answer) -> Told {
     match answer {
         Answer::Done { response, .. } => match operation.response(i32::from(response.code)) {
@@ -136,7 +136,7 @@ pub(super) fn told<O: Walked>(operation: O, answer: Answer) -> Told {
     }
 }
 
-/// A ride is booked.
+/// The booking of a ride.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ride;
 

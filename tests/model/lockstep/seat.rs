@@ -1,4 +1,4 @@
-//! Where one of the model's workers sits: the program's own attempt runs here as a task, behind a gate.
+//! A seat belongs to one of the model's workers: the program's own attempt runs here as a task, behind a gate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::times::STRIPE_TIMEOUT;
 use crate::support::world::pool_of;
 use crate::wire::{Bugs, Proxy};
 
-/// A worker that neither asks nor ends for so long hangs.
+/// A worker that neither sends a message nor ends for this long hangs.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 pub(super) struct Seat {
     knocks: UnboundedReceiver<Knock>,
     database: Database,
     stripe: stripe::Client,
-    /// Of the attempt that is under way, and how far it is ahead.
+    /// The clock of the attempt that is under way, and how far it is ahead.
     clock: Clock,
     ahead: Duration,
     task: Option<JoinHandle<Told>>,
@@ -57,7 +57,7 @@ impl Seat {
         }
     }
 
-    /// Starts an attempt, which gets as far as its first step. Its clock is `ahead`.
+    /// Starts an attempt, which runs until its first step. Its clock is ahead by `ahead`.
     pub(super) fn start<F>(&mut self, ahead: Duration, attempt: impl FnOnce(Means) -> F)
     where
         F: Future<Output = Told> + Send + 'static,
@@ -70,13 +70,13 @@ impl Seat {
         self.task = Some(tokio::spawn(attempt(means)));
     }
 
-    /// The worker's clock is so far ahead of that by which its lease was reckoned.
+    /// Sets how far the worker's clock is ahead of the clock that timed its lease.
     pub(super) fn be_ahead(&mut self, ahead: Duration) {
         self.clock.advance(ahead.saturating_sub(self.ahead));
         self.ahead = self.ahead.max(ahead);
     }
 
-    /// Lets the worker have the reply that it waits for, and go on until it asks for something or ends.
+    /// Delivers the reply that the worker waits for, and lets it go on until it sends a message or ends.
     pub(super) async fn next(&mut self) -> Next {
         self.held = None;
         let task = self.task.as_mut().expect("an attempt");
@@ -94,12 +94,12 @@ impl Seat {
         next
     }
 
-    /// Has the message meet its fate. The worker does not hear of it before it goes on.
+    /// Carries out the message's fate. The worker gets the reply only when it goes on.
     pub(super) async fn carry_out(&mut self, knock: Knock, fate: Fate) {
         self.held = Some(knock.carry_out(fate).await);
     }
 
-    /// The worker ends where it is, and never hears of what it asked for last.
+    /// Ends the worker where it is; it never gets the reply to its last message.
     pub(super) async fn end(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
@@ -110,7 +110,7 @@ impl Seat {
     }
 }
 
-/// A pool of one connection past a proxy.
+/// Returns a pool of one connection, through a proxy.
 pub(super) async fn connect(proxy: &Proxy, database: &tokio_postgres::Config) -> Database {
     let (config, _) = tls::parse(&proxy.postgres_url(database)).unwrap();
     pool_of(&config, 1).await

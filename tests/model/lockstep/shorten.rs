@@ -1,4 +1,4 @@
-//! From a walk that ended in a disagreement to the shortest that does.
+//! Shortens a walk that ended in a disagreement as far as possible.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use super::walk::Walk;
 use crate::protocol::{Action, State};
 use crate::worker::Worker;
 
-/// What is found by then is short enough.
+/// The shortest walk that is found by then is reported.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A walk that was made again, and what it disagreed about.
+/// A repeated walk, and what disagreed in it.
 struct Failure {
     moves: Vec<Move>,
     lines: Vec<String>,
     why: String,
 }
 
-/// Leaves moves out for as long as what remains disagrees as well, and tells what remains: whole attempts first, then what is
-/// left one by one and two by two.
+/// Leaves moves out for as long as the rest still disagrees, and reports the rest: first whole attempts are left out,
+/// then single moves, then pairs.
 pub(super) async fn report<O: Walked>(stage: &mut Stage<O>, found: Disagreement) -> String {
     let deadline = Instant::now() + PATIENCE;
     let Some(mut shortest) = make_again(stage, &found.moves, found.max_attempts).await else {
@@ -48,10 +48,10 @@ pub(super) async fn report<O: Walked>(stage: &mut Stage<O>, found: Disagreement)
     format!("model and program disagree after {} moves: {why}\n{}", moves.len(), lines.join("\n"))
 }
 
-/// Places of moves to leave out, the last first.
+/// Indexes of moves to leave out, the last first.
 type LeftOut = Vec<Vec<usize>>;
 
-/// All that one worker does from its lease to its end, and the time that passes just before.
+/// Returns the moves of each attempt, from its lease to its end, and the time that passes just before.
 fn attempts(moves: &[Move]) -> LeftOut {
     let begins = |mv: &Move| matches!(mv, Move::Act(Action::Request { .. } | Action::Claim { .. }, _));
     let of = |mv: &Move| if let Move::Act(action, _) = mv { action.worker() } else { None };
@@ -82,11 +82,11 @@ async fn first_that_fails<O: Walked>(
     for left_out in left_out {
         let rest = moves.iter().enumerate().filter(|(at, _)| !left_out.contains(at));
         let rest: Vec<Move> = rest.map(|(_, mv)| *mv).collect();
-        // The model can tell in no time that a walk makes no sense.
+        // The model finds out quickly that a walk is impossible.
         if Instant::now() < deadline
             && makes_sense(&rest, max_attempts)
             && let Some(failure) = make_again(stage, &rest, max_attempts).await
-            // Letting time pass is a move as well.
+            // The repeated walk may have got more moves, in which time passes.
             && failure.moves.len() < moves.len()
         {
             return Some(failure);
@@ -95,7 +95,7 @@ async fn first_that_fails<O: Walked>(
     None
 }
 
-/// Whether the model can go this way, if time allows.
+/// Returns whether these moves are possible in the model, if their times are ignored.
 fn makes_sense(moves: &[Move], max_attempts: u8) -> bool {
     let protocol = super::protocol(max_attempts);
     let mut state = protocol.init_states().remove(0);
@@ -123,8 +123,8 @@ fn makes_sense(moves: &[Move], max_attempts: u8) -> bool {
     true
 }
 
-/// Makes these moves with a new key, and has time pass where an action needs it. `None` if they cannot all be made, or if
-/// nothing disagrees.
+/// Makes these moves with a new key, and lets time pass where an action needs it. `None` if they cannot all be made, or
+/// if nothing disagrees.
 async fn make_again<O: Walked>(stage: &mut Stage<O>, moves: &[Move], max_attempts: u8) -> Option<Failure> {
     let mut walk = Walk::open(stage, super::protocol(max_attempts)).await;
     let mut workers = HashMap::new();
@@ -145,7 +145,7 @@ async fn make_again<O: Walked>(stage: &mut Stage<O>, moves: &[Move], max_attempt
     None
 }
 
-/// The same move of the worker who has taken the place that its worker had.
+/// Returns the same move of the worker that has replaced the original one.
 fn renamed(mv: Move, state: &State, workers: &mut HashMap<usize, usize>) -> Option<Move> {
     let Move::Act(action, manner) = mv else { return Some(mv) };
     let mut idle = |old: usize| {

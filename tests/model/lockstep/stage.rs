@@ -1,4 +1,4 @@
-//! A database and a sandbox of Stripe with nothing in them but one key at a time, and the seats of the workers.
+//! The stage of walks: a database and a sandbox of Stripe that hold one key at a time, and the seats of the workers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,29 +23,29 @@ use crate::support::cluster;
 use crate::support::world::TempDir;
 use crate::wire::{Bug, Bugs, Proxy};
 
-/// Every step looks at all rows that there are, and at those that there were since the last vacuum.
+/// Every step reads all rows, and those that have been removed since the last vacuum.
 const VACUUM_EVERY: usize = 50;
 const VACUUM: &str = "VACUUM idempotency_keys, rides, audit_records, staged_jobs, lockstep.commits";
 
-/// No trigger and no crash knows of what the walk itself does.
+/// What the walk itself writes fires no trigger, so no simulated crash undoes it.
 const UNSEEN: &str = "SET session_replication_role = replica; SET synchronous_commit = off;
                       SET plan_cache_mode = force_generic_plan";
 
 pub(super) struct Stage<O> {
     pub(super) operation: O,
     pub(super) seats: Vec<Seat>,
-    /// For those who have no seat: the reaper, a person, and all who come in vain.
+    /// For everything that has no seat: the reaper, a person, and the probes.
     pub(super) house: Database,
     way_in: Proxy,
-    /// Keys so far.
+    /// The number of keys so far.
     opened: usize,
     pub(super) ledger: Arc<Ledger>,
     pub(super) faults: Arc<FaultControl>,
     pub(super) bugs: Arc<Bugs>,
-    /// Sees and moves everything, and no trigger sees it.
+    /// Reads all rows and moves all times; its writes fire no trigger.
     pub(super) observer: Client,
     observe: Statement,
-    /// Has rows locked that must be passed over.
+    /// Locks rows that must then be skipped.
     pub(super) stranger: Client,
     stripe: stripe::Client,
     database: tokio_postgres::Config,
@@ -58,11 +58,11 @@ pub(super) struct Stage<O> {
 pub(super) struct Opening {
     pub(super) user: User,
     pub(super) key: String,
-    /// The number of the state in which it is not there.
+    /// The number of the recorded state in which the key does not exist.
     pub(super) empty: i64,
 }
 
-/// What was seen after a step.
+/// What was read after a step.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) key: Option<SeenKey>,
@@ -141,13 +141,13 @@ impl<O> Stage<O> {
         }
     }
 
-    /// What those work with who have no seat.
+    /// Returns the means for everything that has no seat.
     pub(super) fn means(&self) -> Means {
         Means { database: self.house.clone(), stripe: self.stripe.clone(), clock: Clock::default() }
     }
 
-    /// Plants a bug in all that the program says to Postgres from now on. Statements that are prepared would not have it,
-    /// so everybody connects anew.
+    /// Plants a bug in all messages from the program to Postgres from now on. Statements that are already prepared
+    /// would not have it, so all connections are opened again.
     pub(super) async fn plant(&mut self, bug: Bug) {
         self.bugs.plant(bug);
         for seat in &mut self.seats {
@@ -156,7 +156,7 @@ impl<O> Stage<O> {
         self.house = seat::connect(&self.way_in, &self.database).await;
     }
 
-    /// Clears the stage for a new key of a new customer, whose list of charges is its own.
+    /// Clears the stage for a new key of a new customer, which has its own list of charges.
     pub(super) async fn open(&mut self) -> Opening {
         for seat in &mut self.seats {
             seat.end().await;
@@ -173,7 +173,7 @@ impl<O> Stage<O> {
         Opening { user: User { id: row.get(0), stripe_customer_id }, key: key.to_string(), empty: row.get(1) }
     }
 
-    /// Looks at everything. More than one key is no state of the model's.
+    /// Reads everything. More than one key is an error, because the model has no such state.
     pub(super) async fn look(&self, since: i64) -> Result<Seen, String> {
         let rows = self.observer.query(&self.observe, &[&since]).await.unwrap();
         let [row] = rows.as_slice() else { return Err(format!("there are {} keys", rows.len())) };
@@ -206,7 +206,7 @@ impl<O> Stage<O> {
         })
     }
 
-    /// The charges that this customer paid, and the keys that they were made with.
+    /// Returns the charges that this customer paid, and the keys that they were made with.
     pub(super) fn charges(&self, customer: &str) -> Vec<(String, Uuid)> {
         let charges = self.ledger.charges_of(customer);
         charges

@@ -1,4 +1,4 @@
-//! Where a walk goes: anywhere it can, and rather where few have been.
+//! Steers a walk: every way is possible, and ways that were taken rarely are preferred.
 
 use std::collections::BTreeMap;
 
@@ -13,41 +13,41 @@ use crate::database::RecoveryPoint;
 use crate::protocol::{Action, State};
 use crate::worker::{Clock, Step, Worker};
 
-/// How much a way is worth for what it leads to, compared with what it is itself.
+/// The worth of what a way leads to, compared with the worth of the way itself.
 const FORESIGHT: f64 = 0.99;
-/// How much rather a way is taken that is worth more.
+/// How strongly a way of greater worth is preferred: the weight is the worth to this power.
 const DETERMINATION: i32 = 8;
-/// How much a detail of an edge is worth, compared with its action.
+/// The worth of a detail of an edge, compared with its action.
 const DETAIL: f64 = 0.05;
-/// How much rather a walk takes an edge of the model than asks in vain, where both were done as often.
+/// The weight of a probe, compared with an edge of the model that was taken as often.
 const IN_VAIN: f64 = 0.3;
-/// How often a walk goes on with the worker that it has just been with: to the end of an attempt it is a long way.
+/// How often a walk goes on with the worker that moved last: an attempt needs many moves to its end.
 const SAME_WORKER: f64 = 0.85;
-/// Short of a limit by this much, in seconds: more than the real time that a walk has taken by then.
+/// How long before a limit a probe comes, in seconds: more than the real time that a walk has taken by then.
 const SHORT: f64 = 1.0;
 
-/// How often what was done.
+/// How often each kind of step was taken.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tally {
     /// Edges of the model.
     pub(super) edges: BTreeMap<Kind, usize>,
     /// The same by their actions.
     pub(super) actions: BTreeMap<String, usize>,
-    /// What the model leaves out.
+    /// Steps that the model leaves out.
     pub(super) besides: BTreeMap<String, usize>,
 }
 
-/// Steers a walk, and learns from where it was.
+/// Steers a walk, and learns from the steps that were taken.
 pub(super) struct Pilot {
     pub(super) rng: StdRng,
     pub(super) tally: Tally,
-    /// What it is worth to have a worker where it does this next.
+    /// The worth of a worker whose next step is this one.
     worth: BTreeMap<Option<Step>, f64>,
     /// The worker that moved last.
     worker: Option<usize>,
 }
 
-/// What may become of a client that is held up between its look and its take-over.
+/// What may happen to a client that is held up between its look-up and its take-over.
 const OVERTAKEN: [&str; 4] = [
     "the client that was held up is told that the request is parked",
     "the client that was held up is told that the request is in progress",
@@ -55,7 +55,7 @@ const OVERTAKEN: [&str; 4] = [
     "the client that was held up finds no key",
 ];
 
-/// One way on, and what it is counted as, in the model and besides.
+/// One way to go on, and what it is counted as, inside and outside the model.
 struct Way {
     moves: Vec<Move>,
     worker: Option<usize>,
@@ -65,7 +65,7 @@ struct Way {
 }
 
 impl Tally {
-    /// Edges that were taken.
+    /// Returns the number of edges that were taken.
     pub(super) fn steps(&self) -> usize {
         self.actions.values().sum()
     }
@@ -91,7 +91,7 @@ impl Tally {
         }
     }
 
-    /// What an edge is worth by itself.
+    /// Returns the worth of an edge by itself.
     fn worth(&self, kind: &Kind) -> f64 {
         rarity(self.actions.get(&kind.action)) + DETAIL * rarity(self.edges.get(kind))
     }
@@ -102,7 +102,7 @@ impl Pilot {
         Self { rng, tally: Tally::default(), worth: BTreeMap::new(), worker: None }
     }
 
-    /// The moves that come next, or `None` where the walk ends. They are counted as taken.
+    /// Returns the next moves, which are counted as taken, or `None` where the walk ends.
     pub(super) fn next<O: Walked>(&mut self, walk: &Walk<'_, O>) -> Option<Vec<Move>> {
         let mut ways = self.actions(walk);
         let enough = match how_much_is_left(&walk.state) {
@@ -133,7 +133,7 @@ impl Pilot {
         Some(way.moves)
     }
 
-    /// The model's actions, each after as much time as it needs.
+    /// Returns the model's actions, each after the time that it needs.
     fn actions<O: Walked>(&mut self, walk: &Walk<'_, O>) -> Vec<Way> {
         let mut actions = Vec::new();
         walk.protocol.actions(&walk.state, &mut actions);
@@ -155,7 +155,7 @@ impl Pilot {
             }
             let promise = self.promise(&walk.state, action, &after);
             let weight = (worth + promise).powi(DETERMINATION);
-            // It concerns the worker that moved last, too.
+            // Such an event concerns the worker that moved last, too.
             let worker = if promise > 0.0 { self.worker } else { worker };
             let moves = self.moves(walk, action, wait);
             ways.push(Way { moves, worker, edge: Some(kind), besides: None, weight });
@@ -170,15 +170,15 @@ impl Pilot {
             moves.push(Move::Pass(wait));
         }
         if walk.protocol.max_attempts > 1 && matches!(action, Action::Claim { .. }) && self.rng.random_bool(0.5) {
-            // Before its first pause, and around the one that is the longest.
+            // Before the first backoff, and around the longest.
             moves.push(Move::Tried([0, 1, 5, 6, 7, 8][self.rng.random_range(0..6)]));
         }
         moves.push(Move::Act(action, self.rng.random_range(0..1000)));
         moves
     }
 
-    /// What an event is worth for what it leads workers to: to give up, if they are about to charge, and the next one to look
-    /// the charge up.
+    /// Returns the worth of an event for what workers do after it: workers that are about to charge give up, and the
+    /// next one looks the charge up.
     fn promise(&self, before: &State, action: Action, after: &State) -> f64 {
         let charging = |state: &State, clock: fn(Clock) -> bool| {
             let mut attempts = state.workers.iter().filter_map(Worker::attempt);
@@ -199,7 +199,8 @@ impl Pilot {
         self.worth.get(&place).copied().unwrap_or(1.0)
     }
 
-    /// Those who come in vain, when nothing but one thing keeps them out: the time is up for all the others.
+    /// Returns the probes, each at a time when only one reason keeps it from changing anything: all other limits have
+    /// passed.
     fn probes<O: Walked>(&self, walk: &Walk<'_, O>) -> Vec<Way> {
         let mut ways = Vec::new();
         for probe in Probe::ALL {
@@ -215,7 +216,7 @@ impl Pilot {
         ways
     }
 
-    /// Clients that are overtaken between their look and their take-over.
+    /// Returns the next move of a client that may be overtaken between its look-up and its take-over.
     fn race<O: Walked>(&self, walk: &Walk<'_, O>) -> Option<Way> {
         if walk.may_look() {
             let rarest = OVERTAKEN.iter().map(|meanwhile| rarity(self.tally.besides.get(*meanwhile)));
@@ -237,7 +238,7 @@ impl Pilot {
             None => return None,
         };
         let way = self.way_besides(vec![Move::TakeUp], edge, meanwhile);
-        // It was meant to be overtaken, so it waits for that for a while.
+        // The client should be overtaken, so going on before that has less weight.
         let weight = if OVERTAKEN.contains(&meanwhile) { way.weight / IN_VAIN } else { way.weight };
         Some(Way { weight, ..way })
     }
@@ -254,10 +255,10 @@ impl Pilot {
     }
 }
 
-/// What there is left to see with a key.
+/// What is left to test with a key.
 enum Left {
     Attempts,
-    /// It has its answer, and some worker does not know.
+    /// The key has its answer, but a worker does not know it yet.
     Zombies,
     Nothing,
 }
@@ -270,7 +271,7 @@ fn how_much_is_left(state: &State) -> Left {
     }
 }
 
-/// Why a visit after so much time must change nothing.
+/// Why a visit after this many seconds must change nothing.
 struct Reason {
     wait: f64,
     why: &'static str,
@@ -280,7 +281,7 @@ fn reasons<O: Walked>(walk: &Walk<'_, O>, probe: Probe) -> Vec<Reason> {
     let until = |moment: f64| (moment - walk.now).max(0.0);
     let at_once = |why| Reason { wait: 0.0, why };
     let short_of = |moment: f64, why| Reason { wait: until(moment - SHORT), why };
-    // So much later that real time does not reach the limit before the question is asked.
+    // Only while so little real time has passed that it does not reach the limit before the probe is made.
     let in_time = walk.real() < SHORT / 2.0;
     let (Some(row), Some(times)) = (walk.state.database.row(), walk.times()) else {
         return if walk.holds(probe) { vec![at_once(": there is none")] } else { Vec::new() };
@@ -312,7 +313,7 @@ fn reasons<O: Walked>(walk: &Walk<'_, O>, probe: Probe) -> Vec<Reason> {
     }
 }
 
-/// Where a worker stands: before one of its steps, before its answer (`None` within), or nowhere.
+/// Returns where a worker is: before one of its steps, before its answer (`None` within), or nowhere.
 #[expect(clippy::option_option, reason = "a worker without a step is about to answer, or it is idle")]
 fn place(state: &State, worker: usize) -> Option<Option<Step>> {
     match state.workers[worker] {

@@ -1,9 +1,9 @@
-//! The clock that the model leaves out: who may come when.
+//! The times that the model leaves out: when each action becomes possible.
 //!
-//! The walk has a time of its own, in seconds, which passes only when the walk says so; then every time in the rows is moved
-//! into the past, and nothing is slept for. Real time passes besides, a fraction of a second in a walk, so what is read back
-//! may be that much older than the walk's time says, and never younger. Where a limit lies within that fraction, nothing is
-//! claimed about it.
+//! The walk has its own time, in seconds, which passes only when a move says so: then every time in the rows is moved
+//! into the past, and nothing sleeps. Real time passes as well, a fraction of a second in a walk. So a time that is
+//! read back may be older than in the walk's time by that fraction, and never younger. Where a limit lies within that
+//! fraction, nothing is asserted about it.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ pub(super) const LEASE: Duration = Duration::from_secs(90);
 pub(super) const GRACE: Duration = Duration::from_secs(300);
 /// `completer.retry_after`.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// The completer's longest pause, and what it may be shorter or longer by at random.
+/// The completer's longest backoff, and the share by which a backoff is shorter or longer at random.
 const LONGEST_PAUSE: f64 = 3600.0;
 const JITTER: f64 = 0.25;
-/// `reaper.retention`: shorter than Stripe's memory here, so that a key can be old before that ends.
+/// `reaper.retention`: shorter here than Stripe remembers a key, so that a key can be old before Stripe forgets.
 pub(super) const RETENTION: Duration = Duration::from_secs(2 * 3600);
 /// `stripe.key_retention`.
 pub(super) const KEY_RETENTION: Duration = Duration::from_secs(23 * 3600);
@@ -33,15 +33,15 @@ pub(super) struct Times {
     pub(super) created: f64,
     pub(super) locked: Option<f64>,
     pub(super) last_run: f64,
-    /// When the completer may come, at the earliest and at the latest; the same once it was read.
+    /// When the key is due for the completer, at the earliest and at the latest; the same once it was read.
     pub(super) due: (f64, f64),
-    /// When the call that is next became possible.
+    /// When the next call became possible.
     pub(super) intended: f64,
     /// How often the lease was taken.
     pub(super) attempts: i32,
 }
 
-/// How a row came to be as it is now.
+/// What has changed a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     Client,
@@ -50,17 +50,17 @@ pub(super) enum Cause {
     Other,
 }
 
-/// What is known of something that a limit decides.
+/// Whether a limit has passed, as far as that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
     Yes,
     No,
-    /// Too close to call.
+    /// The limit is too close to tell.
     Unknown,
 }
 
 impl Times {
-    /// A row's times after a step of this cause that made `after` of `before`.
+    /// Returns a row's times after a step of this cause that has turned `before` into `after`.
     pub(super) fn next(old: Option<Self>, before: Option<&Row>, after: &Row, cause: Cause, now: f64) -> Self {
         let Some((mut times, before)) = old.zip(before) else {
             let due = now + GRACE.as_secs_f64();
@@ -99,24 +99,24 @@ impl Times {
         times
     }
 
-    /// When the lease may be taken over.
+    /// Returns when the lease may be taken over.
     pub(super) fn free_at(&self) -> f64 {
         self.locked.map_or(f64::NEG_INFINITY, |locked| locked + LEASE.as_secs_f64())
     }
 
-    /// When the completer may take it.
+    /// Returns when the completer may take the key.
     pub(super) fn claimable_at(&self) -> f64 {
         self.free_at().max(self.due.1)
     }
 
-    /// When the reaper may take it.
+    /// Returns when the reaper may take the key.
     pub(super) fn reapable_at(&self) -> f64 {
         let retention = RETENTION.as_secs_f64();
         self.free_at().max(self.created + retention).max(self.last_run + retention)
     }
 }
 
-/// Whether `moment` has come, where `real` seconds have passed besides.
+/// Returns whether `moment` has come, if `real` seconds have passed in addition.
 pub(super) fn come(moment: f64, now: f64, real: f64) -> Known {
     if now >= moment {
         Known::Yes

@@ -1,4 +1,4 @@
-//! One walk: the model's state beside what is really there, and who may come when.
+//! One walk: the model's state beside the real one, and when each move is possible.
 
 use std::time::{Duration, Instant};
 
@@ -22,15 +22,15 @@ pub(super) struct Walk<'a, O> {
     /// The walk's clock, in seconds.
     pub(super) now: f64,
     began: Instant,
-    /// What a crash may come back to: the state on disk, and one for each commit that is not.
+    /// What a crash may restore: the state on disk, and one for each commit that is not on disk.
     pub(super) versions: Vec<Version>,
     pub(super) last_commit: i64,
     pub(super) names: Names,
-    /// What is the same for as long as there is a row, and what was told for good.
+    /// The request, which stays the same for as long as there is a row, and the final answer.
     pub(super) request: Option<String>,
     pub(super) answer: Option<String>,
     pub(super) key_id: Option<i64>,
-    /// Whether each worker works for a client, who is told something.
+    /// Whether each worker works for a client, which gets an answer.
     pub(super) for_client: Vec<bool>,
     /// Whether a client is held up between its look and its take-over; it has the last seat.
     pub(super) is_looking: bool,
@@ -71,27 +71,28 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// Times of the row as it is, if there is one.
+    /// Returns the times of the current row, if there is one.
     pub(super) fn times(&self) -> Option<Times> {
         self.versions.last().and_then(|version| version.times)
     }
 
-    /// Whether a moment of the walk's clock has come.
+    /// Returns whether a moment of the walk's clock has come.
     pub(super) fn come(&self, moment: f64) -> Known {
         come(moment, self.now, self.real())
     }
 
-    /// Real seconds that have passed.
+    /// Returns the real seconds that have passed.
     pub(super) fn real(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// A walk that took too long proves nothing any more.
+    /// Returns whether the walk took so long that it proves nothing any more.
     pub(super) fn is_stale(&self) -> bool {
         self.began.elapsed() > REAL_TIME
     }
 
-    /// How much time may pass without a step of the model: Stripe's memory ends by such a step only.
+    /// Returns how many seconds may pass without an action of the model, because only such an action ends Stripe's
+    /// memory.
     pub(super) fn may_pass(&self) -> f64 {
         let recent = self.state.database.row().is_some_and(|row| row.intent == Intent::Recent);
         match self.times().filter(|_| recent) {
@@ -100,7 +101,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// When, by the walk's clock, an action of the model becomes possible.
+    /// Returns when, by the walk's clock, an action of the model becomes possible.
     pub(super) fn possible_at(&self, action: Action) -> f64 {
         let unfinished = self.state.database.row().is_some_and(|row| row.response.is_none());
         match (action, self.times()) {
@@ -111,7 +112,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// Whether a visit now must certainly change nothing.
+    /// Returns whether a visit now must certainly change nothing.
     pub(super) fn holds(&self, probe: Probe) -> bool {
         let row = self.state.database.row();
         let open = row.is_some_and(|row| row.response.is_none() && !row.parked);
@@ -128,7 +129,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// Whether the move can be made as things are.
+    /// Returns whether the move can be made now.
     pub(super) fn is_possible(&self, mv: Move) -> bool {
         match mv {
             Move::Act(action, _) => {
@@ -146,7 +147,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// Makes a move, in the model and in earnest, and says where the two disagree.
+    /// Makes a move, in the model and with the program, and returns where the two disagree.
     pub(super) async fn make(&mut self, mv: Move) -> Result<(), String> {
         let before = self.state.clone();
         let description = mv.describe(&before);
@@ -174,7 +175,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         self.compare(action, &before).await
     }
 
-    /// What the move is in the model.
+    /// Returns the model's action for the move, if it has one.
     fn action(&self, mv: Move) -> Option<Action> {
         match mv {
             Move::Act(action, _) => Some(action),
@@ -183,13 +184,13 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// Whether a client may look its key up and find that the lease may be taken.
+    /// Returns whether a client may look its key up and find that the lease may be taken.
     pub(super) fn may_look(&self) -> bool {
         let open = self.state.database.row().is_some_and(|row| row.response.is_none() && !row.parked);
         !self.is_looking && open && self.times().is_some_and(|times| self.come(times.free_at()) == Known::Yes)
     }
 
-    /// What it is in the model if the client that was held up goes on now; a request, if the key lets it in.
+    /// Returns the model's action if the client that was held up goes on now: a request, if the key permits one.
     pub(super) fn take_up_action(&self) -> Option<Action> {
         let mut actions = Vec::new();
         self.protocol.actions(&self.state, &mut actions);
@@ -200,7 +201,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         })
     }
 
-    /// Whether the key turns it away.
+    /// Returns whether the key refuses that client.
     pub(super) fn takes_up_in_vain(&self) -> bool {
         self.is_looking && (self.holds(Probe::RepeatedUnderLease) || self.holds(Probe::RepeatedParked))
     }
@@ -218,7 +219,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         self.state.database.change_versions(|row| row.completer_attempts = times);
     }
 
-    /// Puts the state back that is left when the first `kept` of the unflushed commits have reached the disk.
+    /// Restores the state that is left if the first `kept` of the unflushed commits have reached the disk.
     pub(super) async fn crash(&mut self, kept: usize) {
         self.versions.truncate(kept + 1);
         let last = self.versions[kept];
@@ -227,7 +228,7 @@ impl<'a, O: Walked> Walk<'a, O> {
         self.versions = vec![last];
     }
 
-    /// The worker must end now, and have been told this.
+    /// Checks that the worker ends now, with this result.
     pub(super) async fn ends(&mut self, worker: usize, expected: Told) -> Result<(), String> {
         let expected = if self.for_client[worker] { expected } else { Told::Nothing };
         match self.stage.seats[worker].next().await {
@@ -238,14 +239,14 @@ impl<'a, O: Walked> Walk<'a, O> {
         }
     }
 
-    /// What the worker is told that tells its client; the bytes are always the same.
+    /// Checks that the worker ends with this final answer; its bytes are always the same.
     pub(super) async fn answers(&mut self, worker: usize, response: Response) -> Result<(), String> {
         let body = self.answer.clone().unwrap_or_default();
         self.ends(worker, Told::Final(response, body)).await
     }
 }
 
-/// By how much a worker's clock can be ahead and its call still just fit into the lease.
+/// Returns how far a worker's clock can be ahead while its call still just fits into the lease.
 pub(super) fn just_fits() -> Duration {
     LEASE - STRIPE_TIMEOUT - REAL_TIME
 }

@@ -60,7 +60,7 @@ async fn told_to_stop() {
     }
 }
 
-/// Where the project is that this was built in.
+/// Returns the root of the project that this was built in.
 fn project() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_path_buf()

@@ -1,8 +1,8 @@
-//! Faults planted in the source, and the tests that are to notice them.
+//! Faults planted in the source, and the tests that must notice them.
 //!
-//! Each `.patch` in `tests/mutants/planted` is one fault: lines `# promise: …` and `# test: BINARY NAME` (one or more), then
-//! what `git diff` prints. The faults are planted in a copy of the project, which is kept, with what was built in it, for the
-//! next run. A test must be red with its fault each time, and green without it each time.
+//! Each `.patch` in `tests/mutants/planted` is one fault: lines `# promise: …` and `# test: BINARY NAME` (one or more),
+//! then the output of `git diff`. The faults are planted in a copy of the project, which is kept for the next run
+//! together with its build. A test must be red with its fault each time, and green without it each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -16,14 +16,14 @@ use crate::suite::{self, Binary, Failure, Run, Test};
 
 /// Where the faults are.
 const PATCHES: &str = "tests/mutants/planted";
-/// The copy, and what is built in it.
+/// The copy, and its build directory.
 const COPY: &str = "target/mutants/copy";
 const BUILT: &str = "target/mutants/built";
-/// Built anew for each fault.
+/// The tests are built again for each fault.
 const PROFILE: &str = "mutants";
 /// Runs of a test at once: most tests wait most of the time.
 const AT_ONCE: usize = 3;
-/// A test that has not ended by now waits for something that the fault keeps from happening, and has noticed it.
+/// A test that has not ended by now waits for something that the fault prevents, and so has noticed it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Which faults, and how often.
@@ -37,7 +37,7 @@ pub struct Options {
     times: usize,
 }
 
-/// A patch and what it says of itself.
+/// A patch, and the lines at its beginning.
 struct Fault {
     name: String,
     path: PathBuf,
@@ -54,7 +54,7 @@ struct Line {
     green: usize,
 }
 
-/// Plants each fault and runs its tests; `false` if one was not always red with it and green without.
+/// Plants each fault and runs its tests. Returns `false` if one was not always red with it and green without.
 pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     let faults = read_all(root, options.fault.as_deref())?;
     let copy = root.join(COPY);
@@ -132,8 +132,8 @@ fn test(text: &str) -> Option<Test> {
     Some(Test { binary: binary.to_owned(), name: name.trim().to_owned() })
 }
 
-/// Makes the copy what the project is: all files that git knows or would take. Files that are alike are not touched, so
-/// that little is built again.
+/// Makes the copy equal to the project: all files that git tracks or would add. Files that are equal are not written,
+/// so that little is built again.
 async fn mirror(root: &Path, copy: &Path) -> Result<(), Failure> {
     let files = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
@@ -144,7 +144,7 @@ async fn mirror(root: &Path, copy: &Path) -> Result<(), Failure> {
     let files: BTreeSet<&str> = files.split('\0').filter(|file| !file.is_empty()).collect();
     for file in &files {
         let (from, to) = (root.join(file), copy.join(file));
-        // Git still knows a file that was deleted.
+        // Git still lists a file that was deleted.
         let content = match std::fs::read(&from) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             content => content?,
@@ -175,7 +175,7 @@ async fn plant(copy: &Path, fault: &Fault) -> Result<(), Failure> {
         .args(["apply", "--whitespace=nowarn"])
         .arg(&fault.path)
         .current_dir(copy)
-        // The copy lies in a directory of the project that git ignores, and git would ignore the patch as well.
+        // The copy is in a directory of the project that git ignores, and git would ignore the patch as well.
         .env("GIT_CEILING_DIRECTORIES", copy.parent().unwrap_or(copy))
         .output()
         .await?;
@@ -193,7 +193,7 @@ async fn build(root: &Path, names: &BTreeSet<&str>) -> Result<Vec<Binary>, Failu
     Ok(built)
 }
 
-/// How often a test is red in so many runs.
+/// Returns how often a test is red in this many runs.
 async fn reds(root: &Path, built: &[Binary], test: &Test, times: usize) -> Result<usize, Failure> {
     let copy = root.join(COPY);
     let binary = built.iter().find(|binary| binary.name == test.binary);

@@ -1,8 +1,8 @@
 //! Mutants of the program's SQL.
 //!
-//! The tests' program talks to Postgres through a tap (`tests/support/tap.rs`) that knows which test has which statement
-//! sent, and can send a mutant in a statement's place. So nothing is built for a mutant, and only the tests that touch
-//! its statement are run.
+//! In the tests, the program talks to Postgres through a tap (`tests/support/tap.rs`) that records which test causes
+//! which statement, and can send a mutant in a statement's place. So no mutant needs a build, and only the tests that
+//! send its statement are run.
 
 mod accepted;
 mod clauses;
@@ -25,9 +25,9 @@ use trial::Trial;
 
 use crate::suite::{self, Failure};
 
-/// Where everything is kept that a run leaves.
+/// The directory of everything that a run writes.
 pub const DIR: &str = "target/mutants";
-/// Built once and run for hours.
+/// The tests are built once and run for hours.
 const PROFILE: &str = "long";
 
 /// What to try, and how.
@@ -61,7 +61,7 @@ fn shard(text: &str) -> Result<(usize, usize), String> {
     numbers.filter(|(k, n)| (1..=*n).contains(k)).ok_or_else(|| "a shard is K/N, with K from 1 to N".to_owned())
 }
 
-/// Runs the mutants; `false` if one survived that is not accepted.
+/// Runs the mutants. Returns `false` if the report is not clean, for example because an unaccepted mutant survived.
 pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     std::fs::create_dir_all(root.join(DIR))?;
     let accepted = Accepted::read(root)?;

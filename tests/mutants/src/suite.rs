@@ -1,5 +1,5 @@
-//! The project's test binaries: building them, listing their tests, and running some of these while reading what libtest
-//! says, so that a run can end with its first failure.
+//! The project's test binaries: building them, listing their tests, and running some of these while the output of
+//! libtest is read, so that a run can end with its first failure.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -17,20 +17,20 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-/// Where a stopped cluster is kept.
+/// The place of a stopped cluster.
 const CLUSTER: &str = "target/mutants/cluster";
 /// A Postgres without clients stops at once.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Whatever keeps the instrument from working.
+/// An error that stops the tool.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// A test, by its binary and its path in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Test {
-    /// The name of the binary, `integration` say.
+    /// The name of the binary, such as `integration`.
     pub binary: String,
-    /// As in `engine::a_fence_is_shut`.
+    /// Its path, such as `engine::a_fence_is_shut`.
     pub name: String,
 }
 
@@ -49,7 +49,7 @@ pub struct Binary {
     pub path: PathBuf,
 }
 
-/// Builds the test binaries of the program in `root`: one, which may be the unit tests, `lib`, or all in `tests/`.
+/// Builds the test binaries of the program in `root`: only this one (`lib` for the unit tests), or all in `tests/`.
 pub async fn build(
     root: &Path,
     target_dir: &Path,
@@ -90,7 +90,7 @@ pub async fn build(
     Ok(binaries)
 }
 
-/// The tests of a binary that are not ignored.
+/// Returns the tests of a binary that are not ignored.
 pub async fn tests(root: &Path, binary: &Binary) -> Result<Vec<Test>, Failure> {
     let list = async |more: &[&str]| -> Result<BTreeSet<String>, Failure> {
         let output = Command::new(&binary.path)
@@ -106,24 +106,24 @@ pub async fn tests(root: &Path, binary: &Binary) -> Result<Vec<Test>, Failure> {
     Ok(all.difference(&ignored).map(|name| Test { binary: binary.name.clone(), name: name.clone() }).collect())
 }
 
-/// What one process is to do.
+/// The task of one process.
 #[derive(Debug)]
 pub struct Run<'a> {
-    /// Where the project is whose tests these are.
+    /// The root of the project that is tested.
     pub root: &'a Path,
-    /// Where the cluster is, which [`make_cluster`] has made.
+    /// The directory in which [`make_cluster`] has made the cluster.
     pub home: &'a Path,
-    /// Whose tests.
+    /// The binary that is run.
     pub binary: &'a Binary,
-    /// Which of them.
+    /// The names of the tests to run.
     pub tests: Vec<&'a str>,
-    /// How many at once.
+    /// How many tests run at once.
     pub threads: usize,
-    /// When to give up.
+    /// The time after which the process is killed.
     pub deadline: Duration,
     /// Variables for the process.
     pub environment: Vec<(&'a str, PathBuf)>,
-    /// Go on after a failure.
+    /// Whether to go on after a failure.
     pub to_the_end: bool,
 }
 
@@ -132,22 +132,22 @@ pub struct Run<'a> {
 pub struct Ran {
     /// Tests that passed, and what each took, if one ran at a time.
     pub passed: Vec<(String, Duration)>,
-    /// Those that failed, the first one only unless all were to be run.
+    /// Tests that failed; the first one only, unless all were to be run.
     pub failed: Vec<String>,
-    /// Those that had not ended when the process was given up.
+    /// Tests that had not ended when the process was killed.
     pub unfinished: Vec<String>,
     /// What the process printed.
     pub output: String,
 }
 
 impl Ran {
-    /// Every test has passed.
+    /// Returns whether every test has passed.
     pub fn is_green(&self) -> bool {
         self.failed.is_empty() && self.unfinished.is_empty()
     }
 }
 
-/// Runs tests of one binary in a process of its own, and leaves nothing of it behind.
+/// Runs tests of one binary in a separate process, and removes everything that it leaves behind.
 pub async fn run(run: &Run<'_>) -> Result<Ran, Failure> {
     let scratch = Scratch::new(run.home)?;
     let mut child = Command::new(&run.binary.path)
@@ -162,7 +162,7 @@ pub async fn run(run: &Run<'_>) -> Result<Ran, Failure> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        // What it spawns ends with it.
+        // The processes that it spawns end with it.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
@@ -176,7 +176,7 @@ pub async fn run(run: &Run<'_>) -> Result<Ran, Failure> {
         ran.passed.iter().map(|(name, _)| name.as_str()).chain(ran.failed.iter().map(String::as_str)).collect();
     let unfinished: Vec<String> =
         run.tests.iter().filter(|name| !ended.contains(*name)).map(|name| (*name).to_owned()).collect();
-    // After a first failure the rest was not waited for.
+    // After a first failure the other tests were not waited for.
     if ran.failed.is_empty() || run.to_the_end {
         ran.unfinished = unfinished;
     }
@@ -215,7 +215,7 @@ async fn read(stdout: tokio::process::ChildStdout, run: &Run<'_>, ran: &mut Ran)
     }
 }
 
-/// A process and all that it has spawned, killed when this goes.
+/// A process and all that it has spawned, killed when this is dropped.
 struct Group(Pid);
 
 impl Drop for Group {
@@ -225,8 +225,8 @@ impl Drop for Group {
     }
 }
 
-/// A stopped cluster, of which each process gets a copy: to make one, or to clear up after a process that was killed, takes
-/// longer than a copy.
+/// Makes a stopped cluster, of which each process gets a copy: making one, or cleaning up after a process that was
+/// killed, takes longer than a copy.
 pub async fn make_cluster(root: &Path) -> Result<(), Failure> {
     let postgres = EmbeddedPostgres::start(&root.join(CLUSTER)).await?;
     postgres.stop(STOP_GRACE).await;
@@ -242,7 +242,7 @@ impl Scratch {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let scratch = Self(std::env::temp_dir().join(format!("mutants-{}-{number}", std::process::id())));
         std::fs::create_dir_all(&scratch.0)?;
-        // Postgres is run by another user if this one is root.
+        // If this process runs as root, Postgres runs as another user.
         std::fs::set_permissions(&scratch.0, Permissions::from_mode(0o755))?;
         let copied = std::process::Command::new("cp")
             .arg("-a")

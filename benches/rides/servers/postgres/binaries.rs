@@ -10,15 +10,15 @@ use std::process::Command;
 
 /// 256 clients, two pools and a few of our own.
 const MAX_CONNECTIONS: u32 = 400;
-/// Tells the process that it has been started anew, and where the real programs are.
+/// Set once the process has been started again; holds the directory of the real programs.
 const REAL_BINARIES: &str = "ROCKET_RIDES_BENCH_POSTGRES";
 const NEEDED: [&str; 3] = ["initdb", "postgres", "pgbench"];
 
-/// Where the programs are, once this process is one whose private Postgres takes [`MAX_CONNECTIONS`].
+/// Returns the directory of the programs, in a process whose private Postgres takes [`MAX_CONNECTIONS`].
 ///
-/// The library has its settings on the command line, where they win over every file. So `PG_BIN` is pointed at a
-/// directory with a `postgres` that appends one more. A process cannot safely change its own environment: it starts
-/// itself anew.
+/// The library passes its settings on the command line, where they override every file. So `PG_BIN` is set to a
+/// directory with a `postgres` that appends one more setting. A process cannot safely change its own environment: so it
+/// replaces itself with a new start of the same program (`exec`).
 pub(crate) fn with_room_for_many_clients() -> Result<PathBuf, String> {
     if let Some(real) = env::var_os(REAL_BINARIES) {
         return Ok(PathBuf::from(real));
@@ -35,19 +35,19 @@ pub(crate) fn with_room_for_many_clients() -> Result<PathBuf, String> {
     Err(format!("cannot start this program anew: {error}"))
 }
 
-/// The number stays the same when the process starts itself anew.
+/// Returns the wrapper's directory. `exec` keeps the process id, so the path stays the same.
 fn wrapper() -> PathBuf {
     env::temp_dir().join(format!("rocket-rides-bench-{}", std::process::id()))
 }
 
-/// Once Postgres runs, it is not needed any more.
+/// Removes the wrapper, which is not needed once Postgres runs.
 pub(crate) fn remove_wrapper() {
     let _ = fs::remove_dir_all(wrapper());
 }
 
 fn wrap(real: &Path, wrapper: &Path) -> std::io::Result<()> {
     fs::create_dir_all(wrapper)?;
-    // For root, Postgres runs as somebody else, whom a strict umask would lock out.
+    // If this process runs as root, Postgres runs as another user, to which a strict umask would deny access.
     fs::set_permissions(wrapper, fs::Permissions::from_mode(0o755))?;
     symlink(real.join("initdb"), wrapper.join("initdb"))?;
     let script = wrapper.join("postgres");
@@ -56,7 +56,7 @@ fn wrap(real: &Path, wrapper: &Path) -> std::io::Result<()> {
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
 }
 
-/// The first of: `PG_BIN`, `PATH`, the packagers' directories with the newest version first.
+/// Searches `PG_BIN`, or if it is not set `PATH` and then the packagers' directories, the newest version first.
 fn find() -> Option<PathBuf> {
     let ordered = env::var_os("PG_BIN").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     if let Some(dir) = ordered {

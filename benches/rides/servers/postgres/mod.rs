@@ -15,7 +15,7 @@ pub(crate) struct Postgres {
     server: EmbeddedPostgres,
     pub(crate) binaries: PathBuf,
     data_dir: PathBuf,
-    /// For what concerns the whole server; nobody is measured in its database.
+    /// For statements about the whole server; no measurement runs in its database.
     pub(crate) admin: Client,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Database {
 }
 
 impl Postgres {
-    /// Or why not: another benchmark may be running.
+    /// Starts the server, or returns why it cannot: another benchmark may be running.
     pub(crate) async fn start(binaries: PathBuf) -> Result<Self, String> {
         let configured = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-postgres");
         let started = EmbeddedPostgres::start(&configured).await;
@@ -41,7 +41,7 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// What an earlier run did not live to remove.
+    /// Drops the databases of an earlier run that was killed before it could drop them.
     async fn drop_left_overs(&self) {
         let found =
             self.admin.query("SELECT datname::text FROM pg_database WHERE datname LIKE 'bench_%'", &[]).await;
@@ -50,7 +50,7 @@ impl Postgres {
         }
     }
 
-    /// An empty database; one of the same name from an earlier part is dropped.
+    /// Creates an empty database; one of the same name from an earlier part is dropped.
     pub(crate) async fn fresh(&self, part: &str) -> Database {
         let name = format!("bench_{part}");
         self.drop_database(&name).await;
@@ -65,7 +65,7 @@ impl Postgres {
         self.admin.batch_execute(&sql).await.expect("drop a database");
     }
 
-    /// So that no measurement pays for writing out what the one before it has left.
+    /// Makes a checkpoint, so that no measurement pays for writing out the pages of the one before it.
     pub(crate) async fn checkpoint(&self) {
         self.admin.batch_execute("CHECKPOINT").await.expect("a checkpoint");
     }
@@ -93,7 +93,7 @@ impl Database {
         connect(&self.config).await
     }
 
-    /// The directory of the server's socket.
+    /// Returns the directory of the server's socket.
     pub(crate) fn socket_dir(&self) -> String {
         match &self.config.get_hosts()[0] {
             Host::Unix(path) => path.display().to_string(),
@@ -125,7 +125,7 @@ async fn show(client: &Client, setting: &str) -> String {
     row.expect("read a setting").get(0)
 }
 
-/// In memory, fsync costs nothing, and every figure would be a lie.
+/// Panics if the directory is in memory: fsync costs nothing there, and every figure would be wrong.
 #[cfg(target_os = "linux")]
 fn refuse_memory(data_dir: &Path) {
     use nix::sys::statfs::{TMPFS_MAGIC, statfs};

@@ -1,4 +1,4 @@
-//! Survivors that are known, each with the reason why no test can or need notice it.
+//! Known survivors, each with the reason why no test can or need notice it.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use serde::Deserialize;
 use super::statements::{Found, Mutant, Unread};
 use crate::suite::Failure;
 
-/// Where they are listed.
+/// The file that lists them.
 const FILE: &str = "tests/mutants/accepted.toml";
 
-/// Stands for the clauses that nobody has seen.
+/// Stands for the clauses of a script that the parser cannot read.
 pub const UNREAD: &str = "(not read)";
 
-/// The list.
+/// The list of accepted clauses.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accepted {
@@ -21,17 +21,17 @@ pub struct Accepted {
     accepted: Vec<Entry>,
 }
 
-/// One clause, or all those that a pattern fits: `*` stands for any text.
+/// One clause, or all clauses that match a pattern: `*` stands for any text.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Where the statement stands.
+    /// The file of the statement.
     pub file: String,
-    /// What it is called there.
+    /// The statement's name in that file.
     pub statement: String,
-    /// As a run prints it; [`UNREAD`] for a script that the parser cannot read.
+    /// The clause as a run prints it; [`UNREAD`] for a script that the parser cannot read.
     pub clause: String,
-    /// Why this may survive.
+    /// Why it may survive.
     pub reason: String,
 }
 
@@ -45,7 +45,7 @@ impl Accepted {
         }
     }
 
-    /// An entry that fits nothing is about a statement that has changed since.
+    /// Fails if an entry matches nothing: then its statement has changed since.
     pub fn must_match(&self, found: &Found, mutants: &[Mutant]) -> Result<(), Failure> {
         for entry in &self.accepted {
             if !mutants.iter().any(|mutant| entry.fits(mutant))
@@ -58,17 +58,17 @@ impl Accepted {
         Ok(())
     }
 
-    /// The first entry that fits, by its place.
+    /// Returns the index of the first entry that matches the mutant.
     pub fn place(&self, mutant: &Mutant) -> Option<usize> {
         self.accepted.iter().position(|entry| entry.fits(mutant))
     }
 
-    /// The first that says why a script is not read.
+    /// Returns the index of the first entry that explains why a script is not read.
     pub fn place_of_unread(&self, script: &Unread) -> Option<usize> {
         self.accepted.iter().position(|entry| entry.fits_unread(script))
     }
 
-    /// All entries.
+    /// Returns all entries.
     pub fn entries(&self) -> &[Entry] {
         &self.accepted
     }
@@ -86,8 +86,7 @@ impl Entry {
     }
 }
 
-/// Whether a text is what a pattern says, where `*` stands for any text. SQL has stars of its own, which then stand for
-/// themselves as well.
+/// Returns whether a text matches a pattern, in which `*` stands for any text. So a star of SQL matches itself, too.
 fn fits(pattern: &str, text: &str) -> bool {
     let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
     let Some(rest) = text.strip_prefix(before) else { return false };

@@ -1,7 +1,7 @@
 //! What can be dropped or weakened in a statement, one clause at a time.
 //!
-//! One walk both lists the clauses and changes one of them: at each it asks [`Walk::hit`], which counts, and says yes at
-//! the number that was chosen. So a clause that is listed can be changed, and nothing else can.
+//! One walk both lists the clauses and changes one of them: at each clause it calls [`Walk::hit`], which counts, and
+//! returns `true` at the chosen number. So a clause that is listed can be changed, and nothing else can.
 
 mod expressions;
 mod schema;
@@ -21,33 +21,33 @@ use tree::{add_column, deleted, empty_query, returns_rows, selected, writes, wri
 
 use super::syntax::{Script, words};
 
-/// How a statement says that its commit waits for no flush.
+/// The expression by which a statement commits without waiting for a flush.
 const COMMIT_LATER: &str = "(SELECT set_config('synchronous_commit', 'off', true))";
 
 /// A change of one clause.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Change {
-    /// Where in the statement: the CTE, the table, the column, the trigger. Changes in different scopes can be made at
-    /// once.
+    /// Its place in the statement: the CTE, the table, the column, the trigger. Changes in different scopes can be made
+    /// at once.
     pub scope: String,
     /// What is changed, and to what.
     pub what: String,
 }
 
 impl Change {
-    /// Both in one line.
+    /// Returns scope and change in one line.
     pub fn clause(&self) -> String {
         let Self { scope, what } = self;
         if scope.is_empty() { what.clone() } else { format!("{scope}: {what}") }
     }
 }
 
-/// All changes that can be made to this script. Their places in the list are what [`apply`] knows them by.
+/// Returns all changes that can be made to this script. [`apply`] takes their indexes.
 pub fn changes(script: &Script) -> Vec<Change> {
     let mut walk = Walk { chosen: None, scope: Vec::new(), found: Vec::new() };
     walk.script(&mut script.clone());
     let found = walk.found;
-    // Two clauses of one scope may read alike.
+    // Two clauses of one scope may have the same text.
     let numbered = |at: usize| {
         let mut change = found[at].clone();
         let alike = found[..at].iter().filter(|other| **other == change).count();
@@ -59,11 +59,11 @@ pub fn changes(script: &Script) -> Vec<Change> {
     (0..found.len()).map(numbered).collect()
 }
 
-/// The script with these of its changes made, at most one of each scope.
+/// Returns the script with these changes made, at most one of each scope.
 pub fn apply(script: &Script, chosen: &[usize]) -> Script {
     let mut changed = script.clone();
     let mut chosen = chosen.to_vec();
-    // The last first: a change leaves the numbers of those before it as they are.
+    // The last first: a change leaves the numbers before its own as they are.
     chosen.sort_unstable_by(|a, b| b.cmp(a));
     for number in chosen {
         Walk { chosen: Some(number), scope: Vec::new(), found: Vec::new() }.script(&mut changed);
@@ -78,7 +78,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Notes a change, and says whether it is to be made.
+    /// Records a change, and returns whether it is to be made.
     fn hit(&mut self, what: impl Display) -> bool {
         self.found.push(Change { scope: self.scope.join("."), what: what.to_string() });
         self.chosen == Some(self.found.len() - 1)
@@ -117,7 +117,7 @@ impl Walk {
         }
     }
 
-    /// A statement that writes and says nothing of its commit has it flushed.
+    /// A statement that writes, and does not set how it commits, has its commit flushed.
     fn commit_setting(&mut self, statement: &mut Statement) {
         if statement.to_string().contains("synchronous_commit") || !writes(statement) {
             return;
@@ -198,7 +198,8 @@ impl Walk {
         self.query(&mut cte.query);
     }
 
-    /// What others select from still has its rows, but they are not deleted; or has none, and none is inserted.
+    /// The CTE stays, because others select from it, but it writes nothing: rows are selected and not deleted, or no
+    /// row is inserted.
     fn write_nothing(&mut self, query: &mut Query) {
         match query.body.as_mut() {
             SetExpr::Delete(Statement::Delete(delete))
@@ -317,7 +318,7 @@ impl Walk {
         self.returned(&mut insert.returning);
     }
 
-    /// A column that is not given has its default.
+    /// Drops a column of an insert, which then has its default.
     fn inserted(&mut self, columns: &mut Vec<ObjectName>, source: &mut Query) {
         let SetExpr::Select(select) = source.body.as_mut() else { return };
         if columns.len() != select.projection.len() || columns.len() < 2 {
@@ -342,7 +343,7 @@ impl Walk {
         self.returned(&mut update.returning);
     }
 
-    /// A column that is not set keeps its value.
+    /// Drops an assignment, so that the column keeps its value.
     fn assignments(&mut self, assignments: &mut [Assignment], table: &str) {
         for assignment in assignments {
             if self.hit(format!("do not set {assignment}"))

@@ -1,5 +1,5 @@
-//! What was found out about mutants, kept as it is found out: a run that was stopped goes on where it was, and one that is
-//! told to keep it goes on although the tests were built anew.
+//! Results about mutants, stored as soon as they are known: a run that was stopped continues where it was, and with
+//! `--keep` a run uses them although the tests were built again.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -15,7 +15,7 @@ use super::record::Identities;
 use super::trial::Outcome;
 use crate::suite::{Failure, Test};
 
-/// By a mutant's title.
+/// The results, by mutant.
 #[derive(Debug)]
 pub struct Known {
     outcomes: HashMap<Key, Outcome>,
@@ -23,7 +23,7 @@ pub struct Known {
     file: Mutex<File>,
 }
 
-/// A mutant, whose clause is still the same where its statement is: by its title, and by what is sent.
+/// Identifies a mutant, by its title and by what is sent, so that a mutant of a changed statement is another one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key {
     title: String,
@@ -31,7 +31,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// Of a mutant that is so called and sends this.
+    /// Returns the key of the mutant with this title that sends this text.
     pub fn new(title: String, text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -39,7 +39,7 @@ impl Key {
     }
 }
 
-/// A line of the file. The first says of which binaries the others are.
+/// A line of the file. The first names the binaries that the others are about.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
@@ -49,11 +49,11 @@ enum Line {
 }
 
 impl Known {
-    /// What is known of mutants of these binaries, and of others if it is to be kept.
+    /// Reads the results about mutants of these binaries, and of others if `keep` is set.
     pub fn open(root: &Path, identities: &Identities, keep: bool) -> Result<Self, Failure> {
         let path = root.join(DIR).join("known.jsonl");
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        // The last line may be torn.
+        // The last line may be incomplete.
         let mut lines = text.lines().map_while(|line| serde_json::from_str(line).ok());
         let same = matches!(lines.next(), Some(Line::Of(of)) if keep || of == *identities);
         let (mut outcomes, mut passed) = (HashMap::new(), HashMap::<Key, HashSet<Test>>::new());
@@ -72,22 +72,22 @@ impl Known {
         Ok(known)
     }
 
-    /// How this mutant ended in an earlier run.
+    /// Returns the outcome of this mutant in an earlier run.
     pub fn outcome(&self, mutant: &Key) -> Option<&Outcome> {
         self.outcomes.get(mutant)
     }
 
-    /// What it passed in an earlier run.
+    /// Returns the tests that it passed in an earlier run.
     pub fn passed(&self, mutant: &Key) -> Option<&HashSet<Test>> {
         self.passed.get(mutant)
     }
 
-    /// Keeps how a mutant ended.
+    /// Stores the outcome of a mutant.
     pub fn ended(&self, mutant: Key, outcome: &Outcome) -> Result<(), Failure> {
         self.write(&Line::Ended { mutant, outcome: outcome.clone() })
     }
 
-    /// Keeps what it has passed.
+    /// Stores the tests that a mutant has passed.
     pub fn keep_passed<'a>(&self, mutant: Key, tests: impl IntoIterator<Item = &'a Test>) -> Result<(), Failure> {
         self.write(&Line::Passed { mutant, tests: tests.into_iter().cloned().collect() })
     }

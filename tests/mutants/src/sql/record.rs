@@ -1,5 +1,5 @@
-//! Which test has which statements sent, and how long each test takes: one run of all tests without a mutant, which must
-//! be green.
+//! Records which test causes which statements, and how long each test takes: one run of all tests without a mutant,
+//! which must be green.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,26 +14,26 @@ use crate::suite::{self, Binary, Failure, Run, Test};
 /// No binary's tests take this long, one after the other.
 const DEADLINE: Duration = Duration::from_secs(3600);
 
-/// So few tests of a binary get a process each.
+/// Up to this many tests of a binary get a process each.
 const FEW: usize = 20;
-/// How often a test may be red before it is: the machine may be busy.
+/// How often a test must be red to count as red: the machine may be busy.
 const TRIES: usize = 3;
 
-/// Which binaries: path, time of its build, and size of each.
+/// The binaries: path, build time in seconds and size of each.
 pub type Identities = Vec<(PathBuf, u64, u64)>;
 
 /// What was recorded.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// What was run.
+    /// The binaries that were run.
     pub binaries: Identities,
-    /// In seconds, one test at a time.
+    /// Each test and its duration in seconds, one test at a time.
     pub tests: Vec<(Test, f64)>,
-    /// By statement, as sent.
+    /// Each statement as sent, and the tests that cause it.
     pub statements: Vec<(String, BTreeSet<Test>)>,
 }
 
-/// Records, unless it was done with these binaries before.
+/// Returns the record of these binaries, and runs the tests only if there is none yet.
 pub async fn record(root: &Path, binaries: &[Binary], jobs: usize) -> Result<Record, Failure> {
     let kept = root.join(DIR).join("record.json");
     let identities = identities(binaries)?;
@@ -89,8 +89,8 @@ struct Line {
     sql: String,
 }
 
-/// Records some tests of a binary: in one process, or each in its own. A test that makes databases on threads of its own is
-/// known only by being alone.
+/// Records some tests of a binary: in one process, or each in its own. A test that creates databases on its own threads
+/// can be identified only if it is alone in its process.
 async fn record_part(root: PathBuf, binary: Binary, tests: Vec<Test>, file: PathBuf) -> Result<Recorded, Failure> {
     let names: Vec<&str> = tests.iter().map(|test| test.name.as_str()).collect();
     let size = if names.len() <= FEW { 1 } else { names.len() };
@@ -107,7 +107,7 @@ async fn record_part(root: PathBuf, binary: Binary, tests: Vec<Test>, file: Path
 }
 
 async fn record_process(root: &Path, binary: &Binary, names: &[&str], file: &Path) -> Result<Recorded, Failure> {
-    // A run that was stopped may have left its own.
+    // A run that was stopped may have left its file.
     let _ = std::fs::remove_file(file);
     let mut passed = Vec::new();
     let mut left = names.to_vec();

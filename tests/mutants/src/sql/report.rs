@@ -1,4 +1,4 @@
-//! What a run came to, for people and for programs.
+//! The result of a run, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::suite::Failure;
 /// Words shown on both sides of a change.
 const CONTEXT: usize = 8;
 
-/// All mutants and what became of them.
+/// All mutants and their outcomes.
 #[derive(Debug, Serialize)]
 pub struct Report {
     mutants: Vec<Line>,
@@ -39,7 +39,7 @@ struct Line {
 }
 
 impl Report {
-    /// Sums up; `everything` says that no mutant was left out.
+    /// Makes the report; `everything` means that no mutant was left out.
     pub fn new(
         found: &Found,
         mutants: &[Mutant],
@@ -82,7 +82,8 @@ impl Report {
         }
     }
 
-    /// Nothing survived that is not accepted, and nothing is accepted for nothing.
+    /// Returns whether every survivor is accepted, every statement was sent and read, and every accepted clause
+    /// survives.
     pub fn is_clean(&self) -> bool {
         self.survivors().next().is_none()
             && self.never_sent.is_empty()
@@ -94,12 +95,12 @@ impl Report {
         self.mutants.iter().filter(|line| line.outcome == Outcome::Survived && line.accepted.is_none())
     }
 
-    /// As JSON.
+    /// Writes the report as JSON.
     pub fn write(&self, path: &Path) -> Result<(), Failure> {
         Ok(std::fs::write(path, serde_json::to_vec_pretty(self)?)?)
     }
 
-    /// For people.
+    /// Prints the report.
     #[expect(clippy::print_stdout, reason = "the report is what the run is for")]
     pub fn print(&self) {
         for line in self.survivors() {
@@ -142,7 +143,7 @@ fn figures(lines: &[&Line]) -> String {
     )
 }
 
-/// The words that differ, between some that do not.
+/// Returns the words that differ, with some equal words around them.
 fn diff(before: &str, after: &str) -> String {
     let (before, after) = (words(before), words(after));
     let same = before.iter().zip(&after).take_while(|(one, two)| one == two).count();

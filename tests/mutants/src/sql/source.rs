@@ -1,4 +1,4 @@
-//! Where the program's statements stand: files of SQL, and strings in Rust.
+//! The sources of the program's statements: files of SQL, and strings in Rust.
 
 use std::path::{Path, PathBuf};
 
@@ -9,15 +9,15 @@ use crate::suite::Failure;
 /// A file of SQL, or a string that is a statement or a part of one.
 #[derive(Debug, Clone)]
 pub struct Fragment {
-    /// From the project's root.
+    /// Its path from the project's root.
     pub file: String,
-    /// The file's name without its ending, or the constant or function that the string stands in.
+    /// The file's name without its extension, or the constant or function that contains the string.
     pub name: String,
-    /// What stands between its placeholders, its white space made single spaces.
+    /// The text between its placeholders, with each run of white space made one space.
     parts: Vec<String>,
 }
 
-/// All fragments below this directory of the project, and the schema.
+/// Returns all fragments in these files and directories of the project.
 pub fn fragments(root: &Path, dirs: &[&str]) -> Result<Vec<Fragment>, Failure> {
     let mut fragments = Vec::new();
     let mut paths: Vec<PathBuf> = dirs.iter().map(|dir| root.join(dir)).collect();
@@ -45,12 +45,13 @@ pub fn fragments(root: &Path, dirs: &[&str]) -> Result<Vec<Fragment>, Failure> {
     Ok(fragments)
 }
 
-/// Runs of white space as one space.
+/// Returns the text with each run of white space made one space.
 pub fn single_spaced(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Strings are named after the constant or function that they stand in, and after the function if it is both.
+/// Collects the strings. Each is named after the constant or function that contains it, and after the function if both
+/// do.
 fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragments: &mut Vec<Fragment>) {
     let (mut name, mut names_function, mut keyword) = (name.to_owned(), in_function, None);
     for token in tokens {
@@ -79,7 +80,7 @@ fn strings(tokens: TokenStream, file: &str, name: &str, in_function: bool, fragm
     }
 }
 
-/// How a statement says that a part is put in there.
+/// The marks around a place into which another part is put.
 const PLACEHOLDERS: [(&str, &str); 2] = [("/*", "*/"), ("{", "}")];
 
 /// Cuts a text at its placeholders.
@@ -109,7 +110,7 @@ fn looks_like_sql(parts: &[String]) -> bool {
 }
 
 impl Fragment {
-    /// How much of this single-spaced statement is this fragment's; `None` if it is not in it.
+    /// Returns how many bytes of this single-spaced statement are this fragment's; `None` if it is not in it.
     pub fn share_of(&self, statement: &str) -> Option<usize> {
         let mut rest = statement;
         for part in &self.parts {
@@ -118,7 +119,7 @@ impl Fragment {
         Some(self.parts.iter().map(String::len).sum())
     }
 
-    /// The CTEs that it names, if other parts are put into it: what stands in these is its own.
+    /// Returns the names of its own CTEs, if it is a template into which other parts are put.
     pub fn ctes_of_template(&self) -> Option<Vec<String>> {
         let is_template = self.file.ends_with(".sql") && self.parts.len() > 1 && self.parts[0].starts_with("WITH ");
         let before = |part: &str| part.split_whitespace().last().unwrap_or_default().to_owned();
@@ -130,7 +131,7 @@ impl Fragment {
         is_template.then(|| self.parts.iter().flat_map(names).collect())
     }
 
-    /// Whether it is a statement by itself.
+    /// Returns whether it is a statement by itself.
     pub fn is_whole(&self) -> bool {
         let beginnings = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "];
         self.parts.len() == 1 && beginnings.iter().any(|beginning| self.parts[0].starts_with(beginning))

@@ -11,32 +11,32 @@ use super::source::{self, Fragment};
 use super::syntax::Script;
 use crate::suite::{Failure, Test};
 
-/// Tests that have faulty statements sent on purpose: what only they send is not the program's.
+/// Tests that send faulty statements on purpose: a statement that only they send is not the program's.
 const PLANTING: &[&str] = &["seeded::", "lockstep::faults_"];
 
-/// What only the tests' proxies say.
+/// Statements that only the tests' proxies send.
 const OF_PROXIES: &[&str] = &["DISCARD ALL"];
 
 /// A statement of the program, or a script of several.
 #[derive(Debug)]
 pub struct Statement {
-    /// Where it stands.
+    /// The file that contains it.
     pub file: String,
-    /// The file's name without its ending, or the constant's or function's.
+    /// The file's name without its extension, or the constant's or function's.
     pub name: String,
-    /// All files that have a part in it.
+    /// All files that contain a part of it.
     pub files: Vec<String>,
-    /// As the program sends it.
+    /// Its text, as the program sends it.
     pub text: String,
-    /// As a tree.
+    /// Its syntax tree.
     pub script: Script,
-    /// Those that have it sent.
+    /// The tests that send it.
     pub tests: BTreeSet<Test>,
-    /// What it was put together from, if it was.
+    /// The template that it was made from, if any.
     template: Option<Template>,
 }
 
-/// A statement with places for parts of others.
+/// A statement with placeholders for other parts.
 #[derive(Debug, Clone)]
 struct Template {
     file: String,
@@ -45,7 +45,7 @@ struct Template {
 }
 
 impl Statement {
-    /// Where a clause of it stands, and what it is called there: in the template, if it is the template's own.
+    /// Returns file and name under which a clause is listed: those of the template, if it is the template's own.
     fn home(&self, change: &Change) -> (String, String) {
         let cte = change.scope.split('.').next().unwrap_or_default();
         match &self.template {
@@ -60,11 +60,11 @@ impl Statement {
 /// A change of one clause, in each statement that has it: a template's clause is one clause, whatever is put in.
 #[derive(Debug)]
 pub struct Mutant {
-    /// The places of its statements, and the change's number among the changes of each.
+    /// The indexes of its statements, and the change's number among the changes of each.
     pub places: Vec<(usize, usize)>,
-    /// Where the clause stands.
+    /// The file that contains the clause.
     pub file: String,
-    /// What it is called there.
+    /// The statement's name in that file.
     pub name: String,
     /// What is changed.
     pub change: Change,
@@ -73,41 +73,41 @@ pub struct Mutant {
 }
 
 impl Mutant {
-    /// How it is called.
+    /// Returns its title: file, statement and clause.
     pub fn title(&self) -> String {
         format!("{} {}: {}", self.file, self.name, self.change.clause())
     }
 
-    /// What is known of it is known by this.
+    /// Returns the key under which its results are stored.
     pub fn key(&self) -> Key {
         Key::new(self.title(), &self.text)
     }
 
-    /// Its statements.
+    /// Returns the indexes of its statements.
     pub fn statements(&self) -> impl Iterator<Item = usize> {
         self.places.iter().map(|(statement, _)| *statement)
     }
 }
 
-/// What the record and the source come to.
+/// What was found in the record and in the source.
 #[derive(Debug)]
 pub struct Found {
-    /// Sorted by where they stand.
+    /// Sorted by file, name and text.
     pub statements: Vec<Statement>,
-    /// Where statements stand that no test has sent.
+    /// Files and names of statements that no test has sent.
     pub never_sent: Vec<String>,
-    /// Those that the parser cannot read: they have no mutants.
+    /// The scripts that the parser cannot read: they have no mutants.
     pub unread: Vec<Unread>,
 }
 
 /// A script that the parser cannot read.
 #[derive(Debug)]
 pub struct Unread {
-    /// Where it stands.
+    /// The file that contains it.
     pub file: String,
-    /// As with a statement.
+    /// Its name, as with a statement.
     pub name: String,
-    /// What the parser says.
+    /// The parser's error.
     pub why: String,
 }
 
@@ -122,7 +122,7 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
         .filter(|(_, tests)| !tests.iter().all(|test| PLANTING.iter().any(|prefix| test.name.starts_with(prefix))))
         .map(|(text, tests)| (text, source::single_spaced(text), tests))
         .collect();
-    // A part that is in many statements tells them apart less than one that is in few.
+    // A part that is in few statements identifies one better than a part that is in many.
     let common = |fragment: &Fragment| sent.iter().filter(|(_, text, _)| fragment.share_of(text).is_some()).count();
     let counts: Vec<usize> = ours.iter().map(common).collect();
     let mut statements = Vec::new();
@@ -176,7 +176,8 @@ pub fn find(root: &Path, record: &Record) -> Result<Found, Failure> {
     Ok(Found { statements, never_sent, unread })
 }
 
-/// All mutants of these statements; those that read like another one, or like the statement, count once or not at all.
+/// Returns all mutants of these statements. Those with the same text count once, and those with the statement's own not
+/// at all.
 pub fn mutants(statements: &[Statement]) -> Vec<Mutant> {
     let mut mutants: Vec<Mutant> = Vec::new();
     let mut by_title: HashMap<String, usize> = HashMap::new();

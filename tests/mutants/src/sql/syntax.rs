@@ -11,7 +11,7 @@ use sqlparser::tokenizer::{Token, Tokenizer, Word};
 pub struct Script {
     /// In their order.
     pub statements: Vec<Statement>,
-    /// What the parser does not read, and what stands in its place until the script is printed.
+    /// Names that stand for text that the parser cannot read, until the script is printed, and that text.
     stand_ins: Vec<(String, String)>,
 }
 
@@ -24,7 +24,7 @@ impl Script {
         Ok(Self { statements, stand_ins })
     }
 
-    /// The script as Postgres is to have it.
+    /// Returns the text of the script for Postgres.
     pub fn print(&self) -> String {
         let texts: Vec<String> = self.statements.iter().map(ToString::to_string).collect();
         let text = texts.join(";\n");
@@ -32,8 +32,8 @@ impl Script {
     }
 }
 
-/// The parser takes the arguments of a trigger's function for types, so strings among them become names, and are put
-/// back when the script is printed.
+/// Replaces strings among the arguments of a trigger's function by names, because the parser reads these arguments as
+/// types. The strings are put back when the script is printed.
 fn replace_trigger_arguments(tokens: &mut [Token]) -> Vec<(String, String)> {
     let mut stand_ins = Vec::new();
     let words: Vec<usize> = (0..tokens.len()).filter(|&at| !matches!(tokens[at], Token::Whitespace(_))).collect();
@@ -52,7 +52,7 @@ fn replace_trigger_arguments(tokens: &mut [Token]) -> Vec<(String, String)> {
     stand_ins
 }
 
-/// The words of a statement, for comparing two of them.
+/// Returns the words of a statement, so that two statements can be compared.
 pub fn words(text: &str) -> Vec<String> {
     let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize().unwrap_or_default();
     tokens

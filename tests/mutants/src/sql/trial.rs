@@ -1,8 +1,9 @@
 //! Running mutants against the tests that touch their statements.
 //!
-//! A mutant meets the quickest of its tests alone first; most are caught there. What is left meets the rest in groups: if
-//! all tests are green with a dozen mutants at once, each of them has survived. If one is red, it is run against each
-//! mutant of the group by itself to see whose it is, and the group goes on without those.
+//! A mutant first runs alone with the quickest of its tests; most are caught there. The mutants that are left run with
+//! their other tests in groups: if all tests are green with a dozen mutants at once, each of them has survived. If one
+//! is red, it is run again with halves of the group to find the mutants that make it red, and the group goes on without
+//! those.
 
 mod groups;
 mod identity;
@@ -29,14 +30,14 @@ use crate::suite::{self, Binary, Failure, Run, Test};
 
 /// Tests that run at once in a process: most of them wait most of the time.
 const THREADS: usize = 3;
-/// Seconds of tests, one after the other, that a mutant meets alone: in a first process, and in a second.
+/// Seconds of tests, one after the other, for which a mutant runs alone: in a first process, and in a second.
 const ALONE: [f64; 2] = [4.0, 12.0];
-/// What the slowest failure takes: a condition that is waited for and does not come true, twice.
+/// The time of the slowest failure: a condition that is waited for and does not come true, twice.
 const SLOWEST_FAILURE: Duration = Duration::from_secs(75);
 /// How much longer than by itself a test may take beside others.
 const SLOWED_DOWN: f64 = 4.0;
 
-/// What became of a mutant.
+/// The outcome of a mutant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum Outcome {
@@ -52,27 +53,27 @@ pub enum Outcome {
     },
     /// Postgres does not understand it.
     Unviable {
-        /// What it says.
+        /// Postgres' error.
         why: String,
     },
     /// All tests were green.
     Survived,
 }
 
-/// All that a run of mutants needs to know.
+/// Everything that a run of mutants needs.
 pub struct Trial<'a> {
     root: &'a Path,
     binaries: &'a [Binary],
     statements: &'a [Statement],
-    /// In seconds, by itself.
+    /// The duration of each test by itself, in seconds.
     durations: HashMap<Test, f64>,
     jobs: usize,
-    /// How many mutants of a statement each test has caught, for those that come after.
+    /// How many mutants of a statement each test has caught, to choose the tests of later mutants.
     caught: Mutex<HashMap<(usize, &'a Test), usize>>,
     began: Instant,
     files: AtomicUsize,
     known: Known,
-    /// Tests that the machine makes red.
+    /// Tests that are sometimes red without a mutant.
     left_out: HashSet<&'a Test>,
 }
 
@@ -124,7 +125,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// What became of each of these mutants. Those that are refused are not run.
+    /// Returns the outcome of each of these mutants. Those that are refused are not run.
     pub async fn run(&self, mutants: &[Mutant], refused: HashMap<usize, String>) -> Result<Vec<Outcome>, Failure> {
         self.log(&format!("{} mutants, {} of them not understood by Postgres", mutants.len(), refused.len()));
         let mut outcomes: HashMap<usize, Outcome> =
@@ -182,7 +183,7 @@ impl<'a> Trial<'a> {
         Ok(tried)
     }
 
-    /// A mutant and the quickest of its tests. Without an outcome it has passed these.
+    /// Runs a mutant with the quickest of its tests. Returns its outcome, or else the tests that it has passed.
     async fn alone(&self, mutant: &Mutant) -> Result<Result<Outcome, HashSet<&'a Test>>, Failure> {
         let replaced = self.replaced(&[mutant]);
         let mut passed = HashSet::new();
@@ -207,7 +208,8 @@ impl<'a> Trial<'a> {
         Ok(Err(passed))
     }
 
-    /// Tests of a mutant, a list for each process: those that have caught mutants of its statement before, then the quickest.
+    /// Returns tests of a mutant, a list for each process: those that have caught mutants of its statement before, then
+    /// the quickest.
     fn quickest(&self, mutant: &Mutant) -> Vec<Vec<&'a Test>> {
         let caught = self.caught.lock().expect("no panic while locked");
         let rank = |test: &'a Test| {
@@ -233,7 +235,7 @@ impl<'a> Trial<'a> {
             .collect()
     }
 
-    /// The tests that have a mutant's statements sent.
+    /// Returns the tests that send a mutant's statements.
     fn touching(&self, mutant: &Mutant) -> impl Iterator<Item = &'a Test> {
         let tests: BTreeSet<&'a Test> = mutant.statements().flat_map(|at| &self.statements[at].tests).collect();
         tests.into_iter().filter(|test| !self.left_out.contains(test))
@@ -243,7 +245,8 @@ impl<'a> Trial<'a> {
         mutant.statements().any(|at| self.statements[at].tests.contains(test))
     }
 
-    /// Whether this test, which was red beside others or with other mutants, is red by itself with this one.
+    /// Runs this test, which was red beside others or with other mutants, by itself with this mutant. Returns the
+    /// outcome if it is red again.
     async fn whose(&self, mutant: &Mutant, test: &'a Test) -> Result<Option<Outcome>, Failure> {
         if !self.touches(mutant, test) {
             return Ok(None);
@@ -255,7 +258,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// What is sent, and what in its place, with these mutants.
+    /// Returns the statements that these mutants replace, each with the text that is sent in its place.
     fn replaced(&self, mutants: &[&Mutant]) -> HashMap<String, String> {
         let mut numbers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for mutant in mutants {
@@ -287,7 +290,7 @@ impl<'a> Trial<'a> {
             (binary, tests, seconds)
         };
         let mut binaries: Vec<_> = self.binaries.iter().map(of).filter(|(_, tests, _)| !tests.is_empty()).collect();
-        // Most are caught by a quick one.
+        // Most mutants are caught by a quick test.
         binaries.sort_by(|(.., one), (.., two)| one.total_cmp(two));
         for (binary, of_binary, seconds) in binaries {
             let run = Run {
@@ -317,8 +320,8 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// What is sent, and what in its place. That ends in the original, as a comment on one line, because a test that asks Postgres
-/// which statement it was knows it by its text; being changed is nothing that a test should notice.
+/// Returns the statement as sent, and the text in its place. That text ends in the original, as a comment on one line:
+/// a test that asks Postgres for the current statement identifies it by its text, and must not fail for that reason.
 fn replacement(statement: &Statement, changed: &Script) -> (String, String) {
     (statement.text.clone(), format!("{} -- {}", changed.print(), source::single_spaced(&statement.text)))
 }

@@ -1,4 +1,5 @@
-//! Whether Postgres understands a mutant at all. One that it does not is caught by a typing error only.
+//! Whether Postgres understands a mutant at all. One that it does not understand is like a typing error, and needs no
+//! test.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,7 +12,7 @@ use super::DIR;
 use super::statements::{Mutant, Statement};
 use crate::suite::Failure;
 
-/// The mutants that Postgres refuses as not understood, by their places, and what it says.
+/// Returns the mutants that Postgres does not understand, by index, each with its error.
 pub async fn refused(
     root: &Path,
     statements: &[Statement],
@@ -37,7 +38,7 @@ pub async fn refused(
         };
         if let Err(error) = answer {
             let database_error = error.as_db_error().ok_or_else(|| error.to_string())?;
-            // A script is carried out as well, and may fail for other reasons.
+            // A script is executed as well, and may fail for other reasons.
             if !is_script || database_error.code().code().starts_with("42") {
                 refused.insert(at, database_error.message().to_owned());
             }
@@ -48,7 +49,7 @@ pub async fn refused(
     Ok(refused)
 }
 
-/// An empty database of this name.
+/// Creates an empty database of this name, and connects to it.
 async fn database(config: &Config, name: &str) -> Result<Client, Failure> {
     let administrator = connect(config).await?;
     administrator.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await?;

@@ -9,13 +9,13 @@ use sqlparser::parser::Parser;
 
 use super::Walk;
 
-/// The expression of this text.
+/// Parses this text as an expression.
 pub(super) fn parse(text: &str) -> Expr {
     let mut parser = Parser::new(&PostgreSqlDialect {}).try_with_sql(text).expect("tokens");
     parser.parse_expr().expect("an expression of ours")
 }
 
-/// The query of this text.
+/// Parses this text as a query.
 pub(super) fn parse_query(text: &str) -> Option<Query> {
     match Parser::parse_sql(&PostgreSqlDialect {}, text).ok()?.pop()? {
         Statement::Query(query) => Some(*query),
@@ -35,7 +35,7 @@ impl Walk {
         *condition = conjuncts.into_iter().reduce(|left, right| binary(left, BinaryOperator::And, right));
     }
 
-    /// What can be dropped as a whole need not be turned round as well.
+    /// A conjunct is not negated, because it can be dropped as a whole.
     pub(super) fn conjunct(&mut self, expr: &mut Expr) {
         match expr {
             Expr::IsNull(value) | Expr::IsNotNull(value) => self.value(value),
@@ -52,7 +52,7 @@ impl Walk {
         }
     }
 
-    /// Whatever gives a value, truth included.
+    /// Changes an expression of any value, booleans included.
     pub(super) fn value(&mut self, expr: &mut Expr) {
         match expr {
             Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => self.equality(left, right),
@@ -83,7 +83,7 @@ impl Walk {
         }
     }
 
-    /// `a AND b AND c` or `a OR b OR c`.
+    /// Changes `a AND b AND c` or `a OR b OR c`.
     fn chain(&mut self, expr: &mut Expr) {
         let Expr::BinaryOp { op, .. } = expr else { return };
         let op = op.clone();
@@ -94,7 +94,7 @@ impl Walk {
             parts.into_iter().reduce(|left, right| binary(left, op.clone(), right)).expect("two parts at least");
     }
 
-    /// A comparison at its edge; arithmetic without one of its operands.
+    /// Changes a comparison at its edge, or drops an operand of arithmetic.
     fn operation(&mut self, expr: &mut Expr) {
         let text = expr.to_string();
         let Expr::BinaryOp { left, op, right } = expr else { return };
@@ -130,7 +130,7 @@ impl Walk {
         }
     }
 
-    /// What asks for the contrary of something, or can be asked for its contrary.
+    /// Turns a `NOT`, `IS NULL`, `IS NOT NULL` or `EXISTS` into its contrary.
     fn negation(&mut self, expr: &mut Expr) {
         if !self.hit(format!("the contrary of {expr}")) {
             self.conjunct(expr);
@@ -145,7 +145,7 @@ impl Walk {
         }
     }
 
-    /// `num_nulls(a, b) = 2` says that both are NULL, and is a conjunction like any other.
+    /// `num_nulls(a, b) = 2` means that both are NULL, and is treated as a conjunction.
     fn num_nulls(&mut self, left: &mut Expr, right: &mut Expr) -> bool {
         let Some(args) = arguments(left, &["num_nulls"]) else { return false };
         if args.len() < 2 || right.to_string() != args.len().to_string() {

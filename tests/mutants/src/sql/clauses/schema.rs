@@ -1,4 +1,4 @@
-//! What the schema holds, and the settings of a session.
+//! The clauses of the schema, and the settings of a session.
 
 use sqlparser::ast::{
     ColumnDef, ColumnOption, CreateIndex, CreateTable, CreateTrigger, Expr, ObjectName, SetExpr, Statement,
@@ -99,7 +99,7 @@ impl Walk {
                 self.drop_one(columns, "UPDATE OF ");
             }
         }
-        // The syntax wants parentheses, and the parser keeps them.
+        // The syntax requires parentheses, and the parser keeps them.
         let Some(Expr::Nested(inner)) = trigger.condition.take() else { return };
         let mut condition = Some(*inner);
         self.condition(&mut condition, "WHEN ");

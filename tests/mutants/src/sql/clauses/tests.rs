@@ -1,6 +1,6 @@
 use super::*;
 
-/// Each change as it is listed, and the text that it makes.
+/// Returns each change as it is listed, and the text that it makes.
 fn mutants(text: &str) -> Vec<(String, String)> {
     let script = Script::parse(text).expect("SQL");
     let mutant = |(at, change): (usize, Change)| (change.clause(), apply(&script, &[at]).print());

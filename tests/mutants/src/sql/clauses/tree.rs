@@ -1,4 +1,4 @@
-//! What a statement is and does, as its tree tells.
+//! Properties of a statement, read from its syntax tree.
 
 use sqlparser::ast::{
     Delete, FromTable, Insert, Query, Select, SelectItem, SetExpr, Statement, TableWithJoins, Update,
@@ -53,7 +53,7 @@ pub(super) fn deleted(delete: &Delete) -> &TableWithJoins {
     &tables[0]
 }
 
-/// The rows that a statement would delete.
+/// Returns a select of the rows that a statement would delete.
 pub(super) fn selected(delete: &Delete) -> Select {
     let Some(SetExpr::Select(select)) = expressions::parse_query("SELECT 1").map(|query| *query.body) else {
         unreachable!("a select")

@@ -1,4 +1,4 @@
-//! Mutants that meet their tests together: if all are green, each of the group has survived.
+//! Mutants that run together: if all tests are green, each mutant of the group has survived.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,13 +10,13 @@ const GROUP: usize = 12;
 
 /// A mutant that has not been caught yet.
 pub(super) struct Left<'a> {
-    /// Its place.
+    /// Its index.
     pub(super) mutant: usize,
     pub(super) passed: HashSet<&'a Test>,
 }
 
 impl<'a> Trial<'a> {
-    /// At most one mutant of each scope, so that they do not touch each other.
+    /// Returns groups with at most one mutant of each scope, so that mutants do not affect each other.
     pub(super) fn groups(&self, mutants: &[Mutant], left: Vec<Left<'a>>) -> Vec<Vec<Left<'a>>> {
         let mut groups: Vec<Vec<Left<'a>>> = Vec::new();
         for one in left {
@@ -75,7 +75,7 @@ impl<'a> Trial<'a> {
         Ok(outcomes)
     }
 
-    /// Which of these mutants make this test red: halves of them are tried, and halves of those that do.
+    /// Returns which of these mutants make this test red: tries halves of them, and halves of the halves that do.
     async fn culprits(&self, members: &[&Mutant], test: &'a Test) -> Result<Vec<(usize, Outcome)>, Failure> {
         let touched = |at: &usize| self.touches(members[*at], test);
         let mut parts = vec![(0..members.len()).filter(touched).collect::<Vec<_>>()];
@@ -88,7 +88,7 @@ impl<'a> Trial<'a> {
             let other = part.split_off(part.len() / 2);
             for half in [part, other].into_iter().filter(|half| !half.is_empty()) {
                 let together: Vec<&Mutant> = half.iter().map(|at| members[*at]).collect();
-                // One alone is tried when its turn comes.
+                // A single mutant is tried when its turn comes.
                 let red = half.len() == 1
                     || !matches!(self.tests(&self.replaced(&together), &[test], 1).await?.ended, Ended::Green);
                 if red {

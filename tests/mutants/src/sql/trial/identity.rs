@@ -1,4 +1,4 @@
-//! The instrument on trial.
+//! The test of the tool itself.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,8 +11,9 @@ use crate::suite::{Failure, Test};
 const AGAIN: usize = 3;
 
 impl<'a> Trial<'a> {
-    /// Tries the instrument itself: statements that were read and printed again, and nothing else, must survive. Tests that
-    /// are red there and green after all say nothing of a mutant, and are left out from now on.
+    /// Tests the tool itself: with statements that were only read and printed again, all tests must be green. A test
+    /// that is red in this run, and only sometimes green by itself, proves nothing about a mutant and is left out from
+    /// now on.
     pub async fn identity(&mut self, mutants: &[Mutant]) -> Result<(), Failure> {
         let concerned: BTreeSet<usize> = mutants.iter().flat_map(Mutant::statements).collect();
         let print = |at: &usize| replacement(&self.statements[*at], &self.statements[*at].script);
@@ -38,7 +39,7 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// How often a test is green by itself.
+    /// Returns how often a test is green by itself.
     async fn greens(&self, replaced: &HashMap<String, String>, test: &'a Test) -> Result<usize, Failure> {
         let mut greens = 0;
         for _ in 0..AGAIN {
