@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atomic_phases::database::Database;
 use atomic_phases::queue::health::QueueHealth;
-use atomic_phases::queue::{Drained, postgres};
+use atomic_phases::queue::{Relayed, postgres};
 use atomic_phases::roles::{Observer, Outcome};
 use hyper::{Method, StatusCode};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -115,7 +115,7 @@ impl Metrics {
         self.request_seconds.get_or_create(&Asked { method, path }).observe(took.as_secs_f64());
     }
 
-    /// Returns all metrics as text. Waits for the database no longer than [`depths::PATIENCE`].
+    /// Returns all metrics as text. Waits for the database no longer than [`depths::QUERY_TIMEOUT`].
     pub async fn render(&self, database: &Database, queue: Option<&QueueHealth>) -> String {
         let mut now = Registry::with_prefix(PREFIX);
         let mut gauge = |name: &str, help: &str, value: i64| now.register(name, help, ConstGauge::new(value));
@@ -149,9 +149,9 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
-    fn drained(&self, queue: &'static str, drained: &Drained) {
+    fn relayed(&self, queue: &'static str, relayed: &Relayed) {
         for (family, count) in
-            [(&self.delivered, drained.delivered), (&self.failed, drained.failed), (&self.died, drained.dead)]
+            [(&self.delivered, relayed.delivered), (&self.failed, relayed.failed), (&self.died, relayed.dead)]
         {
             family.get_or_create(&ToQueue { queue }).inc_by(count.unsigned_abs());
         }

@@ -46,8 +46,8 @@ impl Config {
         if self.receipts.transport == Transport::File || !self.runs(Role::Worker) {
             return Ok(());
         }
-        let nobodys = from.is_ok_and(|from| from.email.domain().ends_with(".example"));
-        require(!nobodys, "receipts.from", || {
+        let is_example_domain = from.is_ok_and(|from| from.email.domain().ends_with(".example"));
+        require(!is_example_domain, "receipts.from", || {
             "still has the domain of nobody: with receipts.transport = \"smtp\", say whom receipts are from"
                 .to_owned()
         })?;

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 /// Counts stop at this number.
 pub const MOST: i64 = 100_000;
 /// A database that does not answer by now counts as down. Prometheus waits for 10 s by default.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an answer, or the lack of one, is used again.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -50,7 +50,7 @@ impl Depths {
             return waiting;
         }
         // The pool logs why it cannot connect, and `database_up` shows the rest.
-        let answer = tokio::time::timeout(PATIENCE, ask(database)).await.ok().and_then(Result::ok);
+        let answer = tokio::time::timeout(QUERY_TIMEOUT, ask(database)).await.ok().and_then(Result::ok);
         *last = Some((Instant::now(), answer));
         answer
     }

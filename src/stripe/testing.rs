@@ -16,9 +16,9 @@ use super::{ChargeRequest, Client};
 use crate::http::Listener;
 
 /// Long enough that it never passes in a test that does not wait for it.
-pub(super) const PATIENT: Duration = Duration::from_secs(30);
+pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(30);
 /// Short, for tests that do wait for it.
-pub(super) const HASTY: Duration = Duration::from_millis(400);
+pub(super) const SHORT_TIMEOUT: Duration = Duration::from_millis(400);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A new directory that goes away with this value.
@@ -67,13 +67,13 @@ impl Rig {
         let stop = CancellationToken::new();
         let serving = sandbox::serve(listener, Arc::clone(&ledger), Arc::clone(&faults), stop.clone());
         let served = tokio::spawn(serving);
-        let client = client(&format!("http://{address}"), PATIENT);
+        let client = client(&format!("http://{address}"), LONG_TIMEOUT);
         Self { ledger, faults, client, address, stop, served, _scratch: None }
     }
 
     /// Returns a client of this sandbox that gives up early.
     pub(super) fn hasty_client(&self) -> Client {
-        client(&format!("http://{}", self.address), HASTY)
+        client(&format!("http://{}", self.address), SHORT_TIMEOUT)
     }
 
     /// Stops the sandbox and waits until it has drained and let go of its ledger.

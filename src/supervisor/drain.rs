@@ -9,7 +9,7 @@ use crate::role::Role;
 
 /// Returns when a role ends, counted from 0; some end together. First the role that makes work, then the one that
 /// accepts it, then those that work by themselves, and last what all of them need.
-const fn turn(role: Role) -> usize {
+const fn shutdown_step(role: Role) -> usize {
     match role {
         Role::Simulator => 0,
         Role::Api => 1,
@@ -19,7 +19,7 @@ const fn turn(role: Role) -> usize {
         Role::Postgres => 5,
     }
 }
-const TURNS: usize = 6;
+const SHUTDOWN_STEPS: usize = 6;
 
 /// Returns whether a role uses the pool, which is closed after its last user has ended.
 const fn uses_the_pool(role: Role) -> bool {
@@ -33,7 +33,7 @@ const fn uses_the_pool(role: Role) -> bool {
 const SLOW: Duration = Duration::from_millis(500);
 /// The time that a role gets even when those before it have used up the deadline: enough to end if it has nothing to
 /// do, so that it is not named for the lateness of others.
-const MOMENT: Duration = Duration::from_millis(200);
+const MIN_STOP_TIME: Duration = Duration::from_millis(200);
 
 pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
     let began = Instant::now();
@@ -44,8 +44,8 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
         tokio::time::sleep_until((began + supervisor.shutdown.notice).min(deadline)).await;
     }
     let mut late = Vec::new();
-    for now in 0..TURNS {
-        let (due, rest) = supervisor.tasks.drain(..).partition(|task: &RoleTask| turn(task.role) == now);
+    for now in 0..SHUTDOWN_STEPS {
+        let (due, rest) = supervisor.tasks.drain(..).partition(|task: &RoleTask| shutdown_step(task.role) == now);
         supervisor.tasks = rest;
         late.extend(end(due, deadline).await);
         if !supervisor.tasks.iter().any(|task| uses_the_pool(task.role)) {
@@ -75,7 +75,7 @@ async fn end(tasks: Vec<RoleTask>, deadline: Instant) -> Vec<Role> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         tracing::info!(role = role.name(), left_ms = left.as_millis() as u64, "still at work; waiting for it");
-        let deadline = deadline.max(Instant::now() + MOMENT);
+        let deadline = deadline.max(Instant::now() + MIN_STOP_TIME);
         if timeout_at(deadline, &mut task).await.is_err() {
             tracing::error!(role = role.name(), "did not end in time; cut off");
             task.abort();

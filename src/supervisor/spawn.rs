@@ -6,11 +6,11 @@ use std::sync::Arc;
 use atomic_phases::database::Database;
 use atomic_phases::idempotency::Engine;
 use atomic_phases::idempotency::points::PointsError;
-use atomic_phases::queue::Outlet;
-use atomic_phases::queue::foreign::ToForeign;
+use atomic_phases::queue::Relay;
+use atomic_phases::queue::foreign::ExternalRelay;
 use atomic_phases::queue::handler::Handlers;
 use atomic_phases::queue::health::QueueHealth;
-use atomic_phases::queue::postgres::ToPostgres;
+use atomic_phases::queue::postgres::PostgresRelay;
 use atomic_phases::roles::completer::Completer;
 use atomic_phases::roles::enqueuer::Enqueuer;
 use atomic_phases::roles::periodic::{Periodic, poll};
@@ -132,7 +132,7 @@ impl Supervisor {
         match config.enqueuer.queue {
             Queue::Postgres => {
                 let (database, batch) = (shared.database.clone(), config.enqueuer.batch);
-                self.spawn_enqueuer_to(ToPostgres { database, batch }, config, shared);
+                self.spawn_enqueuer_to(PostgresRelay { database, batch }, config, shared);
             }
             Queue::Redis => {
                 let queue = Redis::new(&config.redis, shared.installation)?;
@@ -146,9 +146,9 @@ impl Supervisor {
         Ok(())
     }
 
-    fn spawn_enqueuer_to(&mut self, outlet: impl Outlet + 'static, config: &Config, shared: &Shared) {
+    fn spawn_enqueuer_to(&mut self, relay: impl Relay + 'static, config: &Config, shared: &Shared) {
         self.spawn_periodic(Role::Enqueuer, config, || Enqueuer {
-            outlet,
+            relay,
             health: Arc::clone(&shared.health),
             poll_interval: config.enqueuer.poll_interval,
             staged: Arc::clone(&shared.staged),
@@ -201,8 +201,8 @@ impl Supervisor {
     }
 }
 
-fn to_foreign<Q>(queue: Q, config: &Config, shared: &Shared) -> ToForeign<Q> {
-    ToForeign {
+fn to_foreign<Q>(queue: Q, config: &Config, shared: &Shared) -> ExternalRelay<Q> {
+    ExternalRelay {
         database: shared.database.clone(),
         queue,
         policy: config.enqueuer.push_policy(),

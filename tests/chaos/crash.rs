@@ -38,9 +38,9 @@ const RUNS_IN_A_LANE: usize = 40;
 /// Tries of a run whose fault misses its boundary, because a poll or a timeout comes in between.
 const MISSES: usize = 3;
 /// Boundaries among which the second fault is drawn, if the first killed the process: a start and most of a request.
-const REBIRTH: usize = 25;
+const STEPS_AFTER_RESTART: usize = 25;
 /// The same if the first did not kill it: the boundaries of another attempt.
-const RETRY: usize = 8;
+const STEPS_AFTER_RETRY: usize = 8;
 
 /// One planned run.
 #[derive(Debug, Clone)]
@@ -221,7 +221,11 @@ async fn everything_survives_a_second_crash_while_it_recovers() {
         let boundary = until.last().expect("a boundary");
         let fitting: Vec<Fault> = Fault::BREAKING.into_iter().filter(|fault| fault.fits(boundary)).collect();
         let first = *fitting.choose(&mut rng).expect("some faults");
-        let recovery = if matches!(first, Fault::Kill | Fault::KillBeforeReply) { REBIRTH } else { RETRY };
+        let recovery = if matches!(first, Fault::Kill | Fault::KillBeforeReply) {
+            STEPS_AFTER_RESTART
+        } else {
+            STEPS_AFTER_RETRY
+        };
         let second = *Fault::BREAKING.choose(&mut rng).expect("some faults");
         let plan = vec![Strike::at_last_of(&until, first), Strike::at(rng.random_range(1..=recovery), second)];
         Run { scenario, weather: Weather::FAIR, plan }

@@ -16,22 +16,22 @@ use tokio::sync::Notify;
 
 use super::lane::Route;
 use super::proxy::Bug;
-use crate::support::world::{World, pool_of};
+use crate::support::app::{TestApp, pool_of};
 
 /// How long Stripe remembers a key: far longer than a test takes.
 const KEY_RETENTION: Duration = Duration::from_secs(3600);
 
 /// An API and a completer whose messages a script can hold. The completer polls only when the test calls it, so that a
 /// round does what its seed says.
-pub struct Crew {
+pub struct Workers {
     pub route: Route,
-    pub api: World,
+    pub api: TestApp,
     pub completer: Completer,
 }
 
-impl Crew {
-    pub async fn new(world: &World, bug: Option<Bug>) -> Arc<Self> {
-        let route = Route::new(world).await;
+impl Workers {
+    pub async fn new(app: &TestApp, bug: Option<Bug>) -> Arc<Self> {
+        let route = Route::new(app).await;
         if let Some(bug) = bug {
             route.script.plant(bug);
         }
@@ -39,17 +39,17 @@ impl Crew {
         let (postgres, _) = tls::parse(&url).unwrap();
         let database = pool_of(&postgres, 1).await;
         let stripe = stripe::Client::new(&api_base, &"sk_test_zombie".into(), Duration::from_secs(5)).unwrap();
-        let lock_timeout = world.config.idempotency.lock_timeout;
+        let lock_timeout = app.config.idempotency.lock_timeout;
         let engine = Engine {
             database: database.clone(),
             lock_timeout,
-            grace: world.config.completer.grace,
+            grace: app.config.completer.grace,
             staged: Arc::new(Notify::new()),
             clock: Clock::default(),
         };
         let operations = operations::register(&engine, stripe, KEY_RETENTION).operations;
         let completer = Completer { database, operations, settings: config::Completer::default(), lock_timeout };
-        let api = world
+        let api = app
             .neighbour(|config| {
                 config.database.url = Some(SecretString::from(url));
                 config.stripe.api_base = Some(api_base);

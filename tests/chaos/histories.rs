@@ -15,9 +15,9 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::kind::ride;
+use crate::support::app::TestApp;
 use crate::support::books::AT_REST;
 use crate::support::client::{Answer, Http, Post};
-use crate::support::world::World;
 use crate::{number, say, seed};
 
 /// Keys repeated side by side.
@@ -34,7 +34,7 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
     let mut rng = StdRng::seed_from_u64(seed);
     // Keys that Stripe remembers, and keys that it may have forgotten: `older` looks every charge up before it makes
     // one.
-    let younger = World::with(|config| {
+    let younger = TestApp::with(|config| {
         config.stripe.timeout = STRIPE_TIMEOUT;
         config.roles.enqueuer = true;
     })
@@ -52,18 +52,18 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
     for batch in 0..histories.div_ceil(BATCH) {
         let keys = BATCH.min(histories - batch * BATCH);
         let forgetful = batch % 2 == 1;
-        let world = if forgetful { &older } else { &younger };
+        let app = if forgetful { &older } else { &younger };
         let user = new_user(&younger, batch).await;
         let post = |n| Post::default().user(&user).key(&format!("history-{seed:020}-{batch}-{n}"));
         let posts = (0..keys).map(post).collect();
         let forgets = forgetful.then_some(&younger);
-        let booked = run(world, posts, forgets, &mut rng).await;
+        let booked = run(app, posts, forgets, &mut rng).await;
         // Every second paid ride is refunded, under the same faults.
         let paid = booked.answers.iter().filter(|answer| answer.status == 201).step_by(2).map(ride);
         let refund = |ride| Post::refund(ride).user(&user);
         let posts: Vec<Post> = paid.map(refund).collect();
         refunds += posts.len();
-        attempts += booked.attempts + run(world, posts, forgets, &mut rng).await.attempts;
+        attempts += booked.attempts + run(app, posts, forgets, &mut rng).await.attempts;
     }
     younger.until_count("staged_jobs", 0).await;
     let report = younger.verify(AT_REST).await;
@@ -80,24 +80,24 @@ async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
 }
 
 /// Creates a user with its own customer: the list of one customer's charges must not grow too long.
-async fn new_user(world: &World, batch: usize) -> String {
+async fn new_user(app: &TestApp, batch: usize) -> String {
     let email = format!("history-{batch}@example.com");
-    let stripe = world.stripe();
+    let stripe = app.stripe();
     let customer = stripe.create_customer(&email, "tok_visa", Uuid::new_v4()).await.unwrap();
     let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{email}', '{customer}')");
-    world.execute(&sql).await;
+    app.execute(&sql).await;
     email
 }
 
 /// Turns on every fault of the sandbox; about one attempt in three goes well.
-async fn misbehave(world: &World, rng: &mut StdRng) {
+async fn misbehave(app: &TestApp, rng: &mut StdRng) {
     let faults = json!({
         "seed": rng.random::<u32>(), "slow_reply_delay": "400ms",
         "reset": 0.06, "server_error": 0.06, "rate_limited": 0.04, "conflict": 0.04, "bad_request": 0.03,
         "unauthorized": 0.03, "forbidden": 0.03, "declined": 0.08, "charged_then_server_error": 0.08,
         "reply_lost": 0.08, "truncated": 0.08, "slow_reply": 0.02, "no_id": 0.08,
     });
-    let answer = world.sandbox.call(hyper::Method::PUT, "/_sandbox/faults", &faults.to_string()).await;
+    let answer = app.sandbox.call(hyper::Method::PUT, "/_sandbox/faults", &faults.to_string()).await;
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
@@ -110,15 +110,15 @@ struct Ended {
 
 /// Repeats these requests, round by round, until each has its final answer. `forgetful` has the sandbox that forgets
 /// its keys between the rounds.
-async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng: &mut StdRng) -> Ended {
+async fn run(app: &TestApp, mut open: Vec<Post>, forgetful: Option<&TestApp>, rng: &mut StdRng) -> Ended {
     let mut ended = Ended::default();
     for _ in 0..ATTEMPTS {
         ended.attempts += open.len();
-        let thief = steal_leases(world, rng.random_range(0.0..0.2));
+        let thief = steal_leases(app, rng.random_range(0.0..0.2));
         let round = async {
             let mut clients = JoinSet::new();
             for post in open {
-                let api: Http = world.api.clone();
+                let api: Http = app.api.clone();
                 clients.spawn(async move { (api.try_post(post.clone()).await.ok(), post) });
             }
             clients.join_all().await
@@ -135,11 +135,10 @@ async fn run(world: &World, mut open: Vec<Post>, forgetful: Option<&World>, rng:
             return ended;
         }
         // A lease with a stolen token is made to run out, as it would some time after a crash.
-        world
-            .execute(
-                "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour' WHERE locked_at IS NOT NULL",
-            )
-            .await;
+        app.execute(
+            "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour' WHERE locked_at IS NOT NULL",
+        )
+        .await;
         if let Some(sandbox) = forgetful {
             // No call is in flight here: Stripe forgets a key a day after its first use, not during a call.
             sandbox.forget().await;
@@ -156,7 +155,7 @@ fn is_final(answer: &Answer) -> bool {
 }
 
 /// Replaces the token of this share of all leases, at whatever step their holders are.
-async fn steal_leases(world: &World, share: f64) {
+async fn steal_leases(app: &TestApp, share: f64) {
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(3)).await;
         let sql = format!(
@@ -165,6 +164,6 @@ async fn steal_leases(world: &World, share: f64) {
                           WHERE response_code IS NULL AND lease_token IS NOT NULL AND random() < {share}
                           FOR UPDATE SKIP LOCKED)"
         );
-        world.execute(&sql).await;
+        app.execute(&sql).await;
     }
 }

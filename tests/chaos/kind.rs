@@ -2,8 +2,8 @@
 
 use std::ops::{Add, Mul};
 
+use crate::support::app::TestApp;
 use crate::support::client::{Answer, Post, new_key};
-use crate::support::world::World;
 
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +38,11 @@ impl Kind {
     }
 
     /// Returns a request under a new key, after creating what it needs.
-    pub async fn request(self, world: &World) -> Post {
+    pub async fn request(self, app: &TestApp) -> Post {
         match self {
             Self::Ride => Post::default().key(&new_key()),
             Self::Refund => {
-                let answer = world.post(Post::default()).await;
+                let answer = app.post(Post::default()).await;
                 Post::refund(ride(&answer)).key(&new_key())
             }
         }
@@ -80,18 +80,18 @@ pub fn ride(answer: &Answer) -> i64 {
 
 impl Books {
     /// Counts what is there now.
-    pub async fn of(world: &World) -> Self {
+    pub async fn of(app: &TestApp) -> Self {
         let count = "SELECT (SELECT count(*) FROM rides), (SELECT count(*) FROM refunds),
                             (SELECT count(*) FROM audit_records),
                             (SELECT count(*) FROM staged_jobs) + (SELECT count(*) FROM jobs)";
-        let row = &world.query(count, &[]).await[0];
+        let row = &app.query(count, &[]).await[0];
         Self {
             rides: row.get(0),
             refunds: row.get(1),
             audit_records: row.get(2),
             jobs: row.get(3),
-            charges: i64::try_from(world.charges().await.len()).expect("a count"),
-            refunded: i64::try_from(world.refunds().await.len()).expect("a count"),
+            charges: i64::try_from(app.charges().await.len()).expect("a count"),
+            refunded: i64::try_from(app.refunds().await.len()).expect("a count"),
         }
     }
 }
@@ -122,8 +122,8 @@ impl Mul<i64> for Books {
 /// Chaos tests cover only the operations in [`Kind::ALL`].
 #[tokio::test]
 async fn every_operation_is_attacked() {
-    let world = World::start().await;
-    let crew = crate::crew::Crew::new(&world, None).await;
+    let app = TestApp::start().await;
+    let crew = crate::crew::Workers::new(&app, None).await;
     assert_eq!(crew.completer.operations.names().len(), Kind::ALL.len());
     for kind in Kind::ALL {
         assert!(crew.completer.operations.get(kind.name()).is_some(), "{kind:?}");

@@ -15,10 +15,10 @@ use nix::unistd::Pid;
 use super::kind::Books;
 use super::proxy::{Proxy, Script};
 use super::weather::{Memory, Weather};
+use crate::support::app::{TempDir, TestApp, pool};
 use crate::support::client::{Answer, Http, Post};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments};
-use crate::support::world::{TempDir, World, pool};
 
 /// How long a lease lasts here. The config accepts none this short, so the lane changes the rows: every lease that is
 /// older becomes an hour old. A worker that is only slow then loses its lease, too, which must do no harm either.
@@ -42,11 +42,11 @@ pub struct Route {
 }
 
 impl Route {
-    pub async fn new(world: &World) -> Self {
-        let (script, config) = (Script::default(), &world.database_config);
+    pub async fn new(app: &TestApp) -> Self {
+        let (script, config) = (Script::default(), &app.database_config);
         Self {
             postgres: Proxy::postgres(&script, config).await,
-            stripe: Proxy::stripe(&script, world.sandbox_address).await,
+            stripe: Proxy::stripe(&script, app.sandbox_address).await,
             database: config.clone(),
             script,
         }
@@ -63,7 +63,7 @@ impl Route {
 
 pub struct Lane {
     /// An API and a sandbox that no fault strikes; no other role.
-    pub world: World,
+    pub app: TestApp,
     pub script: Script,
     database: Database,
     route: Route,
@@ -72,14 +72,14 @@ pub struct Lane {
 
 impl Lane {
     pub async fn new() -> Self {
-        let world = World::with(|config| config.stripe_sandbox.faults.slow_reply_delay = SLOW_REPLY).await;
-        let route = Route::new(&world).await;
+        let app = TestApp::with(|config| config.stripe_sandbox.faults.slow_reply_delay = SLOW_REPLY).await;
+        let route = Route::new(&app).await;
         Self {
-            database: pool(&world.database_config).await,
+            database: pool(&app.database_config).await,
             script: route.script.clone(),
             route,
             dir: TempDir::new(),
-            world,
+            app,
         }
     }
 
@@ -118,14 +118,14 @@ impl Lane {
     /// Makes leases run out that are at least `older_than` old: zero after the death of a process, else [`LEASE`].
     async fn age_leases(&self, older_than: Duration) {
         let older_than = older_than.as_secs_f64();
-        self.world
+        self.app
             .execute(&format!(
                 "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()
                  WHERE locked_at <= now() - make_interval(secs => {older_than})"
             ))
             .await;
         // See `JOB_LEASE`.
-        self.world
+        self.app
             .execute(&format!(
                 "UPDATE jobs SET next_attempt_at = now() WHERE lease_token IS NOT NULL
                  AND next_attempt_at <= now() + make_interval(secs => 30 - {older_than})"
@@ -141,21 +141,21 @@ impl Lane {
     /// Returns the highest number of attempts of any key whose last attempt has ended without an answer.
     async fn failures(&self) -> i64 {
         let ended = "response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
-        self.world
+        self.app
             .get(&format!("SELECT coalesce(max(attempts), 0)::bigint FROM idempotency_keys WHERE {ended}"))
             .await
     }
 
     pub async fn books(&self) -> Books {
-        Books::of(&self.world).await
+        Books::of(&self.app).await
     }
 
     /// Delivers all staged jobs. A statement of a process that was killed may still run in its backend and lock jobs,
     /// which are then skipped; so this repeats until the outbox is empty.
     pub async fn deliver(&self) {
         eventually("an empty outbox", async || {
-            queue::postgres::deliver(&self.database, queue::START, 1000).await.unwrap();
-            (self.world.count("staged_jobs").await == 0).then_some(())
+            queue::postgres::deliver(&self.database, queue::BEFORE_FIRST, 1000).await.unwrap();
+            (self.app.count("staged_jobs").await == 0).then_some(())
         })
         .await;
     }
@@ -164,7 +164,7 @@ impl Lane {
     pub async fn assert_exactly_once(&self, before: Books, done: Books) {
         self.deliver().await;
         assert_eq!(self.books().await, before + done);
-        self.world.assert_sound().await;
+        self.app.assert_sound().await;
     }
 }
 
@@ -201,13 +201,13 @@ impl<'a> Service<'a> {
     async fn start_again(&mut self) {
         if self.memory != Memory::Keeps {
             while self.lane.script.calls_to_stripe() > 0 {
-                self.lane.world.release_held().await;
+                self.lane.app.release_held().await;
                 tokio::time::sleep(PAUSE).await;
             }
-            self.lane.world.forget().await;
+            self.lane.app.forget().await;
             let sql = "UPDATE idempotency_keys SET foreign_call_intended_at = now() - interval '2 days'
                        WHERE response_code IS NULL AND foreign_call_intended_at IS NOT NULL";
-            self.lane.world.execute(sql).await;
+            self.lane.app.execute(sql).await;
         }
         self.lane.age_leases(Duration::ZERO).await;
         self.process = self.lane.spawn(self.roles);
@@ -215,7 +215,7 @@ impl<'a> Service<'a> {
 
     /// Does what has to happen between a failed attempt and the next.
     async fn after_failure(&mut self) {
-        self.lane.world.release_held().await;
+        self.lane.app.release_held().await;
         if self.memory != Memory::Keeps {
             self.lane.script.pause_until(if self.roles == "completer" { CLAIM } else { ACQUIRE });
             self.process.signal(Signal::SIGKILL);
@@ -229,11 +229,10 @@ impl<'a> Service<'a> {
 
     /// Plays the operator, who asks Stripe's support about the charges of parked keys, and retries those keys.
     async fn decide(&mut self) {
-        let parked =
-            self.lane.world.query("SELECT id FROM idempotency_keys WHERE parked_at IS NOT NULL", &[]).await;
+        let parked = self.lane.app.query("SELECT id FROM idempotency_keys WHERE parked_at IS NOT NULL", &[]).await;
         let parked: Vec<i64> = parked.iter().map(|row| row.get(0)).collect();
         if !parked.is_empty() {
-            self.lane.script.uproot();
+            self.lane.script.remove_bug();
             self.decisions += parked::retry(&self.lane.database, &parked).await.unwrap().len();
         }
     }
@@ -271,7 +270,7 @@ impl<'a> Service<'a> {
     /// Waits until there are `count` such rows, whatever breaks.
     pub async fn until_count(&mut self, sql: &str, count: i64) {
         let deadline = Instant::now() + PATIENCE;
-        while self.lane.world.count(sql).await != count {
+        while self.lane.app.count(sql).await != count {
             assert!(Instant::now() < deadline, "not {count} of {sql}: {:#?}", self.process.log());
             self.revive().await;
             let failures = self.lane.failures().await;

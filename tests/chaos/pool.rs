@@ -7,12 +7,12 @@ use rocket_rides_atomic::config;
 
 use super::lane::Route;
 use super::proxy::{Fault, Strike};
-use crate::support::world::World;
+use crate::support::app::TestApp;
 
 #[tokio::test]
 async fn a_connection_that_hangs_costs_one_statement_its_time_and_no_other() {
-    let world = World::start().await;
-    let route = Route::new(&world).await;
+    let app = TestApp::start().await;
+    let route = Route::new(&app).await;
     let (postgres, _) = tls::parse(&route.database_url()).unwrap();
     let statement_timeout = Duration::from_millis(300);
     let settings = PoolSettings {

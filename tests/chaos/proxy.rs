@@ -173,8 +173,8 @@ impl Script {
     }
 
     /// Removes the bug: all messages pass unchanged again.
-    pub fn uproot(&self) {
-        self.0.bugs.uproot();
+    pub fn remove_bug(&self) {
+        self.0.bugs.remove_bug();
     }
 
     /// Returns why the planted bug has had no effect, if so: the test has then not shown that the bug is found.

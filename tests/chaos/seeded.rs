@@ -26,13 +26,13 @@ use tokio::task::JoinHandle;
 
 use self::bugs::SEEDED;
 use self::work::Disk;
-use super::crew::Crew;
+use super::crew::Workers;
 use super::proxy::{Bug, Fault, Strike};
 use super::zombie::expire_lease;
 use crate::say;
+use crate::support::app::{TestApp, pool};
 use crate::support::books::{AT_REST, rules};
 use crate::support::client::{Answer, DECLINED_USER, Post};
-use crate::support::world::{World, pool};
 
 /// Bugs played side by side.
 const SIDE_BY_SIDE: usize = 4;
@@ -116,9 +116,9 @@ enum Scenario {
 /// Where a scenario is played.
 struct Stage {
     /// Prepares and checks, without the bug.
-    house: World,
+    house: TestApp,
     /// Has the bug, if it is planted.
-    crew: Arc<Crew>,
+    crew: Arc<Workers>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,8 +138,8 @@ async fn every_seeded_bug_is_caught() {
     let seconds = began.elapsed().as_secs_f64();
     say(&format!("seeded: {caught} of {all} seeded bugs caught, {seconds:.1} s"));
     assert!(missed.is_empty(), "{missed:#?}");
-    let world = World::start().await;
-    for rule in rules(&pool(&world.database_config).await, world.stripe()) {
+    let app = TestApp::start().await;
+    for rule in rules(&pool(&app.database_config).await, app.stripe()) {
         let planted = SEEDED.iter().any(|seeded| seeded.caught_by == rule.name) || ELSEWHERE.contains(&rule.name);
         assert!(planted, "nothing was planted against {:?}", rule.name);
     }
@@ -164,7 +164,7 @@ impl Seeded {
     }
 
     async fn play(&self, bug: Option<Bug>) -> (Stage, Report) {
-        let house = World::start().await;
+        let house = TestApp::start().await;
         for guard in self.lifted {
             let lift = match guard {
                 Guard::Trigger(name) => format!("ALTER TABLE idempotency_keys DISABLE TRIGGER {name}"),
@@ -172,7 +172,7 @@ impl Seeded {
             };
             house.execute(&lift).await;
         }
-        let stage = Stage { crew: Crew::new(&house, bug).await, house };
+        let stage = Stage { crew: Workers::new(&house, bug).await, house };
         self.scenario.play(&stage).await;
         stage.deliver().await;
         for guard in self.lifted {
@@ -292,7 +292,7 @@ impl Stage {
     }
 
     async fn deliver(&self) {
-        queue::postgres::deliver(&self.crew.completer.database, queue::START, 1000).await.unwrap();
+        queue::postgres::deliver(&self.crew.completer.database, queue::BEFORE_FIRST, 1000).await.unwrap();
     }
 
     /// Runs the reaper as if everything so far had happened three days ago.

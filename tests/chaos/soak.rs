@@ -19,11 +19,11 @@ use rocket_rides_atomic::stripe::sandbox::{self, FaultControl, Faults, Ledger};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::app::{TempDir, pool};
 use crate::support::books::{AT_REST, verify};
 use crate::support::client::{DECLINED_USER, GOOD_USER, Http, Post, new_key};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments, free_port};
-use crate::support::world::{TempDir, pool};
 use crate::{number, say, seed};
 
 const PROCESSES: usize = 3;

@@ -9,28 +9,28 @@ use tokio::task::JoinSet;
 
 use crate::kind::{Books, Kind};
 use crate::say;
+use crate::support::app::TestApp;
 use crate::support::client::{Answer, Http, Post};
-use crate::support::world::World;
 
 const CLIENTS: usize = 1000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_with_one_key_are_one_execution() {
-    let world = World::with(|config| config.roles.enqueuer = true).await;
+    let app = TestApp::with(|config| config.roles.enqueuer = true).await;
     for kind in Kind::ALL {
-        storm(&world, kind).await;
+        storm(&app, kind).await;
     }
-    world.assert_sound().await;
+    app.assert_sound().await;
 }
 
-async fn storm(world: &World, kind: Kind) {
+async fn storm(app: &TestApp, kind: Kind) {
     let began = Instant::now();
-    let (post, together) = (kind.request(world).await, Arc::new(Barrier::new(CLIENTS)));
-    let before = Books::of(world).await;
+    let (post, together) = (kind.request(app).await, Arc::new(Barrier::new(CLIENTS)));
+    let before = Books::of(app).await;
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
         // Each `Http` has its own connections.
-        let (api, post) = (Http::new(world.api_address), post.clone());
+        let (api, post) = (Http::new(app.api_address), post.clone());
         let together = Arc::clone(&together);
         clients.spawn(async move {
             assert_eq!(api.call(hyper::Method::GET, "/healthz", "").await.status, 200);
@@ -46,9 +46,9 @@ async fn storm(world: &World, kind: Kind) {
     for (answer, _) in &answers {
         assert_eq!((answer.status, &answer.body), (201, &answers[0].0.body));
     }
-    assert_eq!(world.count("idempotency_keys WHERE attempts > 1").await, 0);
-    world.until_count("staged_jobs", 0).await;
-    assert_eq!(Books::of(world).await, before + kind.leaves(true), "{kind:?}");
+    assert_eq!(app.count("idempotency_keys WHERE attempts > 1").await, 0);
+    app.until_count("staged_jobs", 0).await;
+    assert_eq!(Books::of(app).await, before + kind.leaves(true), "{kind:?}");
     say(&format!(
         "storm, {}: {CLIENTS} connections on one key, 1 execution, {} identical replays, {retries} times 409, no 5xx, \
          {:.1} s",

@@ -42,14 +42,14 @@ impl Weather {
     pub const FAIR: Self = Self { fault: "none", memory: Memory::Keeps };
 
     /// Returns all weathers but the fair one. A list can be vague only about a charge that was made.
-    pub fn foul() -> Vec<Self> {
+    pub fn faulty() -> Vec<Self> {
         let all = |fault| [Memory::Keeps, Memory::Forgets].map(|memory| Self { fault, memory });
         let vague = |fault| Self { fault, memory: Memory::ForgetsAndIsVague };
         CHARGED.into_iter().chain(NOT_CHARGED).flat_map(all).chain(CHARGED.map(vague)).collect()
     }
 
     /// Returns whether the first charge is made but its reply does not say so.
-    pub fn charges_in_secret(self) -> bool {
+    pub fn charges_without_reply(self) -> bool {
         CHARGED.contains(&self.fault)
     }
 
@@ -67,11 +67,11 @@ impl Weather {
 
     pub(super) async fn set_in(self, lane: &Lane) {
         if self.fault != Self::FAIR.fault {
-            lane.world.script(&[self.fault]).await;
+            lane.app.script(&[self.fault]).await;
         }
         match self.memory {
             Memory::ForgetsAndIsVague => lane.script.plant(Bug::FromStripe(pending)),
-            Memory::Keeps | Memory::Forgets => lane.script.uproot(),
+            Memory::Keeps | Memory::Forgets => lane.script.remove_bug(),
         }
     }
 }

@@ -23,11 +23,11 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use tokio::task::JoinHandle;
 
-use super::crew::Crew;
+use super::crew::Workers;
 use super::kind::{Books, Kind};
 use super::proxy::{Fault, Plan, Strike};
+use crate::support::app::TestApp;
 use crate::support::client::Post;
-use crate::support::world::World;
 use crate::{number, say, seed};
 
 /// A worker that is late, or that takes over.
@@ -57,7 +57,7 @@ struct Round {
     heir_finished: bool,
 }
 
-impl Crew {
+impl Workers {
     /// Runs one attempt of a worker at the request.
     fn work(self: &Arc<Self>, worker: Worker, post: &Post) -> JoinHandle<()> {
         let (crew, post) = (Arc::clone(self), post.clone());
@@ -76,15 +76,15 @@ impl Crew {
     }
 
     /// Returns how many boundaries this worker crosses when nothing holds it.
-    async fn steps(self: &Arc<Self>, world: &World, kind: Kind, worker: Worker) -> usize {
+    async fn steps(self: &Arc<Self>, app: &TestApp, kind: Kind, worker: Worker) -> usize {
         let mut crossed = 0;
         // The first run prepares statements; the second is like all later ones.
         for _ in 0..2 {
-            let post = request_for(world, kind, worker).await;
+            let post = request_for(app, kind, worker).await;
             self.route.script.arm(Plan::new());
             self.work(worker, &post).await.unwrap();
             crossed = self.route.script.disarm().0.len();
-            assert_eq!(world.post(post).await.status, 201);
+            assert_eq!(app.post(post).await.status, 201);
         }
         crossed
     }
@@ -93,7 +93,7 @@ impl Crew {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_outlived_its_lease_writes_nothing() {
     let (rounds, seed, began) = (number("CHAOS_ZOMBIES", 128), seed(), Instant::now());
-    let (cases, places) = haunt(rounds, seed).await;
+    let (cases, places) = run_rounds(rounds, seed).await;
     say(&format!(
         "zombies: {rounds} rounds, {cases} cases at {places} places, 0 writes by stale workers, 0 double charges, \
          seed {seed}, {:.1} s",
@@ -103,11 +103,11 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
 
 /// Plays this many rounds and panics at the first in which a stale worker wrote something. Returns how many cases there
 /// are, and at how many places workers were held.
-async fn haunt(rounds: usize, seed: u64) -> (usize, usize) {
+async fn run_rounds(rounds: usize, seed: u64) -> (usize, usize) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let world = World::start().await;
-    let (late, other) = (Crew::new(&world, None).await, Crew::new(&world, None).await);
-    let cases = cases(&world, &late, &other).await;
+    let app = TestApp::start().await;
+    let (late, other) = (Workers::new(&app, None).await, Workers::new(&app, None).await);
+    let cases = cases(&app, &late, &other).await;
     let (mut places, mut left) = (BTreeSet::new(), Vec::new());
     for n in 0..rounds {
         // Each case once, in any order, before any is repeated.
@@ -117,18 +117,18 @@ async fn haunt(rounds: usize, seed: u64) -> (usize, usize) {
         }
         let round: Round = left.pop().expect("some cases");
         let context = format!("seed {seed}, round {n}, {round:?}");
-        places.insert(outlive(&world, &late, &other, round, &context).await);
+        places.insert(outlive(&app, &late, &other, round, &context).await);
     }
-    assert_eq!(world.count("idempotency_keys WHERE response_code IS DISTINCT FROM 201").await, 0);
-    assert_eq!(world.count("rides").await + world.count("refunds").await, world.count("staged_jobs").await);
+    assert_eq!(app.count("idempotency_keys WHERE response_code IS DISTINCT FROM 201").await, 0);
+    assert_eq!(app.count("rides").await + app.count("refunds").await, app.count("staged_jobs").await);
     (cases.len(), places.len())
 }
 
-async fn cases(world: &World, late: &Arc<Crew>, other: &Arc<Crew>) -> Vec<Round> {
+async fn cases(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>) -> Vec<Round> {
     let mut cases = Vec::new();
     for (kind, worker) in Kind::ALL.into_iter().flat_map(|kind| Worker::ALL.map(|worker| (kind, worker))) {
-        other.steps(world, kind, worker).await;
-        for step in 1..=late.steps(world, kind, worker).await {
+        other.steps(app, kind, worker).await;
+        for step in 1..=late.steps(app, kind, worker).await {
             for fault in Fault::HOLDING {
                 for heir in Worker::HEIRS {
                     let round = |heir_finished| Round { kind, worker, step, fault, heir, heir_finished };
@@ -141,18 +141,18 @@ async fn cases(world: &World, late: &Arc<Crew>, other: &Arc<Crew>) -> Vec<Round>
 }
 
 /// Plays one round. Returns where the worker was held.
-async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Round, context: &str) -> String {
+async fn outlive(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>, round: Round, context: &str) -> String {
     let Round { kind, worker, step, fault, heir, heir_finished } = round;
     // Counted first: for a completer, `abandoned_by` makes a part of the rows.
-    let (prepared, before) = prepare(world, kind).await;
-    let post = abandoned_by(world, worker, prepared).await;
+    let (prepared, before) = prepare(app, kind).await;
+    let post = abandoned_by(app, worker, prepared).await;
     late.route.script.arm(vec![Strike::at(step, fault)]);
     let work = late.work(worker, &post);
     late.route.script.until_held().await;
 
-    expire_lease(world, &post).await;
+    expire_lease(app, &post).await;
     // Before there is a key, a completer finds nothing; and a request that the worker has finished is not taken over.
-    let finished = is_finished(world, &post).await;
+    let finished = is_finished(app, &post).await;
     let heir = if finished == Some(false) { heir } else { Worker::Api };
     let heir_finished = heir_finished || finished == Some(true);
     let taking_the_lease = if heir_finished { Plan::new() } else { vec![Strike::at(1, Fault::HoldReply)] };
@@ -164,55 +164,55 @@ async fn outlive(world: &World, late: &Arc<Crew>, other: &Arc<Crew>, round: Roun
         other.route.script.until_held().await;
     }
 
-    let rows = digest(world).await;
+    let rows = digest(app).await;
     late.route.script.release();
     work.await.unwrap();
-    assert_eq!(digest(world).await, rows, "{context}: the stale worker wrote something");
+    assert_eq!(digest(app).await, rows, "{context}: the stale worker wrote something");
     if !heir_finished {
         other.route.script.release();
         inheritance.await.unwrap();
     }
-    let answer = world.post(post).await;
+    let answer = app.post(post).await;
     assert_eq!((answer.status, answer.is_replay()), (201, true), "{context}: {answer:?}");
-    assert_eq!(Books::of(world).await, before + kind.leaves(true), "{context}");
+    assert_eq!(Books::of(app).await, before + kind.leaves(true), "{context}");
     let (_, fired) = late.route.script.disarm();
     let [(fault, boundary)] = fired.as_slice() else { panic!("{context}: not held") };
     format!("{kind:?} {worker:?} {fault:?} {boundary}")
 }
 
 /// Makes the lease run out and the request due for the completer, as time does.
-pub async fn expire_lease(world: &World, post: &Post) {
+pub async fn expire_lease(app: &TestApp, post: &Post) {
     let sql = format!(
         "UPDATE idempotency_keys SET next_attempt_at = now(),
              locked_at = CASE WHEN lease_token IS NOT NULL THEN now() - interval '1 hour' END
          WHERE idempotency_key = '{}' AND response_code IS NULL",
         key(post)
     );
-    world.execute(&sql).await;
+    app.execute(&sql).await;
 }
 
 /// Returns whether the request has its answer; `None` if its key is not there yet.
-async fn is_finished(world: &World, post: &Post) -> Option<bool> {
+async fn is_finished(app: &TestApp, post: &Post) -> Option<bool> {
     let sql = "SELECT response_code IS NOT NULL FROM idempotency_keys WHERE idempotency_key = $1";
-    world.query(sql, &[&key(post)]).await.first().map(|row| row.get(0))
+    app.query(sql, &[&key(post)]).await.first().map(|row| row.get(0))
 }
 
 /// Returns a new request, and the counts before it.
-async fn prepare(world: &World, kind: Kind) -> (Post, Books) {
-    (kind.request(world).await, Books::of(world).await)
+async fn prepare(app: &TestApp, kind: Kind) -> (Post, Books) {
+    (kind.request(app).await, Books::of(app).await)
 }
 
 /// Leaves the request half-way if the worker is a completer: it works on such requests only.
-async fn abandoned_by(world: &World, worker: Worker, post: Post) -> Post {
+async fn abandoned_by(app: &TestApp, worker: Worker, post: Post) -> Post {
     if worker == Worker::Completer {
-        assert_eq!(world.post(post.clone().raising()).await.status, 500);
-        expire_lease(world, &post).await;
+        assert_eq!(app.post(post.clone().raising()).await.status, 500);
+        expire_lease(app, &post).await;
     }
     post
 }
 
-async fn request_for(world: &World, kind: Kind, worker: Worker) -> Post {
-    abandoned_by(world, worker, kind.request(world).await).await
+async fn request_for(app: &TestApp, kind: Kind, worker: Worker) -> Post {
+    abandoned_by(app, worker, kind.request(app).await).await
 }
 
 fn key(post: &Post) -> &str {
@@ -220,14 +220,14 @@ fn key(post: &Post) -> &str {
 }
 
 /// Returns a digest of all rows of all tables.
-async fn digest(world: &World) -> String {
+async fn digest(app: &TestApp) -> String {
     const TABLES: &str =
         "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'";
-    let tables = world.query(TABLES, &[]).await;
+    let tables = app.query(TABLES, &[]).await;
     let rows = tables.iter().map(|row| {
         let table: &str = row.get(0);
         format!("SELECT '{table} ' || t::text AS row FROM {table} t")
     });
     let all = rows.collect::<Vec<_>>().join(" UNION ALL ");
-    world.get(&format!("SELECT md5(string_agg(row, E'\\n' ORDER BY row)) FROM ({all}) rows")).await
+    app.get(&format!("SELECT md5(string_agg(row, E'\\n' ORDER BY row)) FROM ({all}) rows")).await
 }

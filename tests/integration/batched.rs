@@ -9,8 +9,8 @@ use atomic_phases::database::{Batched, Database, DatabaseError, column};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::support::app::{TestApp, insert_keys, pool};
 use crate::support::eventually;
-use crate::support::world::{World, insert_keys, pool};
 
 /// Divides 100 by a number in the database, which refuses to divide by zero.
 struct Divide {
@@ -36,8 +36,8 @@ impl Batched for Divide {
 
 #[tokio::test]
 async fn each_gets_its_own_and_a_bad_row_fails_alone() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let statements = Arc::new(AtomicUsize::new(0));
     let mut callers = JoinSet::new();
     for n in 0..1000 {
@@ -62,8 +62,8 @@ async fn each_gets_its_own_and_a_bad_row_fails_alone() {
 
 #[tokio::test]
 async fn who_stops_waiting_takes_nobody_along() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let statements = Arc::new(AtomicUsize::new(0));
     for _ in 0..20 {
         let mut callers = JoinSet::new();
@@ -115,8 +115,8 @@ struct Gate {
 }
 
 impl Gate {
-    async fn over(world: &World) -> Self {
-        let database = pool(&world.database_config).await;
+    async fn over(app: &TestApp) -> Self {
+        let database = pool(&app.database_config).await;
         Self { database, gate: Arc::new(Semaphore::new(0)), begun: Arc::default() }
     }
 
@@ -132,8 +132,8 @@ impl Gate {
 
 #[tokio::test]
 async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
-    let world = World::start().await;
-    let gate = Gate::over(&world).await;
+    let app = TestApp::start().await;
+    let gate = Gate::over(&app).await;
     let alone = gate.call(false);
     gate.until_begun(1).await;
     // A full batch waits for no other. One of its callers panics, which fails the others of the batch, but no later
@@ -155,8 +155,8 @@ async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
 
 #[tokio::test]
 async fn whoever_ends_early_lets_the_next_go_on() {
-    let world = World::start().await;
-    let gate = Gate::over(&world).await;
+    let app = TestApp::start().await;
+    let gate = Gate::over(&app).await;
     let impatient = gate.call(false);
     gate.until_begun(1).await;
     let together: Vec<_> = (0..10).map(|_| gate.call(false)).collect();
@@ -190,12 +190,12 @@ impl Batched for Touch {
 
 #[tokio::test]
 async fn a_row_that_somebody_has_locked_holds_up_nobody_else() {
-    let world = World::start().await;
-    insert_keys(&world, 50, "1 hour").await;
-    let database = pool(&world.database_config).await;
-    let first: i64 = world.get("SELECT min(id) FROM idempotency_keys").await;
-    world.execute("BEGIN").await;
-    world.query("SELECT FROM idempotency_keys WHERE id = $1 FOR UPDATE", &[&first]).await;
+    let app = TestApp::start().await;
+    insert_keys(&app, 50, "1 hour").await;
+    let database = pool(&app.database_config).await;
+    let first: i64 = app.get("SELECT min(id) FROM idempotency_keys").await;
+    app.execute("BEGIN").await;
+    app.query("SELECT FROM idempotency_keys WHERE id = $1 FOR UPDATE", &[&first]).await;
 
     let touch = |id| {
         let database = database.clone();
@@ -213,7 +213,7 @@ async fn a_row_that_somebody_has_locked_holds_up_nobody_else() {
     assert!(!held.is_finished(), "no other call waited for it");
     let error = held.await.unwrap().unwrap_err();
     assert!(error.is_transient(), "{error:?}");
-    world.execute("ROLLBACK").await;
+    app.execute("ROLLBACK").await;
 }
 
 /// Fails with a deadlock at the first attempt.
@@ -236,11 +236,11 @@ impl Batched for Unlucky {
 
 #[tokio::test]
 async fn what_a_deadlock_undid_is_done_again() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let function = "CREATE FUNCTION deadlock() RETURNS int LANGUAGE plpgsql
         AS $$ BEGIN RAISE EXCEPTION 'met' USING ERRCODE = 'deadlock_detected'; END $$";
-    world.execute(function).await;
-    let database = pool(&world.database_config).await;
+    app.execute(function).await;
+    let database = pool(&app.database_config).await;
     let tries = Arc::new(AtomicUsize::new(0));
     database.batched(Unlucky(Arc::clone(&tries))).await.unwrap();
     assert_eq!(tries.load(Relaxed), 2);

@@ -22,8 +22,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use tokio::task::JoinHandle;
 
+use crate::support::app::{TestApp, pool_of};
 use crate::support::sources::code;
-use crate::support::world::{World, pool_of};
 use gate::{Gate, LANES};
 
 /// One and two, an odd number that is halved unevenly, and the most that one statement takes.
@@ -59,7 +59,7 @@ pub(crate) trait Case: Sized + Send + 'static {
         0
     }
     /// Panics unless its rows are as they must be; returns the row that it has written, if any.
-    async fn check(&self, _: &World) -> Option<i64> {
+    async fn check(&self, _: &TestApp) -> Option<i64> {
         None
     }
 }
@@ -73,18 +73,18 @@ pub(crate) enum WaitsFor {
     Row(&'static str, &'static str),
 }
 
-/// The world in which callers run, and their connections.
+/// The app in which callers run, and their connections.
 pub(crate) struct Stage {
-    pub(crate) world: World,
+    pub(crate) app: TestApp,
     pub(crate) database: Database,
 }
 
 impl Stage {
     async fn new() -> Self {
-        let world = World::start().await;
+        let app = TestApp::start().await;
         // A connection for each batch that waits, and some for what the callers do before.
-        let database = pool_of(&world.database_config, u32::try_from(LANES + 4).unwrap()).await;
-        Self { world, database }
+        let database = pool_of(&app.database_config, u32::try_from(LANES + 4).unwrap()).await;
+        Self { app, database }
     }
 
     /// Creates `width` callers, of each kind in turn.
@@ -125,7 +125,7 @@ async fn run<C: Case>(stage: &Stage, mut callers: Vec<C>, in_one: bool) {
     let calls: Vec<_> = callers.into_iter().map(|caller| spawn(caller, &stage.database)).collect();
     gate.until_all_wait(stage).await;
     for sql in meanwhile {
-        stage.world.tamper(&sql).await;
+        stage.app.tamper(&sql).await;
     }
     gate.open().await;
 
@@ -133,11 +133,11 @@ async fn run<C: Case>(stage: &Stage, mut callers: Vec<C>, in_one: bool) {
     for call in calls {
         let (caller, told) = call.await.unwrap();
         assert_eq!(told, caller.expected(), "{}, {width} wide", C::COVERS);
-        written.extend(caller.check(&stage.world).await);
+        written.extend(caller.check(&stage.app).await);
     }
     if let (Some((table, column)), true) = (C::WRITES, in_one) {
         let sql = format!("SELECT count(DISTINCT xmin::text) FROM {table} WHERE {column} = ANY($1)");
-        let statements: i64 = stage.world.query(&sql, &[&written]).await[0].get(0);
+        let statements: i64 = stage.app.query(&sql, &[&written]).await[0].get(0);
         assert!(statements == 1, "{}: {statements} statements for {} rows", C::COVERS, written.len());
     }
 }

@@ -6,25 +6,24 @@ use std::time::Duration;
 
 use atomic_phases::rules::{Check, Circumstances, Report, Rule};
 
+use crate::support::app::{TestApp, pool};
 use crate::support::books::{self, AT_REST, LIVE};
 use crate::support::client::Post;
-use crate::support::world::{World, pool};
 
-/// Returns a world with one paid ride whose receipt was sent, and with copies of the tables `jobs` and `receipts`.
-async fn receipted() -> World {
-    let world = World::with(|config| {
+/// Returns an app with one paid ride whose receipt was sent, and with copies of the tables `jobs` and `receipts`.
+async fn receipted() -> TestApp {
+    let app = TestApp::with(|config| {
         config.roles.enqueuer = true;
         config.roles.worker = true;
     })
     .await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("receipts", 1).await;
-    world
-        .database
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("receipts", 1).await;
+    app.database
         .batch_execute("CREATE TABLE kept_jobs AS TABLE jobs; CREATE TABLE kept_receipts AS TABLE receipts")
         .await
         .unwrap();
-    world
+    app
 }
 
 /// Another queue takes the jobs out of the database.
@@ -33,8 +32,8 @@ const JOBS_LEAVE: Circumstances = Circumstances { jobs_stay: false, ..LIVE };
 const ONE_PLACE: &str = "a job is in one place";
 const RECEIPTS: &str = "a ride that was paid has one receipt, and no other has any";
 
-async fn verify(world: &World, circumstances: Circumstances) -> Report {
-    books::verify(&pool(&world.database_config).await, world.stripe(), circumstances).await
+async fn verify(app: &TestApp, circumstances: Circumstances) -> Report {
+    books::verify(&pool(&app.database_config).await, app.stripe(), circumstances).await
 }
 
 const RESTORE: &str = "
@@ -54,18 +53,18 @@ async fn each_stage_of_a_jobs_life_is_in_order() {
     const GIVE_UP: &str = "
         DELETE FROM receipts; DELETE FROM jobs;
         INSERT INTO purged_jobs SELECT staged_id, job_name, job_args, now(), 'x' FROM kept_jobs";
-    let world = receipted().await;
+    let app = receipted().await;
     for change in ["", "DELETE FROM jobs", DIE, GIVE_UP, NONSENSE] {
-        world.database.batch_execute(RESTORE).await.unwrap();
-        world.database.batch_execute(change).await.unwrap();
-        let report = verify(&world, AT_REST).await;
+        app.database.batch_execute(RESTORE).await.unwrap();
+        app.database.batch_execute(change).await.unwrap();
+        let report = verify(&app, AT_REST).await;
         assert!(report.violated().is_empty(), "{change}: {report}");
     }
 }
 
 #[tokio::test]
 async fn each_wrong_turn_in_a_jobs_life_is_found() {
-    let world = receipted().await;
+    let app = receipted().await;
     for (what, change, rules) in [
         ("a receipt of no ride", "INSERT INTO receipts VALUES (99, 99, 'x')", &[RECEIPTS][..]),
         ("finished without a receipt", "DELETE FROM receipts", &[RECEIPTS]),
@@ -125,9 +124,9 @@ async fn each_wrong_turn_in_a_jobs_life_is_found() {
             &["every queued job has been worked"],
         ),
     ] {
-        world.database.batch_execute(RESTORE).await.unwrap();
-        world.database.batch_execute(change).await.unwrap();
-        let report = verify(&world, AT_REST).await;
+        app.database.batch_execute(RESTORE).await.unwrap();
+        app.database.batch_execute(change).await.unwrap();
+        let report = verify(&app, AT_REST).await;
         assert_eq!(report.violated(), rules, "{what}: {report}");
     }
 }
@@ -137,8 +136,8 @@ async fn each_wrong_turn_in_a_keys_life_is_found() {
     const FORGOTTEN: &str = "every key is finished, parked or not long due";
     const ENDED: &str = "every key has ended finished or parked";
     const LEASED: &str = "lease_token = gen_random_uuid(), locked_at";
-    let world = World::start().await;
-    assert_eq!(world.post(Post::default().raising()).await.status, 500);
+    let app = TestApp::start().await;
+    assert_eq!(app.post(Post::default().raising()).await.status, 500);
     let leased = |locked: &str, due: &str| format!("{LEASED} = now() {locked}, next_attempt_at = now() {due}");
     for (what, change, rules) in [
         ("due for 59 minutes", "next_attempt_at = now() - interval '59 min'".to_owned(), &[ENDED][..]),
@@ -153,37 +152,37 @@ async fn each_wrong_turn_in_a_keys_life_is_found() {
         ),
     ] {
         let due_long_ago = "lease_token = NULL, locked_at = NULL, next_attempt_at = '-infinity'";
-        world.tamper(&format!("UPDATE idempotency_keys SET {due_long_ago}")).await;
-        world.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
-        let report = world.verify(AT_REST).await;
+        app.tamper(&format!("UPDATE idempotency_keys SET {due_long_ago}")).await;
+        app.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
+        let report = app.verify(AT_REST).await;
         // The ride that its key has left half-way is against other rules.
         let of_keys: Vec<_> =
             report.violated().into_iter().filter(|rule| [FORGOTTEN, ENDED].contains(rule)).collect();
         assert_eq!(of_keys, rules, "{what}: {report}");
     }
-    let world = receipted().await;
-    world.tamper("UPDATE idempotency_keys SET next_attempt_at = '-infinity'").await;
-    let report = verify(&world, AT_REST).await;
+    let app = receipted().await;
+    app.tamper("UPDATE idempotency_keys SET next_attempt_at = '-infinity'").await;
+    let report = verify(&app, AT_REST).await;
     assert!(report.violated().is_empty(), "finished: {report}");
 }
 
 #[tokio::test]
 async fn jobs_that_left_for_another_queue_are_not_missed() {
-    let world = receipted().await;
-    world.database.batch_execute("DELETE FROM jobs; DELETE FROM receipts").await.unwrap();
-    let report = verify(&world, Circumstances { at_rest: true, ..JOBS_LEAVE }).await;
+    let app = receipted().await;
+    app.database.batch_execute("DELETE FROM jobs; DELETE FROM receipts").await.unwrap();
+    let report = verify(&app, Circumstances { at_rest: true, ..JOBS_LEAVE }).await;
     assert!(report.violated().is_empty(), "{report}");
     assert!(report.to_string().contains("(jobs leave this database"), "{report}");
     let twice = "INSERT INTO staged_jobs (job_name, job_args) SELECT job_name, job_args FROM kept_jobs";
     for _ in 0..2 {
-        world.execute(twice).await;
+        app.execute(twice).await;
     }
-    assert_eq!(verify(&world, JOBS_LEAVE).await.violated(), [RECEIPTS]);
+    assert_eq!(verify(&app, JOBS_LEAVE).await.violated(), [RECEIPTS]);
 }
 
 #[tokio::test]
 async fn a_live_system_is_sound_at_every_moment() {
-    let world = World::with(|config| {
+    let app = TestApp::with(|config| {
         config.roles.enqueuer = true;
         config.roles.worker = true;
         config.roles.reaper = true;
@@ -192,12 +191,12 @@ async fn a_live_system_is_sound_at_every_moment() {
     .await;
     let traffic = async {
         for _ in 0..60 {
-            assert_eq!(world.post(Post::default()).await.status, 201);
+            assert_eq!(app.post(Post::default()).await.status, 201);
         }
     };
     let look = async {
         loop {
-            let report = world.verify(LIVE).await;
+            let report = app.verify(LIVE).await;
             assert!(report.violated().is_empty(), "{report}");
         }
     };
@@ -205,42 +204,42 @@ async fn a_live_system_is_sound_at_every_moment() {
         () = traffic => {}
         () = look => {}
     }
-    world.until_count("jobs", 0).await;
-    assert_eq!(world.count("receipts").await, 60);
-    world.assert_sound().await;
+    app.until_count("jobs", 0).await;
+    assert_eq!(app.count("receipts").await, 60);
+    app.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_guard_that_is_gone_is_found() {
-    let world = World::start().await;
-    world.execute("CREATE TABLE another ()").await;
+    let app = TestApp::start().await;
+    app.execute("CREATE TABLE another ()").await;
     for trigger in ["recovery_point_never_moves_back", "answer_never_changes", "unfinished_is_never_removed"] {
         // Another table's trigger of that name guards nothing here.
         let another = "BEFORE UPDATE ON another FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()";
-        world.execute(&format!("CREATE TRIGGER {trigger} {another}")).await;
+        app.execute(&format!("CREATE TRIGGER {trigger} {another}")).await;
         for off in ["DISABLE", "ENABLE REPLICA"] {
-            world.execute(&format!("ALTER TABLE idempotency_keys {off} TRIGGER {trigger}")).await;
-            let report = world.verify(LIVE).await;
+            app.execute(&format!("ALTER TABLE idempotency_keys {off} TRIGGER {trigger}")).await;
+            let report = app.verify(LIVE).await;
             assert_eq!(report.violated().len(), 1, "{report}");
             assert!(report.to_string().contains(&format!("{trigger} is missing or disabled")), "{report}");
-            world.execute(&format!("ALTER TABLE idempotency_keys ENABLE TRIGGER {trigger}")).await;
+            app.execute(&format!("ALTER TABLE idempotency_keys ENABLE TRIGGER {trigger}")).await;
         }
     }
-    world.assert_sound().await;
+    app.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_rule_that_cannot_be_asked_is_named() {
     const NONSENSE: &str = "SELECT id, nonsense AS offence FROM rides WHERE id > $1 LIMIT $2";
     const ENDLESS: &str = "SELECT id, NULL AS offence FROM rides WHERE id >= $1 ORDER BY id LIMIT $2";
-    let world = World::start().await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    let database = pool(&app.database_config).await;
     for (sql, problem) in [(NONSENSE, "column \"nonsense\" does not exist"), (ENDLESS, "from behind $1")] {
-        let rules = [Rule::rows("a rule of a stranger", sql)];
+        let rules = [Rule::rows("a rule of a locker", sql)];
         let error = Check { database: &database, circumstances: LIVE }.ask(&rules).await.expect_err(sql);
         let said = atomic_phases::errors::chain(&error);
-        assert!(said.contains("\"a rule of a stranger\"") && said.contains(problem), "{said}");
+        assert!(said.contains("\"a rule of a locker\"") && said.contains(problem), "{said}");
     }
 }
 
@@ -249,22 +248,24 @@ async fn a_rule_that_cannot_be_asked_is_named() {
 async fn an_answer_that_is_no_answer_is_found() {
     const WHOLE: &str = "a finished key is not written to";
     const REFUND: &str = "a refund is of its user's paid ride, and made when it says so";
-    let world = World::start().await;
-    let ride =
-        world.post(Post::default()).await.header("location").unwrap().replace("/rides/", "").parse().unwrap();
-    assert_eq!(world.post(Post::refund(ride)).await.status, 201);
-    world.execute("ALTER TABLE idempotency_keys DROP CONSTRAINT answered_as_a_whole, DROP CONSTRAINT finished_holds_no_lease").await;
+    let app = TestApp::start().await;
+    let ride = app.post(Post::default()).await.header("location").unwrap().replace("/rides/", "").parse().unwrap();
+    assert_eq!(app.post(Post::refund(ride)).await.status, 201);
+    app.execute(
+        "ALTER TABLE idempotency_keys DROP CONSTRAINT answered_as_a_whole, DROP CONSTRAINT finished_holds_no_lease",
+    )
+    .await;
     for (change, back, rule) in [
         ("response_code = 503 WHERE operation = 'refund'", "response_code = 201", REFUND),
         ("response_body = NULL", "response_body = '{}'", WHOLE),
         ("last_error = 'x'", "last_error = NULL", WHOLE),
         ("lease_token = gen_random_uuid(), locked_at = now()", "lease_token = NULL, locked_at = NULL", WHOLE),
     ] {
-        world.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
-        let report = world.verify(LIVE).await;
+        app.tamper(&format!("UPDATE idempotency_keys SET {change}")).await;
+        let report = app.verify(LIVE).await;
         assert!(report.violated().contains(&rule), "{change}: {report}");
-        world.tamper(&format!("UPDATE idempotency_keys SET {back}")).await;
+        app.tamper(&format!("UPDATE idempotency_keys SET {back}")).await;
     }
-    let report = world.verify(LIVE).await;
+    let report = app.verify(LIVE).await;
     assert!(report.violated().is_empty(), "{report}");
 }

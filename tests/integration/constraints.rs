@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::error::SqlState;
 
-use crate::support::world::World;
+use crate::support::app::TestApp;
 
 /// The rows that the changes below are applied to.
 const ROWS: &str = "
@@ -302,15 +302,15 @@ const NULLABLE: &[(&str, &[&str])] = &[
     ("purged_jobs", &[]),
 ];
 
-async fn strings(world: &World, sql: &str) -> BTreeSet<String> {
-    world.query(sql, &[]).await.iter().map(|row| row.get(0)).collect()
+async fn strings(app: &TestApp, sql: &str) -> BTreeSet<String> {
+    app.query(sql, &[]).await.iter().map(|row| row.get(0)).collect()
 }
 
 #[tokio::test]
 async fn all_are_listed() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let there = strings(
-        &world,
+        &app,
         // Postgres' own names of constraints begin with the table. Names of ours may occur in two tables, and then get
         // a prefix.
         "SELECT CASE WHEN count(*) OVER (PARTITION BY conname) > 1 THEN conrelid::regclass || '.' ELSE '' END || conname
@@ -322,7 +322,7 @@ async fn all_are_listed() {
     assert_eq!(there, listed);
 
     let nullable = strings(
-        &world,
+        &app,
         "SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
          WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
            AND NOT a.attnotnull",
@@ -336,25 +336,25 @@ async fn all_are_listed() {
 }
 
 /// Tries a change and rolls it back.
-async fn attempt(world: &World, table: &str, change: &str, row: &str) -> Result<(), tokio_postgres::Error> {
+async fn attempt(app: &TestApp, table: &str, change: &str, row: &str) -> Result<(), tokio_postgres::Error> {
     let statement = match change.split_whitespace().next() {
         Some("INSERT" | "DELETE") => change.to_owned(),
         _ => format!("UPDATE {table} SET {change} {row}"),
     };
-    world.execute("BEGIN").await;
-    let done = world.database.batch_execute(&statement).await;
-    world.execute("ROLLBACK").await;
+    app.execute("BEGIN").await;
+    let done = app.database.batch_execute(&statement).await;
+    app.execute("ROLLBACK").await;
     done
 }
 
 #[tokio::test]
 async fn each_refuses_what_it_is_there_for() {
-    let world = World::start().await;
-    world.database.batch_execute(ROWS).await.unwrap();
+    let app = TestApp::start().await;
+    app.database.batch_execute(ROWS).await.unwrap();
     for (name, table, changes) in REFUSED {
         let constraint = name.strip_prefix(&format!("{table}.")).unwrap_or(name);
         for (change, row) in *changes {
-            let error = attempt(&world, table, change, row).await.expect_err(change);
+            let error = attempt(&app, table, change, row).await.expect_err(change);
             let refused = error.as_db_error().unwrap();
             assert_eq!(refused.constraint(), Some(constraint), "{change}: {refused}");
         }
@@ -363,20 +363,20 @@ async fn each_refuses_what_it_is_there_for() {
 
 #[tokio::test]
 async fn and_nothing_else() {
-    let world = World::start().await;
-    world.database.batch_execute(ROWS).await.unwrap();
+    let app = TestApp::start().await;
+    app.database.batch_execute(ROWS).await.unwrap();
     for (table, change, row) in ALLOWED {
-        attempt(&world, table, change, row).await.expect(change);
+        attempt(&app, table, change, row).await.expect(change);
     }
     // A finished key may be removed.
-    attempt(&world, "idempotency_keys", "DELETE FROM idempotency_keys WHERE id = 3", "").await.expect("allowed");
+    attempt(&app, "idempotency_keys", "DELETE FROM idempotency_keys WHERE id = 3", "").await.expect("allowed");
 }
 
 #[tokio::test]
 async fn what_must_be_there_cannot_be_null() {
-    let world = World::start().await;
-    world.database.batch_execute(ROWS).await.unwrap();
-    let columns = world
+    let app = TestApp::start().await;
+    app.database.batch_execute(ROWS).await.unwrap();
+    let columns = app
         .query(
             "SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
              WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND a.attidentity = ''",
@@ -390,7 +390,7 @@ async fn what_must_be_there_cannot_be_null() {
         if nullable.contains(&column) {
             continue;
         }
-        let error = attempt(&world, table, &format!("{column} = NULL"), "").await.expect_err(column);
+        let error = attempt(&app, table, &format!("{column} = NULL"), "").await.expect_err(column);
         assert_eq!(error.code(), Some(&SqlState::NOT_NULL_VIOLATION), "{table}.{column}");
         refused += 1;
     }

@@ -15,58 +15,58 @@
 
 use std::net::IpAddr;
 
+use crate::support::app::TestApp;
 use crate::support::client::{Post, new_key};
-use crate::support::world::World;
 
 #[tokio::test]
 async fn a_worker_that_outlives_its_lease_sends_no_second_receipt() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = new_key();
-    world.script(&["hold"]).await;
-    let (api, post) = (world.api.clone(), Post::default().key(&key));
+    app.script(&["hold"]).await;
+    let (api, post) = (app.api.clone(), Post::default().key(&key));
     let slow = tokio::spawn(async move { api.post(post).await });
-    world.until_held().await;
+    app.until_held().await;
     // Its lease runs out, and another worker takes the request up while Stripe still works on the first call.
-    world.execute("UPDATE idempotency_keys SET locked_at = now() - interval '1 hour'").await;
-    let in_use = world.post(Post::default().key(&key)).await;
+    app.execute("UPDATE idempotency_keys SET locked_at = now() - interval '1 hour'").await;
+    let in_use = app.post(Post::default().key(&key)).await;
     assert_eq!(in_use.status, 503, "Stripe still works on the first call: {in_use:?}");
-    world.release_held().await;
+    app.release_held().await;
     let slow = slow.await.unwrap();
     assert_eq!(slow.status, 409, "its fence is shut: {slow:?}");
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
-    world.assert_one_of_each().await;
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 201);
+    app.assert_one_of_each().await;
 }
 
 #[tokio::test]
 async fn the_completer_records_the_clients_address() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     // A request that its client abandoned, from elsewhere.
-    world.post(Post::default().raising()).await;
-    world.execute("UPDATE audit_records SET origin_ip = '203.0.113.7'").await;
-    world.execute("UPDATE idempotency_keys SET origin_ip = '203.0.113.7', next_attempt_at = now()").await;
-    let _completer = world
+    app.post(Post::default().raising()).await;
+    app.execute("UPDATE audit_records SET origin_ip = '203.0.113.7'").await;
+    app.execute("UPDATE idempotency_keys SET origin_ip = '203.0.113.7', next_attempt_at = now()").await;
+    let _completer = app
         .neighbour(|config| {
             config.roles.api = false;
             config.roles.completer = true;
         })
         .await;
-    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
-    assert_eq!(world.get::<IpAddr>("SELECT origin_ip FROM audit_records").await, IpAddr::from([203, 0, 113, 7]));
+    app.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+    assert_eq!(app.get::<IpAddr>("SELECT origin_ip FROM audit_records").await, IpAddr::from([203, 0, 113, 7]));
 }
 
 #[tokio::test]
 async fn charges_under_way_hold_no_connection() {
-    let world = World::with(|config| config.database.pool_size = 1).await;
-    world.script(&["hold"; 8]).await;
+    let app = TestApp::with(|config| config.database.pool_size = 1).await;
+    app.script(&["hold"; 8]).await;
     let mut held = tokio::task::JoinSet::new();
     for _ in 0..8 {
-        let api = world.api.clone();
+        let api = app.api.clone();
         held.spawn(async move { api.post(Post::default()).await.status });
     }
-    world.until_count("idempotency_keys WHERE recovery_point = 'ride_created'", 8).await;
+    app.until_count("idempotency_keys WHERE recovery_point = 'ride_created'", 8).await;
     let open = "pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()";
-    assert_eq!(world.count(open).await, 0, "open transactions");
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.release_held().await;
+    assert_eq!(app.count(open).await, 0, "open transactions");
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.release_held().await;
     assert!(held.join_all().await.iter().all(|status| *status == 201));
 }

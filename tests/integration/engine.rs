@@ -7,40 +7,39 @@ use atomic_phases::idempotency::settle::{park, release};
 use atomic_phases::idempotency::{Answer, Job, Request, Response, Stop};
 use serde_json::{Value, json};
 
+use crate::support::app::{TestApp, pool};
 use crate::support::client::{Post, new_key};
 use crate::support::keys::{LOCK, PlainState, ask, done, finish, lease, plain, request, take_over};
-use crate::support::world::{World, pool};
 
-async fn written(world: &World) -> String {
-    world
-        .get("SELECT json_agg(k ORDER BY id)::text || (SELECT count(*) FROM staged_jobs) FROM idempotency_keys k")
+async fn written(app: &TestApp) -> String {
+    app.get("SELECT json_agg(k ORDER BY id)::text || (SELECT count(*) FROM staged_jobs) FROM idempotency_keys k")
         .await
 }
 
 #[tokio::test]
 async fn a_stale_lease_writes_nothing() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let stale = lease(&database, &request).await;
     let fresh = take_over(&database, &request).await;
     assert_ne!(stale.token, fresh.token);
-    let before = written(&world).await;
+    let before = written(&app).await;
     let response = Response::new(201, "{}");
     let job = Job { name: "job", args: json!({}) };
     assert!(!finish(&database, &stale, &response, std::slice::from_ref(&job)).await.unwrap());
     release(&database, &stale, "stale").await.unwrap();
     park(&database, &stale, "stale").await.unwrap();
-    assert_eq!(written(&world).await, before);
+    assert_eq!(written(&app).await, before);
     assert!(finish(&database, &fresh, &response, std::slice::from_ref(&job)).await.unwrap());
     assert!(!finish(&database, &fresh, &response, std::slice::from_ref(&job)).await.unwrap(), "twice");
-    assert_eq!(world.count("staged_jobs").await, 1);
+    assert_eq!(app.count("staged_jobs").await, 1);
 }
 
 #[tokio::test]
 async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let lease = lease(&database, &request(&new_key())).await;
     let response = Response::new(201, "{}");
     let mut moved_on = lease.clone();
@@ -48,20 +47,19 @@ async fn a_recovery_point_that_has_moved_on_shuts_the_fence() {
     assert!(plain(&database).advance(&mut moved_on, &half_way, Value::Null).await.unwrap());
     assert_ne!(moved_on.foreign_call.key, lease.foreign_call.key, "the next call has a key of its own");
     assert!(moved_on.foreign_call.intended_at > lease.foreign_call.intended_at, "and is intended now");
-    assert_eq!(world.get::<Value>("SELECT state FROM idempotency_keys").await, json!({"of": 7}));
-    let (mut stale, before) = (lease.clone(), written(&world).await);
+    assert_eq!(app.get::<Value>("SELECT state FROM idempotency_keys").await, json!({"of": 7}));
+    let (mut stale, before) = (lease.clone(), written(&app).await);
     assert!(!plain(&database).advance(&mut stale, &half_way, Value::Null).await.unwrap());
     assert_eq!((stale.step, stale.foreign_call), (lease.step, lease.foreign_call));
     assert!(!finish(&database, &lease, &response, &[]).await.unwrap());
-    assert_eq!(written(&world).await, before);
+    assert_eq!(written(&app).await, before);
     assert!(finish(&database, &moved_on, &response, &[]).await.unwrap());
 }
 
 #[tokio::test]
 async fn both_statements_of_a_ride_wait_for_the_disk() {
-    let world = World::start().await;
-    world
-        .database
+    let app = TestApp::start().await;
+    app.database
         .batch_execute(
             "CREATE TABLE commits (recovery_point TEXT, flushed TEXT);
              CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -73,8 +71,8 @@ async fn both_statements_of_a_ride_wait_for_the_disk() {
         )
         .await
         .unwrap();
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    let commits = world.query("SELECT recovery_point, flushed FROM commits", &[]).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    let commits = app.query("SELECT recovery_point, flushed FROM commits", &[]).await;
     let commits: Vec<(String, String)> = commits.iter().map(|row| (row.get(0), row.get(1))).collect();
     let expected = [("ride_created", "on"), ("finished", "on")];
     assert_eq!(commits, expected.map(|(point, flushed)| (point.to_owned(), flushed.to_owned())));
@@ -82,25 +80,25 @@ async fn both_statements_of_a_ride_wait_for_the_disk() {
 
 #[tokio::test]
 async fn a_replay_writes_nothing() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let held = lease(&database, &request).await;
     let response = Response::new(201, r#"{"b": 1,  "a":2}"#);
     finish(&database, &held, &response, &[]).await.unwrap();
     let row = "SELECT xmin::text || ctid::text || xmax::text FROM idempotency_keys";
-    let before: String = world.get(row).await;
+    let before: String = app.get(row).await;
     for _ in 0..3 {
         let Opened::Finished { response: again, .. } = ask(&database, &request).await else { panic!("finished") };
         assert_eq!(again, response, "byte for byte");
     }
-    assert_eq!(world.get::<String>(row).await, before);
+    assert_eq!(app.get::<String>(row).await, before);
 }
 
 #[tokio::test]
 async fn what_a_key_says_to_each_request() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let others = [
         Request { params: json!({"a": 2}), ..request.clone() },
@@ -121,8 +119,8 @@ async fn what_a_key_says_to_each_request() {
 
 #[tokio::test]
 async fn of_many_at_once_one_gets_the_lease() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     for lock_timeout in [LOCK, Duration::ZERO] {
         let request = request(&new_key());
         if lock_timeout.is_zero() {
@@ -142,26 +140,26 @@ async fn of_many_at_once_one_gets_the_lease() {
 /// A key is for one request of one operation, even where method, path and parameters are alike.
 #[tokio::test]
 async fn two_operations_with_one_key_are_a_mismatch() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let held = lease(&database, &request).await;
-    world.execute("UPDATE idempotency_keys SET operation = 'another'").await;
+    app.execute("UPDATE idempotency_keys SET operation = 'another'").await;
     assert!(matches!(ask(&database, &request).await, Opened::Mismatch { key_id } if key_id == held.key_id));
-    assert_eq!(world.count("idempotency_keys").await, 1);
+    assert_eq!(app.count("idempotency_keys").await, 1);
 }
 
 /// An operation's SQL may refuse a request; then nothing is written, not even its key.
 #[tokio::test]
 async fn a_request_that_is_not_admitted_leaves_nothing_behind() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = Request { params: json!({"refusal": "full"}), ..request(&new_key()) };
     for _ in 0..2 {
         let told = ask(&database, &request).await;
         assert!(matches!(&told, Opened::Refused { refusal } if refusal == "full"), "{told:?}");
     }
-    assert_eq!(world.count("idempotency_keys").await, 0);
+    assert_eq!(app.count("idempotency_keys").await, 0);
     let admitted = Request { params: json!({}), ..request };
     lease(&database, &admitted).await;
 }
@@ -169,8 +167,8 @@ async fn a_request_that_is_not_admitted_leaves_nothing_behind() {
 /// Executes a whole operation with two foreign calls.
 #[tokio::test]
 async fn a_request_goes_through_every_recovery_point_to_its_answer() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let executed = plain(&database).execute(request.clone()).await;
     assert!(
@@ -186,13 +184,13 @@ async fn a_request_goes_through_every_recovery_point_to_its_answer() {
 /// A stored state that this program cannot read is parked for a person.
 #[tokio::test]
 async fn a_state_that_cannot_be_read_is_parked() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     for change in ["recovery_point = 'elsewhere', step = 2", "state = '[]'"] {
         let request = request(&new_key());
         let held = lease(&database, &request).await;
         release(&database, &held, "for a test").await.unwrap();
-        world.query(&format!("UPDATE idempotency_keys SET {change} WHERE id = $1"), &[&held.key_id]).await;
+        app.query(&format!("UPDATE idempotency_keys SET {change} WHERE id = $1"), &[&held.key_id]).await;
         let executed = plain(&database).execute(request.clone()).await;
         assert!(matches!(&executed.answer, Answer::Stopped(Stop::Park(_))), "{change}: {executed:?}");
         assert!(matches!(ask(&database, &request).await, Opened::Parked { .. }), "{change}");

@@ -11,19 +11,19 @@ use std::time::Duration;
 use atomic_phases::database::Database;
 use atomic_phases::idempotency::claim::RetryPolicy;
 use atomic_phases::idempotency::{parked, reap, settle};
-use atomic_phases::queue::outbox::{self, Verdicts};
-use atomic_phases::queue::postgres::ToPostgres;
+use atomic_phases::queue::outbox::{self, PushResults};
+use atomic_phases::queue::postgres::PostgresRelay;
 use atomic_phases::queue::work;
-use atomic_phases::queue::{Outlet, START, dead};
+use atomic_phases::queue::{BEFORE_FIRST, Relay, dead};
 use rocket_rides_atomic::demo::seed;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::support::app::{TestApp, pool, stage};
 use crate::support::client::{Post, new_key};
 use crate::support::keys::{PlainState, claim, lease, plain, request, take_over};
 use crate::support::receipts::{SentReceipt, finish};
 use crate::support::sources::code;
-use crate::support::world::{World, pool, stage};
 
 /// Whether the commit waits until it is on disk, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,21 +144,21 @@ const NOTE_COMMITS: &str = "
 
 #[tokio::test]
 async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     // The program's sessions set this themselves, even in a database whose default is to commit without a flush.
     let careless =
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$";
-    world.database.batch_execute(careless).await.unwrap();
-    world.database.batch_execute(NOTE_COMMITS).await.unwrap();
-    // The sessions of `world` were opened before that, so a second supervisor is started.
-    let neighbour = world.neighbour(|_| {}).await;
-    let database = pool(&world.database_config).await;
+    app.database.batch_execute(careless).await.unwrap();
+    app.database.batch_execute(NOTE_COMMITS).await.unwrap();
+    // The sessions of `app` were opened before that, so a second supervisor is started.
+    let neighbour = app.neighbour(|_| {}).await;
+    let database = pool(&app.database_config).await;
     run_keys(&neighbour, &database).await;
-    run_jobs(&world, &database).await;
-    world.execute("DELETE FROM users WHERE id NOT IN (SELECT user_id FROM rides)").await;
-    seed::seed(&database, Uuid::new_v4(), &world.stripe()).await.unwrap();
+    run_jobs(&app, &database).await;
+    app.execute("DELETE FROM users WHERE id NOT IN (SELECT user_id FROM rides)").await;
+    seed::seed(&database, Uuid::new_v4(), &app.stripe()).await.unwrap();
 
-    let commits = world.query("SELECT DISTINCT statement, setting FROM commits", &[]).await;
+    let commits = app.query("SELECT DISTINCT statement, setting FROM commits", &[]).await;
     let commits: Vec<(String, String)> = commits.iter().map(|row| (normal(row.get(0)), row.get(1))).collect();
     let statements = statements();
     for (sql, _) in &commits {
@@ -174,10 +174,10 @@ async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
 }
 
 /// Runs each statement of the engine and of rides.
-async fn run_keys(world: &World, database: &Database) {
+async fn run_keys(app: &TestApp, database: &Database) {
     let policy = RetryPolicy { lock_timeout: Duration::ZERO, retry_after: Duration::ZERO, max_attempts: 10 };
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    assert_eq!(world.post(Post::default().raising()).await.status, 500);
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    assert_eq!(app.post(Post::default().raising()).await.status, 500);
     let request = request(&new_key());
     lease(database, &request).await;
     let mut lease = take_over(database, &request).await;
@@ -189,17 +189,17 @@ async fn run_keys(world: &World, database: &Database) {
 }
 
 /// Runs each statement of outbox, queue and dead letters.
-async fn run_jobs(world: &World, database: &Database) {
+async fn run_jobs(app: &TestApp, database: &Database) {
     let minute = Duration::from_secs(60);
-    stage(world, 1).await;
-    let batch = outbox::claim(database, START, 1, minute).await.unwrap();
-    let verdicts = Verdicts { released: vec![batch.jobs[0].id], ..Verdicts::default() };
+    stage(app, 1).await;
+    let batch = outbox::claim(database, BEFORE_FIRST, 1, minute).await.unwrap();
+    let verdicts = PushResults { released: vec![batch.jobs[0].id], ..PushResults::default() };
     outbox::settle(database, &batch, &verdicts, minute).await.unwrap();
-    let outlet = ToPostgres { database: database.clone(), batch: 10 };
-    assert_eq!(outlet.drain().await.unwrap().delivered, 2);
-    world.execute("ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (job_args <> '2')").await;
-    stage(world, 2).await;
-    outlet.drain().await.unwrap();
+    let relay = PostgresRelay { database: database.clone(), batch: 10 };
+    assert_eq!(relay.relay().await.unwrap().delivered, 2);
+    app.execute("ALTER TABLE jobs ADD CONSTRAINT unlucky CHECK (job_args <> '2')").await;
+    stage(app, 2).await;
+    relay.relay().await.unwrap();
     let dead = dead::ids(database, 0, 10).await.unwrap();
     assert_eq!(dead.len(), 1, "buried alone");
     assert_eq!(dead::retry(database, &dead).await.unwrap(), dead);

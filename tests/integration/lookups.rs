@@ -12,10 +12,10 @@ use rocket_rides_atomic::stripe::{self, ChargeOutcome, ChargeRequest};
 use rocket_rides_atomic::users;
 use uuid::Uuid;
 
+use crate::support::app::{TestApp, pool};
 use crate::support::books::LIVE;
 use crate::support::client::{self, GOOD_USER, Post, new_key};
 use crate::support::keys::{claim, engine, expect_lease, ride_request, rides};
-use crate::support::world::{World, pool};
 
 /// Longer than a test.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -25,45 +25,45 @@ const FORGOTTEN: u32 = 26;
 const MARGIN: i64 = 600;
 
 /// Pays for a ride but loses Stripe's reply, and returns the client's key.
-async fn unheard(world: &World, email: &str) -> String {
+async fn unheard(app: &TestApp, email: &str) -> String {
     let key = new_key();
-    world.script(&["reply_lost"]).await;
-    let answer = world.post(Post::default().user(email).key(&key)).await;
+    app.script(&["reply_lost"]).await;
+    let answer = app.post(Post::default().user(email).key(&key)).await;
     assert_eq!(answer.status, 503, "{answer:?}");
     key
 }
 
 /// Moves the times of charges back by this many hours, both at Stripe and in the database.
-async fn hours_pass(world: &World, hours: u32) {
-    world.age_stripe(&format!("{hours}h")).await;
+async fn hours_pass(app: &TestApp, hours: u32) {
+    app.age_stripe(&format!("{hours}h")).await;
     let sql = format!(
         "UPDATE idempotency_keys SET foreign_call_intended_at = foreign_call_intended_at - interval '{hours} hours'"
     );
-    world.execute(&sql).await;
+    app.execute(&sql).await;
 }
 
-async fn again(world: &World, key: &str) -> client::Answer {
-    world.post(Post::default().key(key)).await
+async fn again(app: &TestApp, key: &str) -> client::Answer {
+    app.post(Post::default().key(key)).await
 }
 
 /// Asserts that this many rides are paid, each by its own charge, and that nothing else was charged.
-async fn assert_each_paid_once(world: &World, rides: usize) {
-    let charges = world.charges().await;
-    let paid = world.query("SELECT id, stripe_charge_id FROM rides WHERE stripe_charge_id IS NOT NULL", &[]).await;
+async fn assert_each_paid_once(app: &TestApp, rides: usize) {
+    let charges = app.charges().await;
+    let paid = app.query("SELECT id, stripe_charge_id FROM rides WHERE stripe_charge_id IS NOT NULL", &[]).await;
     assert_eq!((paid.len(), charges.len()), (rides, rides));
     for ride in paid {
         let (ride_id, charge_id): (i64, &str) = (ride.get(0), ride.get(1));
         let charge = charges.iter().find(|charge| charge["id"] == charge_id).unwrap();
         assert_eq!(charge["metadata"]["ride_id"], ride_id.to_string());
     }
-    let report = world.verify(LIVE).await;
+    let report = app.verify(LIVE).await;
     assert!(report.violated().is_empty(), "{report}");
 }
 
 /// Makes charges of the good user that belong to no ride.
-async fn unrelated_charges(world: &World, count: usize) {
-    let user = users::find_by_email(&pool(&world.database_config).await, GOOD_USER).await.unwrap().unwrap();
-    let stripe = world.stripe();
+async fn unrelated_charges(app: &TestApp, count: usize) {
+    let user = users::find_by_email(&pool(&app.database_config).await, GOOD_USER).await.unwrap().unwrap();
+    let stripe = app.stripe();
     for _ in 0..count {
         let charge = ChargeRequest {
             amount: 100,
@@ -78,172 +78,172 @@ async fn unrelated_charges(world: &World, count: usize) {
 }
 
 /// Asserts that the request with this key is parked, and that its answer says so.
-async fn assert_parks(world: &World, key: &str) {
-    let answer = again(world, key).await;
+async fn assert_parks(app: &TestApp, key: &str) {
+    let answer = again(app, key).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("3600")), "{answer:?}");
     let waits = format!("idempotency_keys WHERE idempotency_key = '{key}' AND parked_at IS NOT NULL");
-    assert_eq!(world.count(&waits).await, 1);
+    assert_eq!(app.count(&waits).await, 1);
 }
 
-async fn retry_parked(world: &World) {
-    let database = pool(&world.database_config).await;
+async fn retry_parked(app: &TestApp) {
+    let database = pool(&app.database_config).await;
     let keys: Vec<i64> = parked::list(&database, 10).await.unwrap().iter().map(|parked| parked.key_id).collect();
     assert_eq!(parked::retry(&database, &keys).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
 async fn a_charge_of_days_ago_is_adopted() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     for (count, hours) in [24, 47, 71].into_iter().enumerate() {
-        let key = unheard(&world, GOOD_USER).await;
-        hours_pass(&world, hours).await;
-        let answer = again(&world, &key).await;
+        let key = unheard(&app, GOOD_USER).await;
+        hours_pass(&app, hours).await;
+        let answer = again(&app, &key).await;
         assert_eq!((answer.status, answer.is_replay()), (201, false), "after {hours} h: {answer:?}");
-        assert_each_paid_once(&world, count + 1).await;
+        assert_each_paid_once(&app, count + 1).await;
     }
 }
 
 #[tokio::test]
 async fn a_charge_of_days_ago_that_was_never_made_is_made_once() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = new_key();
-    world.script(&["reset"]).await;
-    assert_eq!(again(&world, &key).await.status, 503);
-    hours_pass(&world, FORGOTTEN).await;
-    unrelated_charges(&world, 3).await;
-    hours_pass(&world, FORGOTTEN).await;
-    assert_eq!(again(&world, &key).await.status, 201);
-    let charges = world.charges().await;
+    app.script(&["reset"]).await;
+    assert_eq!(again(&app, &key).await.status, 503);
+    hours_pass(&app, FORGOTTEN).await;
+    unrelated_charges(&app, 3).await;
+    hours_pass(&app, FORGOTTEN).await;
+    assert_eq!(again(&app, &key).await.status, 201);
+    let charges = app.charges().await;
     assert_eq!(charges.iter().filter(|charge| charge["metadata"]["ride_id"] != "0").count(), 1);
 }
 
 #[tokio::test]
 async fn a_look_up_reaches_ten_minutes_behind_the_intent_and_no_further() {
     for (late, charges) in [(MARGIN, 1), (MARGIN + 1, 2)] {
-        let world = World::start().await;
-        let key = unheard(&world, GOOD_USER).await;
-        hours_pass(&world, FORGOTTEN).await;
+        let app = TestApp::start().await;
+        let key = unheard(&app, GOOD_USER).await;
+        hours_pass(&app, FORGOTTEN).await;
         // Stripe counts whole seconds, so this is exact: the intent is `late` seconds after the charge.
-        let made = world.charges().await[0]["created"].as_i64().unwrap();
+        let made = app.charges().await[0]["created"].as_i64().unwrap();
         let late = format!("foreign_call_intended_at = to_timestamp({made} + {late})");
-        world.execute(&format!("UPDATE idempotency_keys SET {late}")).await;
-        assert_eq!(again(&world, &key).await.status, 201);
-        assert_eq!(world.charges().await.len(), charges, "{late}");
+        app.execute(&format!("UPDATE idempotency_keys SET {late}")).await;
+        assert_eq!(again(&app, &key).await.status, 201);
+        assert_eq!(app.charges().await.len(), charges, "{late}");
     }
 }
 
 #[tokio::test]
 async fn a_charge_is_looked_up_once_stripe_may_have_forgotten_its_key_and_not_before() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     for (seconds, looks) in [(-10, false), (0, true)] {
-        let key = unheard(&world, GOOD_USER).await;
+        let key = unheard(&app, GOOD_USER).await;
         let age = format!("now() - interval '23 hours {seconds} seconds'");
         let sql =
             format!("UPDATE idempotency_keys SET foreign_call_intended_at = {age} WHERE response_code IS NULL");
-        world.execute(&sql).await;
+        app.execute(&sql).await;
         // The list fails; Stripe still knows the key.
-        world.script_lists(&["server_error"]).await;
-        assert_eq!(again(&world, &key).await.status, if looks { 503 } else { 201 }, "at {seconds} s");
+        app.script_lists(&["server_error"]).await;
+        assert_eq!(again(&app, &key).await.status, if looks { 503 } else { 201 }, "at {seconds} s");
     }
 }
 
 #[tokio::test]
 async fn fifty_pages_are_searched_and_a_longer_list_is_for_a_person() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     for (newer, adopted) in [(49, true), (50, false)] {
-        let key = unheard(&world, GOOD_USER).await;
-        unrelated_charges(&world, newer).await;
-        hours_pass(&world, FORGOTTEN).await;
-        world.list_by(1).await;
+        let key = unheard(&app, GOOD_USER).await;
+        unrelated_charges(&app, newer).await;
+        hours_pass(&app, FORGOTTEN).await;
+        app.list_by(1).await;
         if adopted {
-            assert_eq!(again(&world, &key).await.status, 201);
+            assert_eq!(again(&app, &key).await.status, 201);
         } else {
-            assert_parks(&world, &key).await;
+            assert_parks(&app, &key).await;
         }
-        world.list_by(100).await;
+        app.list_by(100).await;
     }
-    assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 1);
-    assert_eq!(world.charges().await.len(), 49 + 50 + 2);
+    assert_eq!(app.count("rides WHERE stripe_charge_id IS NOT NULL").await, 1);
+    assert_eq!(app.charges().await.len(), 49 + 50 + 2);
 }
 
 #[tokio::test]
 async fn an_empty_page_that_is_not_the_last_decides_nothing() {
-    let world = World::start().await;
-    world.list_by(1).await;
+    let app = TestApp::start().await;
+    app.list_by(1).await;
     for script in [&["empty_page"][..], &["none", "empty_page"]] {
-        let key = unheard(&world, GOOD_USER).await;
-        unrelated_charges(&world, 1).await;
-        hours_pass(&world, FORGOTTEN).await;
-        let before = world.charges().await.len();
-        world.script_lists(script).await;
-        assert_parks(&world, &key).await;
-        retry_parked(&world).await;
-        assert_eq!(again(&world, &key).await.status, 201, "once the list is whole");
-        assert_eq!(world.charges().await.len(), before);
+        let key = unheard(&app, GOOD_USER).await;
+        unrelated_charges(&app, 1).await;
+        hours_pass(&app, FORGOTTEN).await;
+        let before = app.charges().await.len();
+        app.script_lists(script).await;
+        assert_parks(&app, &key).await;
+        retry_parked(&app).await;
+        assert_eq!(again(&app, &key).await.status, 201, "once the list is whole");
+        assert_eq!(app.charges().await.len(), before);
     }
 }
 
 #[tokio::test]
 async fn a_list_that_cannot_be_had_is_asked_for_again() {
-    let world = World::with(|config| config.stripe.timeout = Duration::from_millis(500)).await;
+    let app = TestApp::with(|config| config.stripe.timeout = Duration::from_millis(500)).await;
     for (count, fault) in ["reset", "server_error", "rate_limited", "hold"].into_iter().enumerate() {
-        let key = unheard(&world, GOOD_USER).await;
-        hours_pass(&world, FORGOTTEN).await;
-        world.script_lists(&[fault]).await;
-        let answer = again(&world, &key).await;
+        let key = unheard(&app, GOOD_USER).await;
+        hours_pass(&app, FORGOTTEN).await;
+        app.script_lists(&[fault]).await;
+        let answer = again(&app, &key).await;
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{fault}: {answer:?}");
         let released = "idempotency_keys WHERE response_code IS NULL AND lease_token IS NULL AND parked_at IS NULL";
-        assert_eq!(world.count(released).await, 1, "{fault}");
-        assert_eq!(world.charges().await.len(), count + 1, "{fault}: nothing is charged meanwhile");
-        world.release_held().await;
-        assert_eq!(again(&world, &key).await.status, 201, "{fault}");
-        assert_each_paid_once(&world, count + 1).await;
+        assert_eq!(app.count(released).await, 1, "{fault}");
+        assert_eq!(app.charges().await.len(), count + 1, "{fault}: nothing is charged meanwhile");
+        app.release_held().await;
+        assert_eq!(again(&app, &key).await.status, 201, "{fault}");
+        assert_each_paid_once(&app, count + 1).await;
     }
 }
 
 #[tokio::test]
 async fn two_customers_and_one_second_are_told_apart() {
     const OTHER: &str = "other@example.com";
-    let world = World::start().await;
-    let customer = world.stripe().create_customer(OTHER, "tok_visa", Uuid::new_v4()).await.unwrap();
+    let app = TestApp::start().await;
+    let customer = app.stripe().create_customer(OTHER, "tok_visa", Uuid::new_v4()).await.unwrap();
     let sql = format!("INSERT INTO users (email, stripe_customer_id) VALUES ('{OTHER}', '{customer}')");
-    world.execute(&sql).await;
+    app.execute(&sql).await;
     // Repeats until two charges of each customer are in the same second.
     let mut keys = Vec::new();
     loop {
         for email in [GOOD_USER, OTHER, GOOD_USER, OTHER] {
-            keys.push((email, unheard(&world, email).await));
+            keys.push((email, unheard(&app, email).await));
         }
-        let charges = world.charges().await;
+        let charges = app.charges().await;
         if charges[..4].iter().all(|charge| charge["created"] == charges[0]["created"]) {
             break;
         }
     }
-    hours_pass(&world, FORGOTTEN).await;
-    world.list_by(1).await;
+    hours_pass(&app, FORGOTTEN).await;
+    app.list_by(1).await;
     for (email, key) in &keys {
-        assert_eq!(world.post(Post::default().user(email).key(key)).await.status, 201);
+        assert_eq!(app.post(Post::default().user(email).key(key)).await.status, 201);
     }
-    assert_each_paid_once(&world, keys.len()).await;
+    assert_each_paid_once(&app, keys.len()).await;
 }
 
 #[tokio::test]
 async fn a_pending_charge_waits_for_a_person_and_then_for_what_became_of_it() {
     for (status, charges) in [("succeeded", 1), ("failed", 0)] {
-        let world = World::start().await;
+        let app = TestApp::start().await;
         let key = new_key();
-        world.script(&["pending"]).await;
+        app.script(&["pending"]).await;
         for attempt in 1..=2 {
-            let answer = again(&world, &key).await;
+            let answer = again(&app, &key).await;
             assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{attempt}: {answer:?}");
         }
-        hours_pass(&world, FORGOTTEN).await;
-        assert_parks(&world, &key).await;
-        world.settle_charges(status).await;
-        assert_eq!(world.charges().await.len(), charges);
-        retry_parked(&world).await;
-        assert_eq!(again(&world, &key).await.status, 201, "{status}");
-        assert_each_paid_once(&world, 1).await;
+        hours_pass(&app, FORGOTTEN).await;
+        assert_parks(&app, &key).await;
+        app.settle_charges(status).await;
+        assert_eq!(app.charges().await.len(), charges);
+        retry_parked(&app).await;
+        assert_eq!(again(&app, &key).await.status, 201, "{status}");
+        assert_each_paid_once(&app, 1).await;
     }
 }
 
@@ -264,9 +264,9 @@ struct Asked {
 }
 
 impl Asked {
-    async fn new(world: &World) -> Self {
-        let (database, request) = (pool(&world.database_config).await, ride_request(&new_key()));
-        Self { database, stripe: world.stripe(), clock: Clock::default(), request }
+    async fn new(app: &TestApp) -> Self {
+        let (database, request) = (pool(&app.database_config).await, ride_request(&new_key()));
+        Self { database, stripe: app.stripe(), clock: Clock::default(), request }
     }
 
     /// Returns an executor that books it, with leases that last this long.
@@ -276,7 +276,7 @@ impl Asked {
     }
 
     /// Gets a lease on it that lasts this long.
-    async fn lease(&self, world: &World, way: Way, lasts: Duration) -> Lease {
+    async fn lease(&self, app: &TestApp, way: Way, lasts: Duration) -> Lease {
         let abandon = format!(
             "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()
              WHERE idempotency_key = '{}'",
@@ -287,12 +287,12 @@ impl Asked {
             Way::New => opened(lasts).await,
             Way::TakenOver => {
                 opened(HOUR).await;
-                world.execute(&abandon).await;
+                app.execute(&abandon).await;
                 opened(lasts).await
             }
             Way::Claimed => {
                 opened(HOUR).await;
-                world.execute(&abandon).await;
+                app.execute(&abandon).await;
                 let policy = RetryPolicy { lock_timeout: lasts, retry_after: HOUR, max_attempts: 10 };
                 let [claimed] = claim(&self.database, 10, &policy).await.unwrap().claimed.try_into().unwrap();
                 claimed.lease
@@ -309,43 +309,43 @@ impl Asked {
 
 #[tokio::test]
 async fn however_a_lease_was_got_a_call_is_made_only_if_it_fits_into_it() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let mut made = 0;
     for way in [Way::New, Way::TakenOver, Way::Claimed] {
         for fits in [false, true] {
-            let asked = Asked::new(&world).await;
-            let call = world.stripe().timeout();
-            let lease = asked.lease(&world, way, if fits { 3 * call } else { call }).await;
+            let asked = Asked::new(&app).await;
+            let call = app.stripe().timeout();
+            let lease = asked.lease(&app, way, if fits { 3 * call } else { call }).await;
             let answer = asked.resume(lease).await;
             assert_eq!(matches!(answer, Answer::Done { .. }), fits, "{way:?}: {answer:?}");
             assert!(fits || matches!(answer, Answer::Stopped(Stop::LeaseLost)), "{way:?}: {answer:?}");
             made += usize::from(fits);
-            assert_eq!(world.charges().await.len(), made, "{way:?}");
+            assert_eq!(app.charges().await.len(), made, "{way:?}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
-    let world = World::start().await;
-    let asked = Asked::new(&world).await;
+    let app = TestApp::start().await;
+    let asked = Asked::new(&app).await;
     // The outcome of this charge is unknown; in truth it was not made.
-    world.script(&["reset"]).await;
-    let lease = asked.lease(&world, Way::New, HOUR).await;
+    app.script(&["reset"]).await;
+    let lease = asked.lease(&app, Way::New, HOUR).await;
     let answer = asked.resume(lease).await;
     assert!(matches!(answer, Answer::Stopped(Stop::Retry(_))), "{answer:?}");
-    hours_pass(&world, FORGOTTEN).await;
+    hours_pass(&app, FORGOTTEN).await;
 
     // When the look-up begins there is time for the call, and when it ends there is not.
-    world.script_lists(&["hold"]).await;
-    let lease = asked.lease(&world, Way::New, HOUR).await;
+    app.script_lists(&["hold"]).await;
+    let lease = asked.lease(&app, Way::New, HOUR).await;
     let (answer, ()) = tokio::join!(asked.resume(lease), async {
-        world.until_held().await;
+        app.until_held().await;
         asked.clock.advance(HOUR);
-        world.release_held().await;
+        app.release_held().await;
     });
     assert!(matches!(answer, Answer::Stopped(Stop::LeaseLost)), "{answer:?}");
-    assert_eq!(world.charges().await.len(), 0);
+    assert_eq!(app.charges().await.len(), 0);
 }
 
 /// What is sent to Stripe is stored with the ride: a new price, another customer of the user and another wording affect
@@ -353,33 +353,33 @@ async fn a_look_up_that_uses_the_lease_up_is_followed_by_no_charge() {
 #[tokio::test]
 async fn what_is_sent_is_the_same_in_every_attempt() {
     for forgotten in [false, true] {
-        let world = World::start().await;
-        let asked = Asked::new(&world).await;
-        world.script(&["reply_lost"]).await;
-        let lease = asked.lease(&world, Way::New, HOUR).await;
+        let app = TestApp::start().await;
+        let asked = Asked::new(&app).await;
+        app.script(&["reply_lost"]).await;
+        let lease = asked.lease(&app, Way::New, HOUR).await;
         let answer = asked.resume(lease).await;
         assert!(matches!(answer, Answer::Stopped(Stop::Retry(_))), "{answer:?}");
 
-        let customer = world.stripe().create_customer(GOOD_USER, "tok_visa", Uuid::new_v4()).await.unwrap();
-        world.execute(&format!("UPDATE users SET stripe_customer_id = '{customer}' WHERE id = 1")).await;
+        let customer = app.stripe().create_customer(GOOD_USER, "tok_visa", Uuid::new_v4()).await.unwrap();
+        app.execute(&format!("UPDATE users SET stripe_customer_id = '{customer}' WHERE id = 1")).await;
         if forgotten {
-            hours_pass(&world, FORGOTTEN).await;
-            world.forget().await;
+            hours_pass(&app, FORGOTTEN).await;
+            app.forget().await;
         }
         let engine = engine(&asked.database, HOUR);
-        let dearer = Rides { stripe: world.stripe(), key_retention: HOUR, price: PRICE + 500 };
+        let dearer = Rides { stripe: app.stripe(), key_retention: HOUR, price: PRICE + 500 };
         let dearer = Executor::new(engine, dearer);
         let answer = dearer.execute(asked.request.clone()).await.answer;
         assert!(matches!(answer, Answer::Done { ref response, .. } if response.code == 201), "{answer:?}");
-        let charges = world.charges().await;
+        let charges = app.charges().await;
         assert_eq!((charges.len(), charges[0]["amount"].as_i64()), (1, Some(PRICE.into())));
         assert_ne!(charges[0]["customer"], customer);
         let receipts = "staged_jobs WHERE job_args ->> 'amount' = '2000' AND job_args ->> 'currency' = 'usd'";
-        assert_eq!(world.count(receipts).await, 1, "the receipt says what was charged");
+        assert_eq!(app.count(receipts).await, 1, "the receipt says what was charged");
 
         let answer = dearer.execute(ride_request(&new_key())).await.answer;
         assert!(matches!(answer, Answer::Done { .. }), "{answer:?}");
-        let newest = &world.charges().await[0];
+        let newest = &app.charges().await[0];
         assert_eq!(
             (newest["amount"].as_i64(), &newest["customer"]),
             (Some((PRICE + 500).into()), &customer.into())

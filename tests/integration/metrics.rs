@@ -4,21 +4,21 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 
+use crate::support::app::{TestApp, stage};
 use crate::support::client::{Post, new_key};
-use crate::support::world::{World, stage};
 use crate::support::{cluster, eventually};
 
 /// Waits until all of these lines are there: figures of the database may be a second old.
-async fn until_told(world: &World, lines: &[&str]) {
+async fn until_told(app: &TestApp, lines: &[&str]) {
     eventually(&lines.join(", "), async || {
-        let text = scrape(world).await;
+        let text = scrape(app).await;
         lines.iter().all(|line| text.contains(&format!("\nrocket_rides_{line}\n"))).then_some(())
     })
     .await;
 }
 
-async fn scrape(world: &World) -> String {
-    let answer = world.api.call(Method::GET, "/metrics", "").await;
+async fn scrape(app: &TestApp) -> String {
+    let answer = app.api.call(Method::GET, "/metrics", "").await;
     assert_eq!(answer.status, 200);
     assert!(answer.header("content-type").unwrap().starts_with("application/openmetrics-text"));
     let text = String::from_utf8(answer.body.to_vec()).unwrap();
@@ -28,9 +28,9 @@ async fn scrape(world: &World) -> String {
 
 #[tokio::test]
 async fn a_ride_is_counted_from_the_request_to_the_queue() {
-    let world = World::with(|config| config.roles.enqueuer = true).await;
+    let app = TestApp::with(|config| config.roles.enqueuer = true).await;
     until_told(
-        &world,
+        &app,
         &[
             "database_up 1",
             "queue_up{queue=\"postgres\"} 1",
@@ -42,14 +42,14 @@ async fn a_ride_is_counted_from_the_request_to_the_queue() {
         ],
     )
     .await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    assert_eq!(world.post(Post::default().raising()).await.status, 500);
-    world.execute("UPDATE jobs SET enqueued_at = now() - interval '1 hour'").await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    assert_eq!(app.post(Post::default().raising()).await.status, 500);
+    app.execute("UPDATE jobs SET enqueued_at = now() - interval '1 hour'").await;
     for (method, path) in [(Method::GET, "/made-up"), (Method::from_bytes(b"BREW").unwrap(), "/healthz")] {
-        world.api.call(method, path, "").await;
+        app.api.call(method, path, "").await;
     }
     until_told(
-        &world,
+        &app,
         &[
             "http_requests_total{method=\"POST\",path=\"/rides\",status=\"201\"} 1",
             "http_requests_total{method=\"POST\",path=\"/rides\",status=\"500\"} 1",
@@ -62,7 +62,7 @@ async fn a_ride_is_counted_from_the_request_to_the_queue() {
         ],
     )
     .await;
-    let text = scrape(&world).await;
+    let text = scrape(&app).await;
     let value = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(&format!("rocket_rides_{name} ")));
         line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
@@ -78,48 +78,47 @@ async fn a_ride_is_counted_from_the_request_to_the_queue() {
 
 #[tokio::test]
 async fn the_worker_is_counted_by_how_its_attempts_end() {
-    let world = World::with(|config| {
+    let app = TestApp::with(|config| {
         config.roles.enqueuer = true;
         config.roles.worker = true;
     })
     .await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    until_told(&world, &["jobs_worked_total{outcome=\"done\"} 1", "queued_jobs 0"]).await;
-    world.execute("INSERT INTO staged_jobs (job_name, job_args) VALUES ('nobody_knows_it', '{}')").await;
-    until_told(&world, &["jobs_worked_total{outcome=\"died\"} 1", "dead_jobs 1"]).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    until_told(&app, &["jobs_worked_total{outcome=\"done\"} 1", "queued_jobs 0"]).await;
+    app.execute("INSERT INTO staged_jobs (job_name, job_args) VALUES ('nobody_knows_it', '{}')").await;
+    until_told(&app, &["jobs_worked_total{outcome=\"died\"} 1", "dead_jobs 1"]).await;
 }
 
 #[tokio::test]
 async fn what_waits_is_told_with_its_age() {
-    let world = World::start().await;
-    stage(&world, 5).await;
-    world.execute("UPDATE staged_jobs SET created_at = now() - interval '1 hour' WHERE id = 1").await;
-    world
-        .execute(
-            "INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
+    let app = TestApp::start().await;
+    stage(&app, 5).await;
+    app.execute("UPDATE staged_jobs SET created_at = now() - interval '1 hour' WHERE id = 1").await;
+    app.execute(
+        "INSERT INTO dead_jobs (staged_id, job_name, job_args, staged_at, died_in, attempts, error)
              VALUES (9, 'n', '0', now(), 'queue', 1, 'x')",
-        )
-        .await;
-    until_told(&world, &["staged_jobs 5", "dead_jobs 1"]).await;
-    let text = scrape(&world).await;
+    )
+    .await;
+    until_told(&app, &["staged_jobs 5", "dead_jobs 1"]).await;
+    let text = scrape(&app).await;
     assert!(text.contains("rocket_rides_staged_jobs_oldest_age_seconds 360"), "{text}");
     assert!(!text.contains("queue_up"), "this process delivers to no queue");
-    let ready = world.api.call(Method::GET, "/readyz", "").await;
+    let ready = app.api.call(Method::GET, "/readyz", "").await;
     assert_eq!(ready.body, r#"{"message":"ready"}"#);
 }
 
 #[tokio::test]
 async fn without_the_database_it_tells_what_the_process_knows() {
-    let world = World::with(|config| config.roles.enqueuer = true).await;
-    let ready = world.api.call(Method::GET, "/readyz", "").await;
+    let app = TestApp::with(|config| config.roles.enqueuer = true).await;
+    let ready = app.api.call(Method::GET, "/readyz", "").await;
     assert_eq!((ready.status, &ready.body[..]), (200, &br#"{"message":"ready","queue":"up"}"#[..]));
     let key = new_key();
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 201);
 
-    let mut administrators = world.database_config.clone();
+    let mut administrators = app.database_config.clone();
     administrators.dbname("postgres");
     let administrator = cluster::connect(&administrators).await;
-    let name = world.database_config.get_dbname().unwrap();
+    let name = app.database_config.get_dbname().unwrap();
     administrator
         .batch_execute(&format!(
             "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
@@ -127,14 +126,14 @@ async fn without_the_database_it_tells_what_the_process_knows() {
         ))
         .await
         .unwrap();
-    until_told(&world, &["database_up 0", "queue_up{queue=\"postgres\"} 0"]).await;
+    until_told(&app, &["database_up 0", "queue_up{queue=\"postgres\"} 0"]).await;
     let began = Instant::now();
-    let text = scrape(&world).await;
+    let text = scrape(&app).await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert!(text.contains("http_requests_total{method=\"POST\",path=\"/rides\",status=\"201\"} 1\n"), "{text}");
     assert!(!text.contains("staged_jobs") && !text.contains("keys_unfinished"), "{text}");
 
     administrator.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await.unwrap();
-    until_told(&world, &["database_up 1"]).await;
-    assert!(world.post(Post::default().key(&key)).await.is_replay());
+    until_told(&app, &["database_up 1"]).await;
+    assert!(app.post(Post::default().key(&key)).await.is_replay());
 }

@@ -7,10 +7,10 @@ use std::task::Poll;
 use rocket_rides_atomic::database::schema::{self, SchemaError};
 use tokio_postgres::Config;
 
+use crate::support::app::{TempDir, TestApp, pool_of};
 use crate::support::books::LIVE;
 use crate::support::client::{Post, new_key};
 use crate::support::process::{Process, arguments};
-use crate::support::world::{TempDir, World, pool_of};
 use crate::support::{cluster, eventually};
 
 /// The schema of each earlier version. The first had one table less than the second; otherwise they are the same.
@@ -78,9 +78,9 @@ async fn catalog(database: &Config) -> Vec<String> {
 
 /// Returns the catalog of a new database.
 async fn new_catalog() -> Vec<String> {
-    let mut world = World::start().await;
-    world.stop().await.unwrap();
-    catalog(&world.database_config).await
+    let mut app = TestApp::start().await;
+    app.stop().await.unwrap();
+    catalog(&app.database_config).await
 }
 
 /// Asserts that every request has kept its state, and that every unfinished one can be resumed.
@@ -318,15 +318,15 @@ async fn what_is_no_earlier_version_of_ours_is_not_migrated() {
 /// Requests of the previous release are finished by this one, with the charges that the previous release made.
 #[tokio::test]
 async fn requests_of_the_release_before_are_finished() {
-    let mut world = World::start().await;
+    let mut app = TestApp::start().await;
     let [asked, charged, done] = [(); 3].map(|()| new_key());
     for key in [&asked, &charged, &done] {
-        assert_eq!(world.post(Post::default().key(key)).await.status, 201);
+        assert_eq!(app.post(Post::default().key(key)).await.status, 201);
     }
-    let answered = world.post(Post::default().key(&done)).await;
-    world.stop().await.unwrap();
+    let answered = app.post(Post::default().key(&done)).await;
+    app.stop().await.unwrap();
     let started = new_key();
-    set_back(&world, &format!(
+    set_back(&app, &format!(
         "UPDATE idempotency_keys SET recovery_point = 'ride_created', response_code = NULL, response_body = NULL
          WHERE idempotency_key = '{asked}';
          UPDATE idempotency_keys SET recovery_point = 'charge_created', response_code = NULL, response_body = NULL
@@ -342,37 +342,37 @@ async fn requests_of_the_release_before_are_finished() {
          FROM idempotency_keys WHERE idempotency_key = '{done}'"
     ))
     .await;
-    let world = world.restarted_after_stop(|config| config.database.migrate = true).await;
+    let app = app.restarted_after_stop(|config| config.database.migrate = true).await;
     for key in [&started, &asked, &charged] {
-        assert_eq!(world.post(Post::default().key(key)).await.status, 201, "{key}");
+        assert_eq!(app.post(Post::default().key(key)).await.status, 201, "{key}");
     }
-    let again = world.post(Post::default().key(&done)).await;
+    let again = app.post(Post::default().key(&done)).await;
     assert_eq!((again.status, again.body), (answered.status, answered.body));
-    assert_eq!(world.charges().await.len(), 4);
-    let report = world.verify(LIVE).await;
+    assert_eq!(app.charges().await.len(), 4);
+    let report = app.verify(LIVE).await;
     assert!(report.violated().is_empty(), "{report}");
 }
 
 /// Turns the database into one of version 2 with the same rows, and changes those.
-async fn set_back(world: &World, changes: &str) {
+async fn set_back(app: &TestApp, changes: &str) {
     const TABLES: [&str; 5] = ["users", "idempotency_keys", "rides", "audit_records", "staged_jobs"];
     let mut kept = Vec::new();
     for table in TABLES {
         let sql = format!("SELECT coalesce(json_agg(t), '[]')::text FROM {table} t");
-        kept.push((table, world.get::<String>(&sql).await));
+        kept.push((table, app.get::<String>(&sql).await));
     }
-    world.database.batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.unwrap();
-    world.database.batch_execute(VERSIONS[1].1).await.unwrap();
+    app.database.batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.unwrap();
+    app.database.batch_execute(VERSIONS[1].1).await.unwrap();
     for (table, rows) in kept {
         let sql = format!(
             "INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM json_populate_recordset(NULL::{table}, $1::text::json)"
         );
-        world.database.execute(&sql, &[&rows]).await.unwrap();
+        app.database.execute(&sql, &[&rows]).await.unwrap();
         let sql = format!(
             "SELECT setval(pg_get_serial_sequence('{table}', 'id'), greatest((SELECT max(id) FROM {table}), 1))"
         );
-        world.database.batch_execute(&sql).await.unwrap();
+        app.database.batch_execute(&sql).await.unwrap();
     }
     let all = format!("SET session_replication_role = replica; {changes}; SET session_replication_role = origin");
-    world.database.batch_execute(&all).await.unwrap();
+    app.database.batch_execute(&all).await.unwrap();
 }

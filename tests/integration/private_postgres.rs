@@ -4,10 +4,10 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::support::app::TempDir;
 use crate::support::client::{Post, new_key};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments};
-use crate::support::world::TempDir;
 
 async fn until_gone(pid: i32) {
     eventually("Postgres to be gone", async || (kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)).then_some(()))

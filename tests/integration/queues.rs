@@ -8,9 +8,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use crate::support::app::{TempDir, TestApp};
 use crate::support::broker::Broker;
 use crate::support::process::{Process, arguments};
-use crate::support::world::{TempDir, World};
 use crate::support::{cluster, eventually};
 
 /// A push that takes this long hangs.
@@ -45,18 +45,18 @@ async fn assert_each_once(broker: &impl Broker, count: i64) {
 const STAGE: &str =
     "INSERT INTO staged_jobs (job_name, job_args) SELECT 'send_ride_receipt', jsonb_build_object('n', n)";
 
-async fn stage(world: &World, first: i64, last: i64) {
-    world.execute(&format!("{STAGE} FROM generate_series({first}, {last}) n")).await;
+async fn stage(app: &TestApp, first: i64, last: i64) {
+    app.execute(&format!("{STAGE} FROM generate_series({first}, {last}) n")).await;
 }
 
 /// Asserts that the outage of the queue has cost no job an attempt.
-async fn assert_no_attempts_spent(world: &World) {
-    assert_eq!(world.count("staged_jobs WHERE attempts > 0").await, 0);
-    assert_eq!(world.count("dead_jobs").await, 0);
+async fn assert_no_attempts_spent(app: &TestApp) {
+    assert_eq!(app.count("staged_jobs WHERE attempts > 0").await, 0);
+    assert_eq!(app.count("dead_jobs").await, 0);
 }
 
-async fn world(broker: &impl Broker) -> World {
-    World::with(|config| broker.configure(config)).await
+async fn app(broker: &impl Broker) -> TestApp {
+    TestApp::with(|config| broker.configure(config)).await
 }
 
 /// Jobs are pushed again, whole or in part, in another order, by another process: each is there once, in order.
@@ -126,17 +126,16 @@ pub async fn killed_between_push_and_delete<B: Broker>() {
 /// The queue is killed in the middle of the pushes, twice, and started again.
 pub async fn the_queue_dies_while_jobs_are_pushed<B: Broker>() {
     let mut broker = B::start().await;
-    let mut world = world(&broker).await;
+    let mut app = app(&broker).await;
     for death in 1..=2 {
-        stage(&world, 1 + (death - 1) * 10_000, death * 10_000).await;
-        eventually("some jobs in the queue", async || (world.count("staged_jobs").await < 9_000).then_some(()))
-            .await;
+        stage(&app, 1 + (death - 1) * 10_000, death * 10_000).await;
+        eventually("some jobs in the queue", async || (app.count("staged_jobs").await < 9_000).then_some(())).await;
         broker.server().kill();
         broker.server().restart();
     }
-    world.until_count("staged_jobs WHERE attempts = 0", 0).await;
-    assert_no_attempts_spent(&world).await;
-    world.stop().await.unwrap();
+    app.until_count("staged_jobs WHERE attempts = 0", 0).await;
+    assert_no_attempts_spent(&app).await;
+    app.stop().await.unwrap();
     assert_each_once(&broker, 20_000).await;
 }
 
@@ -144,35 +143,35 @@ pub async fn the_queue_dies_while_jobs_are_pushed<B: Broker>() {
 pub async fn down_at_start<B: Broker>() {
     let mut broker = B::start().await;
     broker.server().kill();
-    let world = world(&broker).await;
-    stage(&world, 1, 10).await;
-    eventually("a ride", async || (world.post(Default::default()).await.status == 201).then_some(())).await;
-    assert_eq!(world.count("staged_jobs").await, 11);
+    let app = app(&broker).await;
+    stage(&app, 1, 10).await;
+    eventually("a ride", async || (app.post(Default::default()).await.status == 201).then_some(())).await;
+    assert_eq!(app.count("staged_jobs").await, 11);
     broker.server().restart();
-    world.until_count("staged_jobs", 0).await;
+    app.until_count("staged_jobs", 0).await;
     assert_eq!(broker.depth().await, 11);
 }
 
 /// 100,000 jobs, two enqueuers, and low ids whose transaction commits after all others are delivered.
 pub async fn late_commits_are_neither_lost_nor_doubled<B: Broker>() {
     let broker = B::start().await;
-    let mut world = world(&broker).await;
-    let mut neighbour = world.neighbour(|config| config.roles.api = false).await;
-    let late = cluster::connect(&world.database_config).await;
+    let mut app = app(&broker).await;
+    let mut neighbour = app.neighbour(|config| config.roles.api = false).await;
+    let late = cluster::connect(&app.database_config).await;
     late.batch_execute(&format!("BEGIN; {STAGE} FROM generate_series(99001, 100000) n")).await.unwrap();
     for tenth in 0..10 {
-        stage(&world, 1 + tenth * 9_900, (tenth + 1) * 9_900).await;
+        stage(&app, 1 + tenth * 9_900, (tenth + 1) * 9_900).await;
     }
     // In steps, each with the whole time limit of `eventually`, because a busy machine is slow.
     for left in [80_000, 60_000, 40_000, 20_000, 0] {
-        eventually("the outbox to drain", async || (world.count("staged_jobs").await <= left).then_some(())).await;
+        eventually("the outbox to drain", async || (app.count("staged_jobs").await <= left).then_some(())).await;
     }
     assert_eq!(broker.depth().await, 99_000);
     late.batch_execute("COMMIT").await.unwrap();
     eventually("the late ones", async || (broker.depth().await == 100_000).then_some(())).await;
-    world.until_count("staged_jobs", 0).await;
-    assert_eq!(world.count("dead_jobs").await, 0);
-    world.stop().await.unwrap();
+    app.until_count("staged_jobs", 0).await;
+    assert_eq!(app.count("dead_jobs").await, 0);
+    app.stop().await.unwrap();
     neighbour.stop().await.unwrap();
     assert_each_once(&broker, 100_000).await;
 }
@@ -198,16 +197,16 @@ pub async fn no_password_is_logged<B: Broker>() {
 
 /// A queue that is full takes no more jobs until it has room again.
 pub async fn full_and_then_relieved<B: Broker>(broker: &B, relieve: impl AsyncFnOnce()) {
-    let mut world = world(broker).await;
-    stage(&world, 1, 500).await;
+    let mut app = app(broker).await;
+    stage(&app, 1, 500).await;
     eventually("a refusal", async || {
-        let metrics = String::from_utf8(world.api.call(Method::GET, "/metrics", "").await.body.to_vec()).unwrap();
+        let metrics = String::from_utf8(app.api.call(Method::GET, "/metrics", "").await.body.to_vec()).unwrap();
         metrics.contains(&format!("queue_up{{queue=\"{}\"}} 0", B::QUEUE.name())).then_some(())
     })
     .await;
     relieve().await;
-    world.until_count("staged_jobs", 0).await;
-    assert_no_attempts_spent(&world).await;
-    world.stop().await.unwrap();
+    app.until_count("staged_jobs", 0).await;
+    assert_no_attempts_spent(&app).await;
+    app.stop().await.unwrap();
     assert_each_once(broker, 500).await;
 }

@@ -13,22 +13,22 @@ use atomic_phases::idempotency::settle::release;
 use serde_json::Value;
 use tokio_postgres::Client;
 
+use crate::support::app::{TestApp, pool};
 use crate::support::client::{Post, new_key};
 use crate::support::keys::{GRACE, LOCK, ask, claim, finish, lease, request};
-use crate::support::world::{World, pool};
 use crate::support::{cluster, eventually};
 
 /// Opens a session that has written and not committed.
-async fn session(world: &World, sql: &str) -> Client {
-    let session = cluster::connect(&world.database_config).await;
+async fn session(app: &TestApp, sql: &str) -> Client {
+    let session = cluster::connect(&app.database_config).await;
     session.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
     session
 }
 
 /// Waits until a statement of the program waits for that session.
-async fn until_it_waits(world: &World) {
+async fn until_it_waits(app: &TestApp) {
     let waiting = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    eventually("a statement waits", async || (world.count(waiting).await > 0).then_some(())).await;
+    eventually("a statement waits", async || (app.count(waiting).await > 0).then_some(())).await;
 }
 
 /// Returns the SQL of the same request's first use by another process.
@@ -44,13 +44,13 @@ fn insert(request: &Request<Value>) -> String {
 
 #[tokio::test]
 async fn of_two_first_uses_the_second_is_told_of_the_first() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     for (end, won) in [("COMMIT", false), ("ROLLBACK", true)] {
         let request = request(&new_key());
-        let first = session(&world, &insert(&request)).await;
+        let first = session(&app, &insert(&request)).await;
         let (told, ()) = tokio::join!(ask(&database, &request), async {
-            until_it_waits(&world).await;
+            until_it_waits(&app).await;
             first.batch_execute(end).await.unwrap();
         });
         match told {
@@ -59,18 +59,18 @@ async fn of_two_first_uses_the_second_is_told_of_the_first() {
             other => panic!("{other:?}"),
         }
         let key = request.key.as_str();
-        assert_eq!(world.count(&format!("idempotency_keys WHERE idempotency_key = '{key}'")).await, 1);
+        assert_eq!(app.count(&format!("idempotency_keys WHERE idempotency_key = '{key}'")).await, 1);
     }
 }
 
 #[tokio::test]
 async fn a_first_use_that_was_finished_meanwhile_is_replayed() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let key = request.key.as_str();
     let other = session(
-        &world,
+        &app,
         &format!(
             "{}; UPDATE idempotency_keys SET recovery_point = 'finished', step = 32767, response_code = 402,
                  response_body = '{{\"by\": \"another\"}}', lease_token = NULL, locked_at = NULL
@@ -80,7 +80,7 @@ async fn a_first_use_that_was_finished_meanwhile_is_replayed() {
     )
     .await;
     let (told, ()) = tokio::join!(ask(&database, &request), async {
-        until_it_waits(&world).await;
+        until_it_waits(&app).await;
         other.batch_execute("COMMIT").await.unwrap();
     });
     let Opened::Finished { response, .. } = told else { panic!("{told:?}") };
@@ -90,33 +90,33 @@ async fn a_first_use_that_was_finished_meanwhile_is_replayed() {
 /// The client gets the answer with its own status, and not an error.
 #[tokio::test]
 async fn an_answer_stored_just_before_the_take_over_is_what_the_client_gets() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = new_key();
-    assert_eq!(world.post(Post::default().key(&key).raising()).await.status, 500);
+    assert_eq!(app.post(Post::default().key(&key).raising()).await.status, 500);
     let finish = "UPDATE idempotency_keys SET recovery_point = 'finished', step = 32767, response_code = 402,
                       response_body = '{\"error\": \"declined\"}', last_error = NULL";
-    let other = session(&world, finish).await;
-    let (answer, ()) = tokio::join!(world.post(Post::default().key(&key)), async {
-        until_it_waits(&world).await;
+    let other = session(&app, finish).await;
+    let (answer, ()) = tokio::join!(app.post(Post::default().key(&key)), async {
+        until_it_waits(&app).await;
         other.batch_execute("COMMIT").await.unwrap();
     });
     assert_eq!((answer.status, answer.is_replay()), (402, true), "{answer:?}");
-    assert_eq!(world.charges().await.len(), 0);
+    assert_eq!(app.charges().await.len(), 0);
 }
 
 #[tokio::test]
 async fn a_key_reaped_just_before_the_take_over_is_a_new_one() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let request = request(&new_key());
     let held = lease(&database, &request).await;
     release(&database, &held, "for a test").await.unwrap();
     let gone = "UPDATE idempotency_keys SET recovery_point = 'finished', step = 32767, response_code = 201,
                     response_body = '{}';
                 DELETE FROM idempotency_keys";
-    let reaper = session(&world, gone).await;
+    let reaper = session(&app, gone).await;
     let (told, ()) = tokio::join!(ask(&database, &request), async {
-        until_it_waits(&world).await;
+        until_it_waits(&app).await;
         reaper.batch_execute("COMMIT").await.unwrap();
     });
     let Opened::Lease(lease) = told else { panic!("{told:?}") };
@@ -127,13 +127,13 @@ async fn a_key_reaped_just_before_the_take_over_is_a_new_one() {
 /// A client's take-over and the completer's claim of one key: only one of them gets the lease.
 #[tokio::test]
 async fn what_a_client_is_taking_over_the_completer_leaves_alone() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let held = lease(&database, &request(&new_key())).await;
     release(&database, &held, "for a test").await.unwrap();
-    world.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 hour'").await;
+    app.execute("UPDATE idempotency_keys SET next_attempt_at = now() - interval '1 hour'").await;
     let take_over = "UPDATE idempotency_keys SET lease_token = gen_random_uuid(), locked_at = now()";
-    let client = session(&world, take_over).await;
+    let client = session(&app, take_over).await;
     let policy = RetryPolicy { lock_timeout: LOCK, retry_after: GRACE, max_attempts: 3 };
     let claims = claim(&database, 10, &policy).await.unwrap();
     assert!(claims.claimed.is_empty() && claims.parked.is_empty());
@@ -144,28 +144,28 @@ async fn what_a_client_is_taking_over_the_completer_leaves_alone() {
 /// An attempt that has lost its lease while its last statement was on its way writes nothing.
 #[tokio::test]
 async fn a_lease_lost_just_before_the_end_ends_nothing() {
-    let world = World::start().await;
-    let database = pool(&world.database_config).await;
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
     let held = lease(&database, &request(&new_key())).await;
     let take_over = "UPDATE idempotency_keys SET lease_token = gen_random_uuid(), locked_at = now(), attempts = 2";
-    let other = session(&world, take_over).await;
+    let other = session(&app, take_over).await;
     let response = atomic_phases::idempotency::Response::new(201, "{}");
     let (finished, ()) = tokio::join!(finish(&database, &held, &response, &[]), async {
-        until_it_waits(&world).await;
+        until_it_waits(&app).await;
         other.batch_execute("COMMIT").await.unwrap();
     });
     assert!(!finished.unwrap());
-    assert_eq!(world.count("idempotency_keys WHERE attempts = 2 AND response_code IS NULL").await, 1);
+    assert_eq!(app.count("idempotency_keys WHERE attempts = 2 AND response_code IS NULL").await, 1);
 }
 
 /// Two processes get many requests with one key at once: there is one ride.
 #[tokio::test]
 async fn two_processes_and_one_key_make_one_ride() {
-    let world = World::start().await;
-    let neighbour = world.neighbour(|_| {}).await;
+    let app = TestApp::start().await;
+    let neighbour = app.neighbour(|_| {}).await;
     let key = new_key();
     let posts = (0..20).map(|n| {
-        let process = if n % 2 == 0 { &world } else { &neighbour };
+        let process = if n % 2 == 0 { &app } else { &neighbour };
         let post = Post::default().key(&key);
         async move {
             eventually("an answer", async || {
@@ -178,5 +178,5 @@ async fn two_processes_and_one_key_make_one_ride() {
     });
     let deadline = Duration::from_secs(30);
     tokio::time::timeout(deadline, futures_util::future::join_all(posts)).await.expect("all are answered");
-    world.assert_one_of_each().await;
+    app.assert_one_of_each().await;
 }

@@ -13,10 +13,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::SecretString;
 
+use crate::support::app::{TempDir, TestApp, config};
 use crate::support::client::{GOOD_USER, Post};
 use crate::support::smtp::{At, MailServer, Reply};
 use crate::support::tls::Certificates;
-use crate::support::world::{TempDir, World, config};
 use crate::support::{cluster, eventually};
 
 fn working(config: &mut Config) {
@@ -54,14 +54,14 @@ fn parts(mail: &ParsedMail<'_>) -> [String; 2] {
 }
 
 /// Asserts that this mail is the receipt of the only ride.
-async fn assert_is_the_receipt(world: &World, mail: &[u8]) {
+async fn assert_is_the_receipt(app: &TestApp, mail: &[u8]) {
     let mail = mailparse::parse_mail(mail).unwrap();
     let header = |name: &str| mail.headers.get_first_value(name).unwrap();
-    let ride: i64 = world.get("SELECT id FROM rides").await;
-    let charge: String = world.get("SELECT stripe_charge_id FROM rides").await;
+    let ride: i64 = app.get("SELECT id FROM rides").await;
+    let charge: String = app.get("SELECT stripe_charge_id FROM rides").await;
     assert_eq!(header("To"), GOOD_USER);
     assert_eq!(header("Subject"), format!("Your receipt for rocket ride {ride}"));
-    assert_eq!(header("Message-ID"), world.get::<String>("SELECT message_id FROM receipts").await);
+    assert_eq!(header("Message-ID"), app.get::<String>("SELECT message_id FROM receipts").await);
     for part in parts(&mail) {
         for said in [&ride.to_string(), "37.7749, -122.4194", "34.0522, -118.2437", "20.00 USD", charge.as_str()] {
             assert!(part.contains(said), "{said} in {part}");
@@ -71,47 +71,46 @@ async fn assert_is_the_receipt(world: &World, mail: &[u8]) {
 
 #[tokio::test]
 async fn a_receipt_is_a_file_that_says_it_in_text_and_in_html() {
-    let mut world = World::with(working).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("jobs WHERE finished_at IS NOT NULL AND attempts = 1", 1).await;
-    let [file] = receipts(&world.config.receipts.dir).try_into().unwrap();
-    assert_is_the_receipt(&world, &std::fs::read(&file).unwrap()).await;
-    let staged: i64 = world.get("SELECT staged_id FROM receipts").await;
+    let mut app = TestApp::with(working).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("jobs WHERE finished_at IS NOT NULL AND attempts = 1", 1).await;
+    let [file] = receipts(&app.config.receipts.dir).try_into().unwrap();
+    assert_is_the_receipt(&app, &std::fs::read(&file).unwrap()).await;
+    let staged: i64 = app.get("SELECT staged_id FROM receipts").await;
     let name = file.file_name().unwrap().to_string_lossy().into_owned();
     assert!(name.contains(&format!("-{staged}-")), "{name}");
-    world.assert_sound().await;
-    world.stop().await.unwrap();
+    app.assert_sound().await;
+    app.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_job_that_is_worked_again_replaces_its_file_with_the_same() {
-    let world = World::with(working).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("receipts", 1).await;
-    let [file] = receipts(&world.config.receipts.dir).try_into().unwrap();
+    let app = TestApp::with(working).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("receipts", 1).await;
+    let [file] = receipts(&app.config.receipts.dir).try_into().unwrap();
     let before = std::fs::read(&file).unwrap();
     // As after a crash between the file and the statement that finishes the job.
-    world
-        .execute(
-            "WITH lost AS (DELETE FROM receipts)
+    app.execute(
+        "WITH lost AS (DELETE FROM receipts)
              UPDATE jobs SET finished_at = NULL, next_attempt_at = now()",
-        )
-        .await;
-    world.until_count("receipts", 1).await;
-    assert_eq!(receipts(&world.config.receipts.dir), std::slice::from_ref(&file));
+    )
+    .await;
+    app.until_count("receipts", 1).await;
+    assert_eq!(receipts(&app.config.receipts.dir), std::slice::from_ref(&file));
     assert_eq!(std::fs::read(&file).unwrap(), before);
-    world.assert_sound().await;
+    app.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_receipt_that_was_recorded_is_not_sent_again() {
-    let world = World::with(working).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("receipts", 1).await;
-    let [file] = receipts(&world.config.receipts.dir).try_into().unwrap();
+    let app = TestApp::with(working).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("receipts", 1).await;
+    let [file] = receipts(&app.config.receipts.dir).try_into().unwrap();
     std::fs::remove_file(&file).unwrap();
-    world.execute("UPDATE jobs SET finished_at = NULL, next_attempt_at = now()").await;
-    world.until_count("jobs WHERE finished_at IS NOT NULL AND attempts = 2", 1).await;
+    app.execute("UPDATE jobs SET finished_at = NULL, next_attempt_at = now()").await;
+    app.until_count("jobs WHERE finished_at IS NOT NULL AND attempts = 2", 1).await;
     assert!(!file.exists());
 }
 
@@ -132,36 +131,36 @@ async fn a_directory_that_cannot_be_written_is_refused_at_start() {
 
 #[tokio::test]
 async fn a_directory_that_goes_away_delays_receipts_and_loses_none() {
-    let world = World::with(working).await;
-    let dir = world.config.receipts.dir.clone();
+    let app = TestApp::with(working).await;
+    let dir = app.config.receipts.dir.clone();
     std::fs::remove_dir_all(&dir).unwrap();
     std::fs::write(&dir, "").unwrap();
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("jobs WHERE attempts >= 2 AND last_error LIKE '%receipts.dir%'", 1).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("jobs WHERE attempts >= 2 AND last_error LIKE '%receipts.dir%'", 1).await;
     std::fs::remove_file(&dir).unwrap();
     std::fs::create_dir(&dir).unwrap();
-    world.until_count("receipts", 1).await;
+    app.until_count("receipts", 1).await;
     assert_eq!(receipts(&dir).len(), 1);
-    world.assert_sound().await;
+    app.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_mail_server_gets_the_receipt_and_the_password() {
     let server = MailServer::start().await;
     let url = format!("smtp://me:p%40ss@{}", server.address);
-    let world = World::with(|config| {
+    let app = TestApp::with(|config| {
         mailing(&server)(config);
         config.receipts.smtp_url = Some(SecretString::from(url));
     })
     .await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("receipts", 1).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("receipts", 1).await;
     let [received] = server.received().try_into().unwrap();
     assert_eq!((received.from.as_str(), received.to.as_str()), ("receipts@rides.test", GOOD_USER));
-    assert_is_the_receipt(&world, received.mail.as_bytes()).await;
+    assert_is_the_receipt(&app, received.mail.as_bytes()).await;
     // The base64 of \0me\0p@ss.
     assert_eq!(server.logins(), ["AUTH PLAIN AG1lAHBAc3M="]);
-    world.assert_sound().await;
+    app.assert_sound().await;
 }
 
 #[tokio::test]
@@ -174,10 +173,10 @@ async fn a_mail_server_that_is_not_in_the_mood_is_asked_again() {
         (At::Recipient, Reply::Say("554 5.7.1 <user@example.com>: relay access denied")),
         (At::End, Reply::Say("451 4.3.0 disk full")),
     ]);
-    let world = World::with(mailing(&server)).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("receipts", 1).await;
-    assert_eq!(world.count("jobs WHERE attempts = 6 AND last_error IS NULL").await, 1);
+    let app = TestApp::with(mailing(&server)).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("receipts", 1).await;
+    assert_eq!(app.count("jobs WHERE attempts = 6 AND last_error IS NULL").await, 1);
     assert_eq!((server.received().len(), server.connections()), (1, 6));
 }
 
@@ -185,42 +184,42 @@ async fn a_mail_server_that_is_not_in_the_mood_is_asked_again() {
 async fn a_recipient_that_is_refused_for_ever_is_a_dead_letter_that_names_nobody() {
     let server = MailServer::start().await;
     server.script(&[(At::Recipient, Reply::Say("550 5.1.1 <user@example.com>: no such user here\0"))]);
-    let world = World::with(mailing(&server)).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("dead_jobs WHERE died_in = 'queue' AND attempts = 1", 1).await;
-    let error: String = world.get("SELECT error FROM dead_jobs").await;
+    let app = TestApp::with(mailing(&server)).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("dead_jobs WHERE died_in = 'queue' AND attempts = 1", 1).await;
+    let error: String = app.get("SELECT error FROM dead_jobs").await;
     assert!(error.contains("no such user here") && error.contains("RCPT TO"), "{error}");
     assert!(!error.contains("example.com"), "{error}");
-    assert_eq!(world.count("jobs").await + world.count("receipts").await, 0);
-    world.assert_sound().await;
+    assert_eq!(app.count("jobs").await + app.count("receipts").await, 0);
+    app.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_mail_that_may_have_been_taken_is_sent_again_under_the_same_id() {
     let server = MailServer::start().await;
     server.script(&[(At::End, Reply::TakeAndHangUp), (At::Mail, Reply::Hang)]);
-    let world = World::with(mailing(&server)).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("receipts", 1).await;
-    assert_eq!(world.count("jobs WHERE attempts = 3").await, 1);
+    let app = TestApp::with(mailing(&server)).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("receipts", 1).await;
+    assert_eq!(app.count("jobs WHERE attempts = 3").await, 1);
     let [first, second] = server.received().try_into().unwrap();
     assert_eq!(first.mail, second.mail);
-    assert_is_the_receipt(&world, second.mail.as_bytes()).await;
+    assert_is_the_receipt(&app, second.mail.as_bytes()).await;
 }
 
 #[tokio::test]
 async fn without_tls_nothing_is_said_to_a_server_that_must_speak_it() {
     let server = MailServer::start().await;
     let url = format!("smtp://me:secret@{}?tls=required", server.address);
-    let world = World::with(|config| {
+    let app = TestApp::with(|config| {
         mailing(&server)(config);
         config.receipts.smtp_url = Some(SecretString::from(url));
     })
     .await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("jobs WHERE attempts >= 2 AND last_error LIKE '%STARTTLS%'", 1).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("jobs WHERE attempts >= 2 AND last_error LIKE '%STARTTLS%'", 1).await;
     assert!(server.received().is_empty() && server.logins().is_empty());
-    let error: String = world.get("SELECT last_error FROM jobs").await;
+    let error: String = app.get("SELECT last_error FROM jobs").await;
     assert!(!error.contains("secret"), "{error}");
 }
 
@@ -245,15 +244,15 @@ async fn a_mail_server_that_nobody_vouches_for_is_told_nothing() {
         let greeted = client.write_all(b"220 test\r\n").and_then(|()| client.read_to_end(&mut heard).map(drop));
         (greeted.is_err(), heard)
     });
-    let world = World::with(|config| {
+    let app = TestApp::with(|config| {
         working(config);
         config.receipts.transport = Transport::Smtp;
         config.receipts.smtp_url = Some(SecretString::from(format!("smtps://me:secret@{address}")));
         config.worker.retry_after = Duration::from_secs(3600);
     })
     .await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
-    world.until_count("jobs WHERE attempts = 1 AND last_error LIKE '%certificate%'", 1).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
+    app.until_count("jobs WHERE attempts = 1 AND last_error LIKE '%certificate%'", 1).await;
     assert_eq!(heard.await.unwrap(), (true, Vec::new()));
 }
 

@@ -2,56 +2,56 @@
 
 use std::time::Duration;
 
+use crate::support::app::TestApp;
 use crate::support::client::{Post, new_key};
 use crate::support::eventually;
-use crate::support::world::World;
 
 /// Leaves a request as a process does that is killed during the call to Stripe: with a lease that no process uses, and
 /// with a charge that no process knows of.
-async fn stopped_at_its_charge(world: &World, key: &str) {
+async fn stopped_at_its_charge(app: &TestApp, key: &str) {
     const ORPHANED: &str = "lease_token = gen_random_uuid(), locked_at = now() - interval '1 hour'";
-    world.script(&["hold"]).await;
-    let (api, post) = (world.api.clone(), Post::default().key(key));
+    app.script(&["hold"]).await;
+    let (api, post) = (app.api.clone(), Post::default().key(key));
     let client = tokio::spawn(async move { api.try_post(post).await });
-    world.until_held().await;
-    world.execute(&format!("UPDATE idempotency_keys SET {ORPHANED}")).await;
-    world.release_held().await;
+    app.until_held().await;
+    app.execute(&format!("UPDATE idempotency_keys SET {ORPHANED}")).await;
+    app.release_held().await;
     // The fence refuses the attempt that lost its lease.
     let answer = client.await.unwrap().unwrap();
     assert_eq!(answer.status, 409, "{answer:?}");
-    assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, 0);
+    assert_eq!(app.count("rides WHERE stripe_charge_id IS NOT NULL").await, 0);
 }
 
 #[tokio::test]
 async fn a_client_resumes_where_the_last_attempt_stopped() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = new_key();
-    stopped_at_its_charge(&world, &key).await;
-    let answer = world.post(Post::default().key(&key)).await;
+    stopped_at_its_charge(&app, &key).await;
+    let answer = app.post(Post::default().key(&key)).await;
     assert_eq!((answer.status, answer.is_replay()), (201, false), "{answer:?}");
-    assert_eq!(world.count("idempotency_keys WHERE attempts = 2 AND lease_token IS NULL").await, 1);
-    world.assert_one_of_each().await;
+    assert_eq!(app.count("idempotency_keys WHERE attempts = 2 AND lease_token IS NULL").await, 1);
+    app.assert_one_of_each().await;
 }
 
 #[tokio::test]
 async fn so_does_the_completer() {
-    let world = World::start().await;
-    stopped_at_its_charge(&world, &new_key()).await;
-    world.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
-    let _completer = world
+    let app = TestApp::start().await;
+    stopped_at_its_charge(&app, &new_key()).await;
+    app.execute("UPDATE idempotency_keys SET next_attempt_at = now()").await;
+    let _completer = app
         .neighbour(|config| {
             config.roles.api = false;
             config.roles.completer = true;
         })
         .await;
-    world.until_count("idempotency_keys WHERE response_code = 201", 1).await;
-    world.assert_one_of_each().await;
+    app.until_count("idempotency_keys WHERE response_code = 201", 1).await;
+    app.assert_one_of_each().await;
 }
 
 /// Faults after which only the retry decides whether the card is charged.
 #[tokio::test]
 async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
-    let world = World::with(|config| config.stripe.timeout = Duration::from_millis(300)).await;
+    let app = TestApp::with(|config| config.stripe.timeout = Duration::from_millis(300)).await;
     for (fault, charged) in [
         ("reset", false),
         ("server_error", false),
@@ -67,107 +67,104 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
         ("no_id", true),
     ] {
         let key = new_key();
-        let before = world.charges().await.len();
-        world.script(&[fault]).await;
-        let failed = world.post(Post::default().key(&key)).await;
+        let before = app.charges().await.len();
+        app.script(&[fault]).await;
+        let failed = app.post(Post::default().key(&key)).await;
         assert_eq!((failed.status, failed.header("retry-after")), (503, Some("5")), "{fault}: {failed:?}");
         let released =
             "idempotency_keys WHERE response_code IS NULL AND lease_token IS NULL AND last_error IS NOT NULL";
-        assert_eq!(world.count(released).await, 1, "{fault}");
+        assert_eq!(app.count(released).await, 1, "{fault}");
         if charged {
-            assert_eq!(world.charges().await.len(), before + 1, "{fault}");
+            assert_eq!(app.charges().await.len(), before + 1, "{fault}");
         }
         // The sandbox also answers `conflict` while a charge is in flight: wait until it has released the key.
         eventually(fault, async || {
-            let answer = world.post(Post::default().key(&key)).await;
+            let answer = app.post(Post::default().key(&key)).await;
             assert!(answer.status == 201 || answer.status == 503, "{fault}: {answer:?}");
             (answer.status == 201).then_some(())
         })
         .await;
-        assert_eq!(world.charges().await.len(), before + 1, "{fault}: one charge");
+        assert_eq!(app.charges().await.len(), before + 1, "{fault}: one charge");
     }
 }
 
 #[tokio::test]
 async fn a_stripe_that_cannot_be_reached_is_retryable() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = new_key();
-    let unreachable = world.neighbour(|config| config.stripe.api_base = Some("http://127.0.0.1:9".into())).await;
+    let unreachable = app.neighbour(|config| config.stripe.api_base = Some("http://127.0.0.1:9".into())).await;
     let failed = unreachable.post(Post::default().key(&key)).await;
     assert_eq!(failed.status, 503, "{failed:?}");
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
-    world.assert_one_of_each().await;
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 201);
+    app.assert_one_of_each().await;
 }
 
 #[tokio::test]
 async fn a_decline_by_the_bank_is_final() {
-    let world = World::start().await;
-    world.script(&["declined"]).await;
+    let app = TestApp::start().await;
+    app.script(&["declined"]).await;
     let key = new_key();
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 402);
-    assert!(world.post(Post::default().key(&key)).await.is_replay());
-    assert_eq!(world.charges().await.len(), 0);
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 402);
+    assert!(app.post(Post::default().key(&key)).await.is_replay());
+    assert_eq!(app.charges().await.len(), 0);
 }
 
 #[tokio::test]
 async fn a_charge_that_stripe_forgot_is_looked_up_and_adopted() {
-    let world = World::with(|config| config.stripe.key_retention = Duration::ZERO).await;
+    let app = TestApp::with(|config| config.stripe.key_retention = Duration::ZERO).await;
     let key = new_key();
-    world.script(&["reply_lost"]).await;
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 503);
-    world.forget().await;
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
-    world.assert_one_of_each().await;
+    app.script(&["reply_lost"]).await;
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 503);
+    app.forget().await;
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 201);
+    app.assert_one_of_each().await;
 }
 
 #[tokio::test]
 async fn a_charge_that_was_never_made_is_looked_up_and_made() {
-    let world = World::with(|config| config.stripe.key_retention = Duration::ZERO).await;
+    let app = TestApp::with(|config| config.stripe.key_retention = Duration::ZERO).await;
     let key = new_key();
-    world.script(&["reset"]).await;
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 503);
-    world.forget().await;
-    assert_eq!(world.post(Post::default().key(&key)).await.status, 201);
-    world.assert_one_of_each().await;
+    app.script(&["reset"]).await;
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 503);
+    app.forget().await;
+    assert_eq!(app.post(Post::default().key(&key)).await.status, 201);
+    app.assert_one_of_each().await;
 }
 
 #[tokio::test]
 async fn connections_that_closed_while_idle_cost_nobody_a_request() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let others = "pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for _ in 0..5 {
         // Side by side, so that the pool holds several connections.
-        let posts = (0..8).map(|_| world.post(Post::default()));
+        let posts = (0..8).map(|_| app.post(Post::default()));
         let answers = futures_util::future::join_all(posts).await;
         assert!(answers.iter().all(|answer| answer.status == 201), "{answers:?}");
-        world.query(&format!("SELECT pg_terminate_backend(pid) FROM {others}"), &[]).await;
-        world.until_count(others, 0).await;
+        app.query(&format!("SELECT pg_terminate_backend(pid) FROM {others}"), &[]).await;
+        app.until_count(others, 0).await;
     }
 }
 
 #[tokio::test]
 async fn the_first_intent_is_kept() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = new_key();
-    world.post(Post::default().key(&key).raising()).await;
-    world.execute("UPDATE idempotency_keys SET foreign_call_intended_at = now() - interval '2 days'").await;
-    world.script(&["reset"]).await;
-    world.post(Post::default().key(&key)).await;
-    assert_eq!(
-        world.count("idempotency_keys WHERE foreign_call_intended_at < now() - interval '47 hours'").await,
-        1
-    );
+    app.post(Post::default().key(&key).raising()).await;
+    app.execute("UPDATE idempotency_keys SET foreign_call_intended_at = now() - interval '2 days'").await;
+    app.script(&["reset"]).await;
+    app.post(Post::default().key(&key)).await;
+    assert_eq!(app.count("idempotency_keys WHERE foreign_call_intended_at < now() - interval '47 hours'").await, 1);
 }
 
 #[tokio::test]
 async fn every_request_has_a_stripe_key_of_its_own() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     for _ in 0..3 {
-        assert_eq!(world.post(Post::default()).await.status, 201);
+        assert_eq!(app.post(Post::default()).await.status, 201);
     }
-    let keys = world.query("SELECT foreign_call_key::text FROM idempotency_keys", &[]).await;
+    let keys = app.query("SELECT foreign_call_key::text FROM idempotency_keys", &[]).await;
     let keys: Vec<String> = keys.iter().map(|row| row.get(0)).collect();
-    for charge in world.charges().await {
+    for charge in app.charges().await {
         let used = charge["metadata"]["idempotency_key"].as_str().unwrap();
         assert!(keys.iter().any(|key| key == used));
     }

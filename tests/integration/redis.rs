@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::queues::{self, batch, job, push};
+use crate::support::app::TempDir;
 use crate::support::broker::Broker;
 use crate::support::client::Post;
 use crate::support::process::{Process, arguments};
 use crate::support::redis::RedisServer;
 use crate::support::server::Server;
 use crate::support::tls::Certificates;
-use crate::support::world::TempDir;
 use crate::support::{cluster, eventually};
 
 fn settings(url: &str) -> config::Redis {

@@ -3,7 +3,7 @@
 use rocket_rides_atomic::database::{OpenError, schema};
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 
-use crate::support::world::{TempDir, World, config, pool};
+use crate::support::app::{TempDir, TestApp, config, pool};
 use crate::support::{client::Post, cluster};
 
 async fn start_on(database: &tokio_postgres::Config) -> Result<Supervisor, StartError> {
@@ -51,20 +51,20 @@ async fn what_is_nobodys_data_is_not_in_the_way() {
 
 #[tokio::test]
 async fn a_database_that_takes_no_writes_is_not_usable() {
-    let world = World::start().await;
-    assert!(schema::is_usable(&pool(&world.database_config).await).await.unwrap());
+    let app = TestApp::start().await;
+    assert!(schema::is_usable(&pool(&app.database_config).await).await.unwrap());
     let read_only = "DO $$ BEGIN EXECUTE format(
         'ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
-    world.execute(read_only).await;
-    assert!(!schema::is_usable(&pool(&world.database_config).await).await.unwrap());
+    app.execute(read_only).await;
+    assert!(!schema::is_usable(&pool(&app.database_config).await).await.unwrap());
 }
 
 #[tokio::test]
 async fn a_newer_schema_is_refused() {
-    let mut world = World::start().await;
-    world.stop().await.unwrap();
-    world.execute("UPDATE rocket_rides_schema SET version = 999").await;
-    let error = start_on(&world.database_config).await.expect_err("newer");
+    let mut app = TestApp::start().await;
+    app.stop().await.unwrap();
+    app.execute("UPDATE rocket_rides_schema SET version = 999").await;
+    let error = start_on(&app.database_config).await.expect_err("newer");
     assert!(matches!(&error, StartError::Schema(error) if error.to_string().contains("999")), "{error:?}");
 }
 
@@ -92,24 +92,24 @@ async fn processes_that_start_at_once_agree() {
 
 #[tokio::test]
 async fn users_that_this_stripe_does_not_know_get_new_customers() {
-    let world = World::start().await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
+    let app = TestApp::start().await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
     let elsewhere = TempDir::new();
     let ledger = elsewhere.path().join("another-ledger");
-    let world = world.restarted(|config| config.stripe_sandbox.ledger = ledger).await;
-    assert_eq!(world.post(Post::default()).await.status, 201);
+    let app = app.restarted(|config| config.stripe_sandbox.ledger = ledger).await;
+    assert_eq!(app.post(Post::default()).await.status, 201);
 }
 
 #[tokio::test]
 async fn a_restart_finds_everything_there() {
-    let world = World::start().await;
+    let app = TestApp::start().await;
     let key = crate::support::client::new_key();
-    let first = world.post(Post::default().key(&key)).await;
-    let world = world.restarted(|_| {}).await;
-    let again = world.post(Post::default().key(&key)).await;
+    let first = app.post(Post::default().key(&key)).await;
+    let app = app.restarted(|_| {}).await;
+    let again = app.post(Post::default().key(&key)).await;
     assert_eq!(
         (again.status, again.body, true),
         (201, first.body, again.headers.contains_key("idempotent-replayed"))
     );
-    assert_eq!(world.post(Post::default()).await.status, 201);
+    assert_eq!(app.post(Post::default()).await.status, 201);
 }

@@ -6,18 +6,18 @@ use std::process::Stdio;
 use futures_util::StreamExt;
 use serde_json::Value;
 
+use crate::support::app::{TempDir, TestApp};
 use crate::support::broker::Broker;
 use crate::support::client::Post;
 use crate::support::eventually;
 use crate::support::redis::RedisServer;
-use crate::support::world::{TempDir, World};
 
 const RIDES: usize = 1000;
 
 #[tokio::test]
 async fn sidekiq_works_the_receipt_of_each_ride_once() {
     let (broker, dir) = (RedisServer::start().await, TempDir::new());
-    let world = World::with(|config| broker.configure(config)).await;
+    let app = TestApp::with(|config| broker.configure(config)).await;
     let log = std::fs::File::create(dir.path().join("log")).unwrap();
     let _sidekiq = tokio::process::Command::new("sidekiq")
         .args(["-r", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sidekiq/worker.rb"), "-c", "5"])
@@ -28,7 +28,7 @@ async fn sidekiq_works_the_receipt_of_each_ride_once() {
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run sidekiq ({error}): apt-get install -y ruby-sidekiq"));
-    let answers = futures_util::stream::iter(0..RIDES).map(|_| world.post(Post::default())).buffer_unordered(16);
+    let answers = futures_util::stream::iter(0..RIDES).map(|_| app.post(Post::default())).buffer_unordered(16);
     assert!(answers.all(async |answer| answer.status == 201).await);
     let said = || std::fs::read_to_string(dir.path().join("log")).unwrap();
     let worked: Vec<String> = eventually(&format!("{RIDES} receipts"), async || {
@@ -37,11 +37,11 @@ async fn sidekiq_works_the_receipt_of_each_ride_once() {
         (worked.len() >= RIDES).then_some(worked)
     })
     .await;
-    world.until_count("staged_jobs", 0).await;
+    app.until_count("staged_jobs", 0).await;
     let worked: Vec<Value> = worked.iter().map(|job| serde_json::from_str(job).unwrap()).collect();
     let jids: BTreeSet<_> = worked.iter().map(|job| job["jid"].as_str().unwrap()).collect();
     let rides: BTreeSet<_> = worked.iter().map(|job| job["args"]["ride_id"].as_i64().unwrap()).collect();
-    let booked = world.query("SELECT id FROM rides", &[]).await;
+    let booked = app.query("SELECT id FROM rides", &[]).await;
     assert_eq!((worked.len(), jids.len()), (RIDES, RIDES));
     assert_eq!(rides, booked.iter().map(|row| row.get(0)).collect());
     assert_eq!(broker.run::<usize>("ZCARD retry").await + broker.run::<usize>("ZCARD dead").await, 0);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::world::World;
+use crate::support::app::TestApp;
 
 #[tokio::test]
 async fn its_rides_end_well_whatever_it_does() {
-    let mut world = World::with(|config| {
+    let mut app = TestApp::with(|config| {
         config.roles.simulator = true;
         config.roles.completer = true;
         config.roles.enqueuer = true;
@@ -27,29 +27,27 @@ async fn its_rides_end_well_whatever_it_does() {
     })
     .await;
     for code in [201, 402] {
-        world
-            .until_count(&format!("(SELECT FROM idempotency_keys WHERE response_code = {code} LIMIT 20) k"), 20)
+        app.until_count(&format!("(SELECT FROM idempotency_keys WHERE response_code = {code} LIMIT 20) k"), 20)
             .await;
     }
-    world
-        .until_count(
-            "(SELECT FROM idempotency_keys WHERE response_code = 201 AND completer_attempts > 0 LIMIT 5) k",
-            5,
-        )
-        .await;
-    world.until_count("(SELECT FROM refunds WHERE stripe_refund_id IS NOT NULL LIMIT 5) r", 5).await;
-    world.stop().await.unwrap();
+    app.until_count(
+        "(SELECT FROM idempotency_keys WHERE response_code = 201 AND completer_attempts > 0 LIMIT 5) k",
+        5,
+    )
+    .await;
+    app.until_count("(SELECT FROM refunds WHERE stripe_refund_id IS NOT NULL LIMIT 5) r", 5).await;
+    app.stop().await.unwrap();
 
-    let world = world.restarted_after_stop(|config| config.roles.simulator = false).await;
-    world.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
-    world.until_count("staged_jobs", 0).await;
+    let app = app.restarted_after_stop(|config| config.roles.simulator = false).await;
+    app.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
+    app.until_count("staged_jobs", 0).await;
     let done = async |operation| {
-        world.count(&format!("idempotency_keys WHERE response_code = 201 AND operation = '{operation}'")).await
+        app.count(&format!("idempotency_keys WHERE response_code = 201 AND operation = '{operation}'")).await
     };
     let (paid, refunded) = (done("ride").await, done("refund").await);
-    assert_eq!(world.count("rides WHERE stripe_charge_id IS NOT NULL").await, paid);
-    assert_eq!(world.count("jobs").await, paid + refunded);
-    assert_eq!(i64::try_from(world.refunds().await.len()).unwrap(), refunded);
-    assert_eq!(i64::try_from(world.charges().await.len()).unwrap(), paid);
-    world.assert_sound().await;
+    assert_eq!(app.count("rides WHERE stripe_charge_id IS NOT NULL").await, paid);
+    assert_eq!(app.count("jobs").await, paid + refunded);
+    assert_eq!(i64::try_from(app.refunds().await.len()).unwrap(), refunded);
+    assert_eq!(i64::try_from(app.charges().await.len()).unwrap(), paid);
+    app.assert_sound().await;
 }

@@ -27,16 +27,16 @@ pub(crate) fn line(number: usize, step: &str, after: &State) -> String {
 
 /// Returns the description of an action in the state before it.
 pub(crate) fn describe(action: &Action, before: &State) -> String {
-    Told { action, before }.to_string()
+    AttemptResult { action, before }.to_string()
 }
 
 /// An action, with the state before it.
-struct Told<'a> {
+struct AttemptResult<'a> {
     action: &'a Action,
     before: &'a State,
 }
 
-impl Told<'_> {
+impl AttemptResult<'_> {
     fn step(&self, worker: usize) -> &'static str {
         match self.before.workers[worker].attempt().map(|attempt| attempt.step) {
             Some(Step::LookUp) => "look-up",
@@ -50,7 +50,7 @@ impl Told<'_> {
     }
 }
 
-impl Display for Told<'_> {
+impl Display for AttemptResult<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match *self.action {
             Action::Request { worker } => write!(f, "{}: a client's request arrives", name(worker)),

@@ -1,5 +1,6 @@
 //! What every test uses: its own database, a whole supervisor on free ports, and a client.
 
+pub mod app;
 pub mod books;
 pub mod broker;
 pub mod client;
@@ -17,7 +18,6 @@ pub mod sources;
 pub mod tap;
 pub mod temp;
 pub mod tls;
-pub mod world;
 
 use std::time::Duration;
 

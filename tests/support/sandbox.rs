@@ -3,9 +3,9 @@
 use hyper::Method;
 use serde_json::json;
 
-use super::world::World;
+use super::app::TestApp;
 
-impl World {
+impl TestApp {
     /// Sets what happens to the next lists of charges, in order.
     pub async fn script_lists(&self, faults: &[&str]) {
         self.steer(Method::POST, "lists/next", &json!(faults).to_string()).await;

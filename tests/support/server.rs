@@ -9,8 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::PATIENCE;
+use super::app::TempDir;
 use super::process::free_port;
-use super::world::TempDir;
 
 pub struct Server {
     pub address: SocketAddr,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use super::world::TempDir;
+use super::app::TempDir;
 
 /// Files in PEM form: the authority's certificate, and a server's for 127.0.0.1 with its key.
 pub struct Certificates {

@@ -38,7 +38,7 @@ impl Bugs {
     }
 
     /// Removes the bug: all messages pass unchanged again.
-    pub fn uproot(&self) {
+    pub fn remove_bug(&self) {
         *self.planted() = None;
     }
 

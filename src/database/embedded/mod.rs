@@ -206,8 +206,8 @@ impl EmbeddedPostgres {
     /// A server that says it is recovering gets all the time it needs: if it were killed for being late, the next one
     /// would begin the recovery anew.
     async fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
-        let mut heard_of = Instant::now();
-        let mut announced = heard_of;
+        let mut last_answer = Instant::now();
+        let mut announced = last_answer;
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let (log, tail) = (self.log.path().to_owned(), self.log.tail());
@@ -220,12 +220,12 @@ impl EmbeddedPostgres {
                 Err(_) => return Err(self.timed_out()),
             };
             match error.code() {
-                None if heard_of.elapsed() > START_TIMEOUT => return Err(self.timed_out()),
+                None if last_answer.elapsed() > START_TIMEOUT => return Err(self.timed_out()),
                 None => {}
                 Some(&SqlState::CANNOT_CONNECT_NOW) => {
-                    heard_of = Instant::now();
+                    last_answer = Instant::now();
                     if announced.elapsed() > ANNOUNCE_EVERY {
-                        announced = heard_of;
+                        announced = last_answer;
                         tracing::info!(log = %self.log.path().display(), "Postgres is recovering; waiting for it");
                     }
                 }

@@ -17,7 +17,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Then it lets the others go first.
 const PAUSE: Duration = Duration::from_millis(500);
 /// A session that holds a lock for so long is looked at by a person.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_RETRY_TIME: Duration = Duration::from_secs(60);
 
 /// For steps that change many rows: so many at a time, without those that another session has locked.
 const BATCH: &str = "LIMIT 1000 FOR UPDATE SKIP LOCKED";
@@ -108,7 +108,7 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
         return Err(SchemaError::Version { found: version });
     }
     let mut steps: Vec<Step> = (version..VERSION).filter_map(steps_from).flatten().collect();
-    if version < VERSION || migration.has_rest().await? {
+    if version < VERSION || migration.has_unfinished_steps().await? {
         steps.extend(steps_after());
     }
     Ok(steps)
@@ -165,7 +165,7 @@ impl<'a> Migration<'a> {
     /// Returns the steps up to the next version, or those that are left of this one, or `None`.
     async fn next_steps(&self) -> Result<Option<Vec<Step>>, SchemaError> {
         Ok(match self.version().await? {
-            VERSION if self.has_rest().await? => Some(steps_after()),
+            VERSION if self.has_unfinished_steps().await? => Some(steps_after()),
             VERSION => None,
             found => Some(steps_from(found).ok_or(SchemaError::Version { found })?),
         })
@@ -177,7 +177,7 @@ impl<'a> Migration<'a> {
     }
 
     /// Returns whether an earlier process made the switch but not all steps after it.
-    async fn has_rest(&self) -> Result<bool, SchemaError> {
+    async fn has_unfinished_steps(&self) -> Result<bool, SchemaError> {
         const SQL: &str = "SELECT true FROM pg_constraint WHERE conrelid = 'idempotency_keys'::regclass
             AND (NOT convalidated OR conname = 'call_was_intended')";
         Ok(self.0.run(SQL).await?.is_some())
@@ -192,11 +192,11 @@ impl<'a> Migration<'a> {
                 Ok(None) => return Ok(()),
                 Ok(Some(changed)) if step.work == Work::Once || changed == "0" => return Ok(()),
                 Ok(Some(_)) => since = Instant::now(),
-                Err(error) if error.is_lock_trouble() && since.elapsed() < PATIENCE => {
+                Err(error) if error.is_contention() && since.elapsed() < LOCK_RETRY_TIME => {
                     tracing::warn!(step = step.what, error = chain(&error), "a table is in use; trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(error) if error.is_lock_trouble() => {
+                Err(error) if error.is_contention() => {
                     return Err(SchemaError::Blocked { step: step.what, error });
                 }
                 Err(error) => return Err(error.into()),

@@ -209,13 +209,13 @@ impl Nats {
         let mut repeated = 0;
         for sent in sent {
             deliveries.push(match sent {
-                Sent::Unfit(problem) => Delivery::Permanent(problem),
+                Sent::Rejected(problem) => Delivery::Permanent(problem),
                 Sent::Awaiting(acknowledgement) => match acknowledgement.await {
                     Ok(acknowledged) => {
                         repeated += usize::from(acknowledged.duplicate);
                         Delivery::Delivered
                     }
-                    Err(error) => Delivery::Permanent(whats_unfit(error)?),
+                    Err(error) => Delivery::Permanent(permanent_refusal(error)?),
                 },
             });
         }
@@ -227,20 +227,20 @@ impl Nats {
 
     async fn send(&self, context: &Context, job: &StagedJob) -> Result<Sent, PushError> {
         if !is_token(&job.name) {
-            return Ok(Sent::Unfit(format!("{:?} cannot be part of a subject", job.name)));
+            return Ok(Sent::Rejected(format!("{:?} cannot be part of a subject", job.name)));
         }
         let staged_at = humantime::format_rfc3339_micros(job.staged_at).to_string();
         let payload = match serde_json::to_vec(&Message { id: job.id, name: &job.name, args: &job.args, staged_at })
         {
             Ok(payload) => payload,
-            Err(error) => return Ok(Sent::Unfit(error.to_string())),
+            Err(error) => return Ok(Sent::Rejected(error.to_string())),
         };
         let id = format!("{}:{}", self.installation.simple(), job.id);
         let message = PublishMessage::build().payload(payload.into()).message_id(id);
         let subject = format!("{}.{}", self.settings.subject_prefix, job.name);
         match context.send_publish(subject, message).await {
             Ok(acknowledgement) => Ok(Sent::Awaiting(acknowledgement)),
-            Err(error) => Ok(Sent::Unfit(whats_unfit(error)?)),
+            Err(error) => Ok(Sent::Rejected(permanent_refusal(error)?)),
         }
     }
 }
@@ -272,12 +272,12 @@ impl Queue for Nats {
 enum Sent {
     Awaiting(PublishAckFuture),
     /// It can never be sent, for this reason.
-    Unfit(String),
+    Rejected(String),
 }
 
 /// Returns why this message can never be taken. Any other refusal (a full stream, no stream, no answer) concerns the
 /// whole queue and is returned as the error.
-fn whats_unfit(error: PublishError) -> Result<String, PushError> {
+fn permanent_refusal(error: PublishError) -> Result<String, PushError> {
     let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     let too_large = error.kind() == PublishErrorKind::MaxPayloadExceeded
         || refusal.is_some_and(|refusal| {

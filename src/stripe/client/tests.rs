@@ -12,7 +12,7 @@ use super::*;
 use crate::http::{Limits, json, serve};
 use crate::stripe::LookupError;
 use crate::stripe::sandbox::{ChargeStatus, Fault, Faults};
-use crate::stripe::testing::{HASTY, PATIENT, Rig, charge_of, client, free_port};
+use crate::stripe::testing::{LONG_TIMEOUT, Rig, SHORT_TIMEOUT, charge_of, client, free_port};
 
 /// The outcome's variant and, if it has one, its cause, without the details.
 fn kind(outcome: &ChargeOutcome) -> String {
@@ -82,7 +82,7 @@ async fn a_late_reply_leaves_it_open_and_a_retry_learns_the_truth() {
 async fn latency_delays_the_charge_itself() {
     let rig = Rig::start().await;
     let charge = charge_of(&rig.customer().await);
-    rig.faults.set(Faults { latency: PATIENT, ..Faults::default() });
+    rig.faults.set(Faults { latency: LONG_TIMEOUT, ..Faults::default() });
     assert_eq!(kind(&rig.hasty_client().charge(&charge).await), "unknown: timed out");
     assert_eq!(rig.ledger.charges().len(), 0);
     assert_eq!(kind(&rig.client.charge(&charge).await), "refused: 409", "the first request is still in progress");
@@ -139,16 +139,16 @@ async fn not_sent_is_claimed_only_when_it_is_certain() {
     let address = silent.local_addr().expect("a bound socket");
     // The kernel takes the connection, but no server answers. A TLS handshake cannot end, so nothing was sent; a plain
     // request is on its way.
-    let tls = client(&format!("https://{address}"), HASTY).charge(&charge).await;
+    let tls = client(&format!("https://{address}"), SHORT_TIMEOUT).charge(&charge).await;
     assert_eq!(kind(&tls), "not sent: timed out");
-    let plain = client(&format!("http://{address}"), HASTY).charge(&charge).await;
+    let plain = client(&format!("http://{address}"), SHORT_TIMEOUT).charge(&charge).await;
     assert_eq!(kind(&plain), "unknown: timed out");
     drop(silent);
-    let refused = client(&format!("http://{address}"), PATIENT).charge(&charge).await;
+    let refused = client(&format!("http://{address}"), LONG_TIMEOUT).charge(&charge).await;
     assert_eq!(kind(&refused), "not sent: connect");
 
     let rig = Rig::start().await;
-    let no_tls = client(&format!("https://{}", rig.address), PATIENT).charge(&charge).await;
+    let no_tls = client(&format!("https://{}", rig.address), LONG_TIMEOUT).charge(&charge).await;
     assert_eq!(kind(&no_tls), "not sent: connect");
 }
 
@@ -158,7 +158,7 @@ async fn charge_at(status: u16, body: &'static str) -> (ChargeOutcome, usize) {
     let address = listener.address();
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&requests);
-    let limits = Limits { connections: 8, head_timeout: PATIENT };
+    let limits = Limits { connections: 8, head_timeout: LONG_TIMEOUT };
     let server = tokio::spawn(async move {
         serve(&listener, limits, CancellationToken::new(), move |_, _| {
             counted.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +168,8 @@ async fn charge_at(status: u16, body: &'static str) -> (ChargeOutcome, usize) {
         })
         .await;
     });
-    let outcome = client(&format!("http://{address}/proxied/"), PATIENT).charge(&charge_of("cus_anybody")).await;
+    let outcome =
+        client(&format!("http://{address}/proxied/"), LONG_TIMEOUT).charge(&charge_of("cus_anybody")).await;
     server.abort();
     (outcome, requests.load(Ordering::Relaxed))
 }
@@ -229,7 +230,8 @@ async fn a_lookup_that_cannot_end_is_not_taken_for_an_absence() {
     let key = Uuid::new_v4();
     let unreachable = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = unreachable.local_addr().expect("a bound socket");
-    let unanswered = client(&format!("http://{address}"), HASTY).find_charge("cus_1", key, UNIX_EPOCH).await;
+    let unanswered =
+        client(&format!("http://{address}"), SHORT_TIMEOUT).find_charge("cus_1", key, UNIX_EPOCH).await;
     assert!(matches!(unanswered, Err(LookupError::Transient(CallError::Unknown(_)))), "{unanswered:?}");
 
     let rig = Rig::start().await;
@@ -248,13 +250,13 @@ async fn all_pages_of_a_lookup_share_one_deadline() {
         assert_eq!(kind(&rig.client.charge(&charge_of(&customer)).await), "charged");
     }
     // Each page comes well within the deadline, and all of them do not.
-    let latency = HASTY.as_millis() / 4;
+    let latency = SHORT_TIMEOUT.as_millis() / 4;
     let listing = format!(r#"{{"page": 1, "latency": "{latency}ms"}}"#);
     rig.send("PUT /_sandbox/lists", "", &listing).await;
     let (key, began) = (Uuid::new_v4(), Instant::now());
     let late = rig.hasty_client().find_charge(&customer, key, UNIX_EPOCH).await;
     assert!(matches!(late, Err(LookupError::Transient(CallError::Unknown(Unknown::TimedOut(_))))), "{late:?}");
-    assert!(began.elapsed() >= HASTY);
+    assert!(began.elapsed() >= SHORT_TIMEOUT);
     assert_eq!(rig.client.find_charge(&customer, key, UNIX_EPOCH).await.expect("in time"), None);
 }
 
@@ -297,7 +299,7 @@ fn settings_that_cannot_work_are_refused_without_showing_the_key() {
         assert!(parse_base(base).is_err(), "{base}");
     }
 
-    let client = |key: &str| Client::new("http://127.0.0.1:1", &key.into(), PATIENT);
+    let client = |key: &str| Client::new("http://127.0.0.1:1", &key.into(), LONG_TIMEOUT);
     assert!(!format!("{:?}", client("sk_secret").expect("valid settings")).contains("sk_secret"));
     for key in ["", "sk_secret\r\nX: y"] {
         let error = client(key).expect_err("not a header");

@@ -31,7 +31,7 @@ async fn no_crash_in_foul_weather_doubles_or_orphans_a_call() {
     let scenarios =
         Kind::ALL.into_iter().flat_map(|kind| [Scenario::FreshRequest(kind), Scenario::Completion(kind)]);
     let unbroken =
-        scenarios.flat_map(|scenario| Weather::foul().into_iter().map(move |w| Run::unbroken(scenario, w)));
+        scenarios.flat_map(|scenario| Weather::faulty().into_iter().map(move |w| Run::unbroken(scenario, w)));
     let mut ended = play_all(unbroken.collect()).await;
     let groups = ended.len();
     let mut wrong = violations(&ended);
@@ -44,7 +44,7 @@ async fn no_crash_in_foul_weather_doubles_or_orphans_a_call() {
         let charge = boundaries.iter().position(|boundary| boundary.target == Target::Stripe).expect("a charge");
         for n in 0..boundaries.len() {
             for cut in CUTS {
-                let must = run.weather.charges_in_secret() && n == charge + 1 && cut == Fault::Kill;
+                let must = run.weather.charges_without_reply() && n == charge + 1 && cut == Fault::Kill;
                 if must { &mut always } else { &mut others }.push(run.broken_at(&boundaries, n, cut));
             }
         }

@@ -6,8 +6,8 @@ use super::work::{LAST, work};
 use crate::kind::Kind;
 use crate::lane::{CLAIM, Lane, Service};
 use crate::proxy::{Boundary, Fault, Plan};
+use crate::support::app::pool;
 use crate::support::client::{DECLINED_USER, Post, new_key};
-use crate::support::world::pool;
 use crate::weather::Weather;
 
 /// A scenario in which faults strike.
@@ -56,7 +56,7 @@ impl Scenario {
     pub async fn play(self, lane: &Lane, weather: Weather, plan: Plan) -> Played {
         match self {
             Self::FreshRequest(kind) => {
-                let post = kind.request(&lane.world).await;
+                let post = kind.request(&lane.app).await;
                 ask(lane, weather, plan, kind, post, false, 201).await
             }
             Self::DeclinedRequest => {
@@ -64,7 +64,7 @@ impl Scenario {
                 ask(lane, weather, plan, Kind::Ride, post, false, 402).await
             }
             Self::RepeatedRequest(kind) => {
-                let post = kind.request(&lane.world).await;
+                let post = kind.request(&lane.app).await;
                 ask(lane, weather, plan, kind, post, true, 201).await
             }
             Self::Completion(kind) => complete(lane, weather, plan, kind).await,
@@ -116,7 +116,7 @@ async fn ask(
     drop(service);
 
     assert!(replay.is_replay(), "{replay:?}");
-    for replay in [replay, lane.world.post(post).await] {
+    for replay in [replay, lane.app.post(post).await] {
         assert_eq!((answer.status, &answer.body), (replay.status, &replay.body), "replayed byte for byte");
     }
     lane.assert_exactly_once(before, kind.leaves(answer.status == 201)).await;
@@ -125,17 +125,17 @@ async fn ask(
 
 /// The completer finishes what a client left half-way.
 async fn complete(lane: &Lane, weather: Weather, plan: Plan, kind: Kind) -> Played {
-    let post = kind.request(&lane.world).await;
+    let post = kind.request(&lane.app).await;
     let before = lane.books().await;
-    assert_eq!(lane.world.post(post.clone().raising()).await.status, 500);
-    lane.world.execute("UPDATE idempotency_keys SET next_attempt_at = now() WHERE response_code IS NULL").await;
+    assert_eq!(lane.app.post(post.clone().raising()).await.status, 500);
+    lane.app.execute("UPDATE idempotency_keys SET next_attempt_at = now() WHERE response_code IS NULL").await;
     lane.script.arm_from(CLAIM, plan);
     let mut service = Service::start(lane, "completer", weather).await;
     service.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
     let played = Played::end(lane, &service);
     drop(service);
 
-    let answer = lane.world.post(post).await;
+    let answer = lane.app.post(post).await;
     assert!(answer.is_replay() && weather.may_end_with(kind, 201).contains(&answer.status), "{answer:?}");
     lane.assert_exactly_once(before, kind.leaves(answer.status == 201)).await;
     played
@@ -145,7 +145,7 @@ async fn complete(lane: &Lane, weather: Weather, plan: Plan, kind: Kind) -> Play
 async fn drain(lane: &Lane, plan: Plan) -> Played {
     let before = lane.books().await;
     for _ in 0..3 {
-        assert_eq!(lane.world.post(Post::default()).await.status, 201);
+        assert_eq!(lane.app.post(Post::default()).await.status, 201);
     }
     lane.script.arm_from("delete staged_jobs", plan);
     let mut service = Service::start(lane, "enqueuer", Weather::FAIR).await;
@@ -154,7 +154,7 @@ async fn drain(lane: &Lane, plan: Plan) -> Played {
     drop(service);
 
     lane.assert_exactly_once(before, Kind::Ride.leaves(true) * 3).await;
-    assert_eq!(lane.world.count("jobs").await, before.jobs + 3, "all delivered");
+    assert_eq!(lane.app.count("jobs").await, before.jobs + 3, "all delivered");
     played
 }
 
@@ -163,9 +163,9 @@ async fn drain(lane: &Lane, plan: Plan) -> Played {
 async fn reap(lane: &Lane, plan: Plan) -> Played {
     let before = lane.books().await;
     let (finished, unfinished) = (new_key(), new_key());
-    assert_eq!(lane.world.post(Post::default().key(&finished)).await.status, 201);
-    assert_eq!(lane.world.post(Post::default().key(&unfinished).raising()).await.status, 500);
-    lane.world
+    assert_eq!(lane.app.post(Post::default().key(&finished)).await.status, 201);
+    assert_eq!(lane.app.post(Post::default().key(&unfinished).raising()).await.status, 500);
+    lane.app
         .execute(
             "UPDATE idempotency_keys SET created_at = now() - interval '73 hours',
                  last_run_at = now() - interval '73 hours', next_attempt_at = now() + interval '1 hour'",
@@ -177,10 +177,10 @@ async fn reap(lane: &Lane, plan: Plan) -> Played {
     let played = Played::end(lane, &service);
     drop(service);
 
-    let parked_id: i64 = lane.world.get("SELECT id FROM idempotency_keys WHERE parked_at IS NOT NULL").await;
-    let retried = parked::retry(&pool(&lane.world.database_config).await, &[parked_id]).await.unwrap();
+    let parked_id: i64 = lane.app.get("SELECT id FROM idempotency_keys WHERE parked_at IS NOT NULL").await;
+    let retried = parked::retry(&pool(&lane.app.database_config).await, &[parked_id]).await.unwrap();
     assert_eq!(retried, [parked_id]);
-    let answer = lane.world.post(Post::default().key(&unfinished)).await;
+    let answer = lane.app.post(Post::default().key(&unfinished)).await;
     assert_eq!((answer.status, answer.is_replay()), (201, false), "{answer:?}");
     lane.assert_exactly_once(before, Kind::Ride.leaves(true) * 2).await;
     played

@@ -15,8 +15,8 @@ pub const LAST: &str = "execute update jobs + insert receipts";
 /// The worker sends the receipt of a ride. However often it has to start again, there is one file for the ride.
 pub async fn work(lane: &Lane, plan: Plan) -> Played {
     let before = lane.books().await;
-    assert_eq!(lane.world.post(Post::default()).await.status, 201);
-    let ride: i64 = lane.world.get("SELECT max(id) FROM rides").await;
+    assert_eq!(lane.app.post(Post::default()).await.status, 201);
+    let ride: i64 = lane.app.get("SELECT max(id) FROM rides").await;
     lane.deliver().await;
     lane.script.arm_from(CLAIM, plan);
     let mut service = Service::start(lane, "worker", Weather::FAIR).await;
@@ -24,7 +24,7 @@ pub async fn work(lane: &Lane, plan: Plan) -> Played {
     let played = Played::end(lane, &service);
     drop(service);
 
-    assert_eq!(lane.world.count(&format!("receipts WHERE ride_id = {ride}")).await, 1, "recorded");
+    assert_eq!(lane.app.count(&format!("receipts WHERE ride_id = {ride}")).await, 1, "recorded");
     let name = format!("receipt-{ride}-");
     let files = std::fs::read_dir(lane.receipts()).unwrap().map(|file| file.unwrap().file_name());
     assert_eq!(files.filter(|file| file.to_string_lossy().starts_with(&name)).count(), 1, "files");

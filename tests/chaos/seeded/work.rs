@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::super::proxy::{Fault, Strike};
 use super::Stage;
+use crate::support::app::pool;
 use crate::support::client::Post;
-use crate::support::world::pool;
 
 /// The disk that receipts are written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -47,14 +47,14 @@ async fn stop_everywhere(kind: Kind, roles: &'static str) -> (usize, usize) {
         }
     }
     lane.deliver().await;
-    lane.world.assert_sound().await;
+    lane.app.assert_sound().await;
     (boundaries.len(), rounds)
 }
 
 /// Returns the boundaries of one piece of work that nothing stops.
 async fn discover(lane: &Lane, kind: Kind, roles: &str) -> Vec<Boundary> {
     let (mut process, work, post) = begin(lane, kind, roles, Plan::new()).await;
-    eventually("an answer", async || (is_finished(&lane.world, &post).await == Some(true)).then_some(())).await;
+    eventually("an answer", async || (is_finished(&lane.app, &post).await == Some(true)).then_some(())).await;
     work.await.unwrap();
     process.signal(Signal::SIGTERM);
     process.exit().await;
@@ -70,10 +70,10 @@ async fn stand_still(lane: &Lane, kind: Kind, roles: &str, strike: Strike) {
     let (mut process, work, post) = begin(lane, kind, roles, vec![strike]).await;
     lane.script.until_held().await;
     process.signal(Signal::SIGSTOP);
-    expire_lease(&lane.world, &post).await;
-    assert_eq!(lane.world.post(post.clone()).await.status, 201, "{context}: the successor");
+    expire_lease(&lane.app, &post).await;
+    assert_eq!(lane.app.post(post.clone()).await.status, 201, "{context}: the successor");
 
-    let before = digest(&lane.world).await;
+    let before = digest(&lane.app).await;
     process.signal(Signal::SIGCONT);
     lane.script.release();
     if let Some(answer) = work.await.unwrap() {
@@ -81,7 +81,7 @@ async fn stand_still(lane: &Lane, kind: Kind, roles: &str, strike: Strike) {
     }
     process.signal(Signal::SIGTERM);
     assert!(process.exit().await.success(), "{context}: {:#?}", process.log());
-    assert_eq!(digest(&lane.world).await, before, "{context}: the stale process wrote something");
+    assert_eq!(digest(&lane.app).await, before, "{context}: the stale process wrote something");
     // Whether a call was made twice is checked by the invariants, once all rounds are done.
     lane.script.disarm();
 }
@@ -90,10 +90,10 @@ type Work = JoinHandle<Option<Answer>>;
 
 /// Starts a process and gives it work: to an API a request, to a completer a request that a client has left half-way.
 async fn begin(lane: &Lane, kind: Kind, roles: &str, plan: Plan) -> (Process, Work, Post) {
-    let post = kind.request(&lane.world).await;
+    let post = kind.request(&lane.app).await;
     if roles == "completer" {
-        assert_eq!(lane.world.post(post.clone().raising()).await.status, 500);
-        expire_lease(&lane.world, &post).await;
+        assert_eq!(lane.app.post(post.clone().raising()).await.status, 500);
+        expire_lease(&lane.app, &post).await;
         lane.script.arm_from(CLAIM, plan);
         return (lane.spawn(roles), tokio::spawn(async { None }), post);
     }

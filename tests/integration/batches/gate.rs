@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use super::{Case, Stage, WaitsFor, spawn};
-use crate::support::world::World;
+use crate::support::app::TestApp;
 use crate::support::{cluster, eventually_mut};
 
 /// Batches of one kind that may be under way at once.
@@ -29,7 +29,7 @@ impl Gate {
     /// Fills all slots with plain callers.
     pub(super) async fn shut<C: Case>(stage: &Stage) -> Self {
         let callers = stage.plain_callers::<C>(2 * LANES).await;
-        let holder = cluster::connect(&stage.world.database_config).await;
+        let holder = cluster::connect(&stage.app.database_config).await;
         let held: Vec<i64> = callers.iter().map(C::locks).collect();
         hold(&holder, C::WAITS_FOR, &held).await;
         Self::fill(stage, holder, callers).await
@@ -40,7 +40,7 @@ impl Gate {
         let mut gate = Self { holder, ahead: JoinSet::new() };
         let mut callers = callers.into_iter();
         eventually_mut("all places taken", async || {
-            if waiting(&stage.world).await == LANES {
+            if waiting(&stage.app).await == LANES {
                 return Some(());
             }
             let call = spawn(callers.next()?, &stage.database);
@@ -87,8 +87,8 @@ pub(super) async fn hold(session: &Client, what: WaitsFor, rows: &[i64]) {
 }
 
 /// Returns how many sessions wait for a lock, each with one statement.
-pub(super) async fn waiting(world: &World) -> usize {
+pub(super) async fn waiting(app: &TestApp) -> usize {
     let waiting =
-        world.count("pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()").await;
+        app.count("pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()").await;
     usize::try_from(waiting).expect("a count")
 }

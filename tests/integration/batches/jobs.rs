@@ -5,8 +5,8 @@ use atomic_phases::queue::work::JobLease;
 use uuid::Uuid;
 
 use super::{Case, Stage, WaitsFor, refusal};
+use crate::support::app::TestApp;
 use crate::support::receipts::{SentReceipt, finish};
-use crate::support::world::World;
 
 /// A job that was worked, and the receipt that it sent.
 pub(super) struct Finishes {
@@ -25,7 +25,7 @@ impl Case for Finishes {
         let token = Uuid::new_v4();
         let sql = "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, lease_token)
                    SELECT nextval('staged_jobs_id_seq'), 'n', '{}', now(), $1 RETURNING staged_id";
-        let job_id: i64 = stage.world.query(sql, &[&token]).await[0].get(0);
+        let job_id: i64 = stage.app.query(sql, &[&token]).await[0].get(0);
         let lease = match n % 4 {
             0 | 1 => JobLease { job_id, token },
             2 => JobLease { job_id, token: Uuid::new_v4() },
@@ -56,12 +56,12 @@ impl Case for Finishes {
         self.lease.job_id
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
+    async fn check(&self, app: &TestApp) -> Option<i64> {
         let finished = self.good && !self.refused;
         let job = "SELECT FROM jobs WHERE staged_id = $1 AND finished_at IS NOT NULL AND lease_token IS NULL";
-        assert_eq!(world.query(job, &[&self.lease.job_id]).await.len(), usize::from(finished));
+        assert_eq!(app.query(job, &[&self.lease.job_id]).await.len(), usize::from(finished));
         let recorded = "SELECT message_id FROM receipts WHERE staged_id = $1";
-        let recorded = world.query(recorded, &[&self.lease.job_id]).await;
+        let recorded = app.query(recorded, &[&self.lease.job_id]).await;
         let messages: Vec<String> = recorded.iter().map(|row| row.get(0)).collect();
         let sent = self.sent.as_ref().filter(|_| finished).map(|sent| sent.message_id.clone());
         assert_eq!(messages, Vec::from_iter(sent));

@@ -9,9 +9,9 @@ use tokio_postgres::types::Json;
 use uuid::Uuid;
 
 use super::{Case, Stage, WaitsFor, refusal};
+use crate::support::app::TestApp;
 use crate::support::client::new_key;
 use crate::support::keys::{self, LOCK, PlainState, lease, plain, request};
-use crate::support::world::World;
 
 const KEYS: WaitsFor = WaitsFor::Row("idempotency_keys", "id");
 const KEY: (&str, &str) = ("idempotency_keys", "id");
@@ -116,9 +116,9 @@ impl Case for Asks {
         self.expected.clone()
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
+    async fn check(&self, app: &TestApp) -> Option<i64> {
         let sql = "SELECT id FROM idempotency_keys WHERE user_id = $1 AND idempotency_key = $2";
-        let rows = world.query(sql, &[&self.request.user_id, &self.request.key.as_str()]).await;
+        let rows = app.query(sql, &[&self.request.user_id, &self.request.key.as_str()]).await;
         let written = self.expected != "refused" && !self.expected.starts_with("not admitted");
         assert_eq!(rows.len(), usize::from(written));
         let new = self.expected == "attempt 1";
@@ -145,7 +145,7 @@ impl Case for TakesOver {
         let key_id = lease.key_id;
         if n % 6 == 1 {
             let sql = "UPDATE idempotency_keys SET locked_at = now() - make_interval(secs => $2) WHERE id = $1";
-            stage.world.query(sql, &[&key_id, &LOCK.as_secs_f64()]).await;
+            stage.app.query(sql, &[&key_id, &LOCK.as_secs_f64()]).await;
         } else {
             release(&stage.database, &lease, "for a test").await.unwrap();
         }
@@ -183,7 +183,7 @@ impl Case for TakesOver {
         self.key_id
     }
 
-    async fn check(&self, _: &World) -> Option<i64> {
+    async fn check(&self, _: &TestApp) -> Option<i64> {
         (self.expected == "attempt 2").then_some(self.key_id)
     }
 }
@@ -250,11 +250,11 @@ impl Case for Advances {
         self.0.lease.key_id
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
+    async fn check(&self, app: &TestApp) -> Option<i64> {
         let key_id = self.0.lease.key_id;
         let advanced = "SELECT FROM idempotency_keys
                         WHERE id = $1 AND recovery_point = 'half_way' AND step = 2 AND state = jsonb_build_object('of', id)";
-        assert_eq!(world.query(advanced, &[&key_id]).await.len(), usize::from(self.0.good));
+        assert_eq!(app.query(advanced, &[&key_id]).await.len(), usize::from(self.0.good));
         self.0.good.then_some(key_id)
     }
 }
@@ -302,15 +302,15 @@ impl Case for Finishes {
         self.held.lease.key_id
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
+    async fn check(&self, app: &TestApp) -> Option<i64> {
         let finished = self.held.good && !self.refused;
         let (key_id, token) = (self.held.lease.key_id, self.held.lease.token.to_string());
         let answered = "SELECT FROM idempotency_keys WHERE id = $1 AND recovery_point = 'finished' AND step = 32767
                         AND response_code = 201 AND response_body::text = $2 AND last_error IS NULL";
-        assert_eq!(world.query(answered, &[&key_id, &self.response.body]).await.len(), usize::from(finished));
+        assert_eq!(app.query(answered, &[&key_id, &self.response.body]).await.len(), usize::from(finished));
         let staged = "SELECT FROM staged_jobs WHERE job_name = 'a_job' AND job_args ->> 'of' = $1";
         let jobs = if finished { self.jobs.len() } else { 0 };
-        assert_eq!(world.query(staged, &[&token]).await.len(), jobs);
+        assert_eq!(app.query(staged, &[&token]).await.len(), jobs);
         finished.then_some(key_id)
     }
 }
@@ -348,13 +348,13 @@ impl Case for Releases {
         self.held.lease.key_id
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
+    async fn check(&self, app: &TestApp) -> Option<i64> {
         if self.error == "\0" {
             return None;
         }
         let key_id = self.held.lease.key_id;
         let released = "SELECT FROM idempotency_keys WHERE id = $1 AND last_error = $2 AND lease_token IS NULL";
-        assert_eq!(world.query(released, &[&key_id, &self.error]).await.len(), usize::from(self.held.good));
+        assert_eq!(app.query(released, &[&key_id, &self.error]).await.len(), usize::from(self.held.good));
         self.held.good.then_some(key_id)
     }
 }

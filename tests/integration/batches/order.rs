@@ -23,16 +23,16 @@ async fn locks_in_order<C: Case>() {
     let rows: Vec<i64> = callers.iter().map(C::locks).collect();
     let (last, before) = rows.split_last().unwrap();
     let gate = Gate::shut::<C>(&stage).await;
-    let session = cluster::connect(&stage.world.database_config).await;
+    let session = cluster::connect(&stage.app.database_config).await;
     hold(&session, C::WAITS_FOR, &[*last]).await;
     // They arrive in the opposite order.
     let calls: Vec<_> = callers.into_iter().rev().map(|caller| spawn(caller, &stage.database)).collect();
     gate.until_all_wait(&stage).await;
     gate.open().await;
 
-    eventually("the batch waits for the last row", async || (waiting(&stage.world).await == 1).then_some(())).await;
+    eventually("the batch waits for the last row", async || (waiting(&stage.app).await == 1).then_some(())).await;
     let free = format!("SELECT {column} FROM {table} WHERE {column} = ANY($1) FOR UPDATE SKIP LOCKED");
-    let free = stage.world.query(&free, &[&before]).await;
+    let free = stage.app.query(&free, &[&before]).await;
     assert!(free.is_empty(), "{}: {} rows before the last are not locked yet", C::COVERS, free.len());
     session.batch_execute("ROLLBACK").await.unwrap();
     for call in calls {
@@ -76,7 +76,7 @@ async fn of_jobs_finished() {
 async fn of_new_keys() {
     let stage = Stage::new().await;
     let callers = stage.plain_callers::<keys::Asks>(2 * LANES).await;
-    let holder = cluster::connect(&stage.world.database_config).await;
+    let holder = cluster::connect(&stage.app.database_config).await;
     holder.batch_execute("BEGIN").await.unwrap();
     for caller in &callers {
         insert(&holder, caller.request.key.as_str()).await.unwrap();
@@ -86,7 +86,7 @@ async fn of_new_keys() {
     let mut texts: Vec<String> = (0..WIDTH).map(|_| new_key()).collect();
     texts.sort();
     let (last, before) = texts.split_last().unwrap();
-    let session = cluster::connect(&stage.world.database_config).await;
+    let session = cluster::connect(&stage.app.database_config).await;
     session.batch_execute("BEGIN").await.unwrap();
     insert(&session, last).await.unwrap();
     let calls: Vec<_> = texts
@@ -100,10 +100,10 @@ async fn of_new_keys() {
     gate.until_all_wait(&stage).await;
     gate.open().await;
 
-    eventually("the batch waits for the last key", async || (waiting(&stage.world).await == 1).then_some(())).await;
-    stage.world.execute("SET lock_timeout = '50ms'").await;
+    eventually("the batch waits for the last key", async || (waiting(&stage.app).await == 1).then_some(())).await;
+    stage.app.execute("SET lock_timeout = '50ms'").await;
     for text in before {
-        let taken = insert(&stage.world.database, text).await.unwrap_err();
+        let taken = insert(&stage.app.database, text).await.unwrap_err();
         assert_eq!(taken.code(), Some(&SqlState::LOCK_NOT_AVAILABLE), "a key before the last is not inserted yet");
     }
     session.batch_execute("ROLLBACK").await.unwrap();

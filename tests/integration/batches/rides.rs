@@ -10,9 +10,9 @@ use rocket_rides_atomic::rides::{PRICE, RideParams, Rides};
 use uuid::Uuid;
 
 use super::{Case, Stage, WaitsFor, refusal};
+use crate::support::app::TestApp;
 use crate::support::client::new_key;
 use crate::support::keys::{LOCK, engine, expect_lease};
-use crate::support::world::World;
 
 const RIDE: Option<(&str, &str)> = Some(("rides", "idempotency_key_id"));
 
@@ -35,12 +35,12 @@ fn new_request() -> Request<RideParams> {
 
 fn rides(stage: &Stage) -> Executor<Rides> {
     let day = Duration::from_secs(24 * 3600);
-    let rides = Rides { stripe: stage.world.stripe(), key_retention: day, price: PRICE };
+    let rides = Rides { stripe: stage.app.stripe(), key_retention: day, price: PRICE };
     Executor::new(engine(&stage.database, LOCK), rides)
 }
 
 /// Asserts that the request has one ride, with its coordinates and an audit record. Returns the ride and its charge.
-async fn ride(world: &World, request: &Request<RideParams>) -> (i64, Option<String>) {
+async fn ride(app: &TestApp, request: &Request<RideParams>) -> (i64, Option<String>) {
     let RideParams { origin_lat, origin_lon, target_lat, target_lon } = request.params;
     let sql = "SELECT r.id, r.stripe_charge_id FROM rides r
                JOIN idempotency_keys k ON k.id = r.idempotency_key_id
@@ -52,7 +52,7 @@ async fn ride(world: &World, request: &Request<RideParams>) -> (i64, Option<Stri
                  AND k.state -> 'charge' ->> 'description' = 'Rocket ride ' || r.id";
     let (key, ip) = (request.key.as_str(), request.origin_ip.to_string());
     let rows =
-        world.query(sql, &[&key, &request.user_id, &origin_lat, &origin_lon, &target_lat, &target_lon, &ip]).await;
+        app.query(sql, &[&key, &request.user_id, &origin_lat, &origin_lon, &target_lat, &target_lon, &ip]).await;
     assert_eq!(rows.len(), 1, "key {key}");
     (rows[0].get(0), rows[0].get(1))
 }
@@ -106,9 +106,9 @@ impl Case for Opens {
         self.expected.to_owned()
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
+    async fn check(&self, app: &TestApp) -> Option<i64> {
         if self.expected == "raised" {
-            assert_eq!(ride(world, &self.request).await.1, None);
+            assert_eq!(ride(app, &self.request).await.1, None);
         }
         None
     }
@@ -163,12 +163,12 @@ impl Case for Pays {
         self.lease.key_id
     }
 
-    async fn check(&self, world: &World) -> Option<i64> {
-        let (ride_id, charge) = ride(world, &self.request).await;
+    async fn check(&self, app: &TestApp) -> Option<i64> {
+        let (ride_id, charge) = ride(app, &self.request).await;
         assert_eq!(charge.is_some(), self.expected == "201");
         let charge = charge?;
         let path = format!("/v1/charges/{charge}");
-        let charge = world.sandbox.call(hyper::Method::GET, &path, "").await.json();
+        let charge = app.sandbox.call(hyper::Method::GET, &path, "").await.json();
         assert_eq!(charge["metadata"]["ride_id"], ride_id.to_string(), "{charge}");
         assert_eq!(charge["metadata"]["idempotency_key"], self.lease.foreign_call.key.to_string(), "{charge}");
         Some(self.lease.key_id)
@@ -182,7 +182,7 @@ async fn a_lease_on_a_ride_says_what_is_sent_to_stripe() {
     let opened = rides(&stage).open(&new_request()).await.unwrap();
     let Opened::Lease(lease) = opened else { panic!("{opened:?}") };
     let state: serde_json::Value = serde_json::from_str(&lease.state).unwrap();
-    let customer: String = stage.world.get("SELECT stripe_customer_id FROM users WHERE id = 1").await;
+    let customer: String = stage.app.get("SELECT stripe_customer_id FROM users WHERE id = 1").await;
     assert_eq!(state["charge"]["customer"], customer);
     assert_eq!((&state["charge"]["amount"], &state["charge"]["currency"]), (&2000.into(), &"usd".into()));
 }

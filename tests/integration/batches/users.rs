@@ -18,7 +18,7 @@ fn words(found: Result<Option<User>, DatabaseError>) -> String {
 async fn insert(stage: &Stage) -> (String, String) {
     let (email, customer) = (format!("{}@example.com", Uuid::new_v4()), format!("cus_{}", Uuid::new_v4()));
     let sql = "INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2) RETURNING id";
-    let id: i64 = stage.world.query(sql, &[&email, &customer]).await[0].get(0);
+    let id: i64 = stage.app.query(sql, &[&email, &customer]).await[0].get(0);
     (email, format!("user {id} of {customer}"))
 }
 

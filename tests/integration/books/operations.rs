@@ -1,9 +1,9 @@
 //! What `verify` says of rides, refunds and their receipts: each offence that a rule can name is shown by the least change that
 //! is one, and what looks like one and is none is passed over.
 
+use crate::support::app::TestApp;
 use crate::support::books::LIVE;
 use crate::support::client::{Answer, DECLINED_USER, Post};
-use crate::support::world::World;
 
 const TABLES: [&str; 7] =
     ["idempotency_keys", "rides", "refunds", "audit_records", "staged_jobs", "receipts", "users"];
@@ -20,27 +20,27 @@ fn ride(answer: &Answer) -> i64 {
 
 /// Four rides: `a` was paid, `b` is not finished, `c` was declined, and `d` was paid and refunded. Jobs are staged.
 struct Rides {
-    world: World,
+    app: TestApp,
     words: [(&'static str, String); 6],
 }
 
 impl Rides {
     async fn new() -> Self {
-        let world = World::start().await;
-        let a = ride(&world.post(Post::default()).await);
-        assert_eq!(world.post(Post::default().raising()).await.status, 500);
-        let b: i64 = world.get("SELECT max(id) FROM rides").await;
-        assert_eq!(world.post(Post::default().user(DECLINED_USER)).await.status, 402);
-        let c: i64 = world.get("SELECT max(id) FROM rides").await;
-        let d = ride(&world.post(Post::default()).await);
-        assert_eq!(world.post(Post::refund(d)).await.status, 201);
+        let app = TestApp::start().await;
+        let a = ride(&app.post(Post::default()).await);
+        assert_eq!(app.post(Post::default().raising()).await.status, 500);
+        let b: i64 = app.get("SELECT max(id) FROM rides").await;
+        assert_eq!(app.post(Post::default().user(DECLINED_USER)).await.status, 402);
+        let c: i64 = app.get("SELECT max(id) FROM rides").await;
+        let d = ride(&app.post(Post::default()).await);
+        assert_eq!(app.post(Post::refund(d)).await.status, 201);
         let kept = TABLES.map(|table| format!("CREATE TABLE kept_{table} AS TABLE {table};"));
-        world.database.batch_execute(&kept.concat()).await.unwrap();
-        world.database.batch_execute(UNGUARDED).await.unwrap();
+        app.database.batch_execute(&kept.concat()).await.unwrap();
+        app.database.batch_execute(UNGUARDED).await.unwrap();
         let key = |ride: &str| format!("(SELECT idempotency_key_id FROM rides WHERE id = {ride})");
         let [a, b, c, d] = [a, b, c, d].map(|id| id.to_string());
         let words = [("$key_a", key(&a)), ("$key_b", key(&b)), ("$a", a), ("$b", b), ("$c", c), ("$d", d)];
-        Self { world, words }
+        Self { app, words }
     }
 
     fn fill(&self, text: &str) -> String {
@@ -51,7 +51,7 @@ impl Rides {
         for table in TABLES {
             let back =
                 format!("DELETE FROM {table}; INSERT INTO {table} OVERRIDING SYSTEM VALUE TABLE kept_{table}");
-            self.world.tamper(&back).await;
+            self.app.tamper(&back).await;
         }
     }
 
@@ -59,8 +59,8 @@ impl Rides {
     async fn assert_shown(&self, cases: &[(&str, &str, &[&str], &str)]) {
         for &(what, change, shown, hidden) in cases {
             self.restore().await;
-            self.world.tamper(&self.fill(change)).await;
-            let report = self.world.verify(LIVE).await;
+            self.app.tamper(&self.fill(change)).await;
+            let report = self.app.verify(LIVE).await;
             if shown.is_empty() && hidden.is_empty() {
                 assert!(report.violated().is_empty(), "{what}: {report}");
             }

@@ -9,7 +9,7 @@ use rocket_rides_atomic::stripe::sandbox::Fault;
 
 use super::gate::{self, Fate};
 use super::moves::Probe;
-use super::operation::{self, Told, Walked, attempt, complete};
+use super::operation::{self, AttemptResult, Walked, attempt, complete};
 use super::seat::Next;
 use super::times::{KEY_RETENTION, Known, LEASE, RETENTION, RETRY_AFTER, STRIPE_TIMEOUT};
 use super::walk::{Walk, just_fits};
@@ -46,7 +46,7 @@ impl<O: Walked> Walk<'_, O> {
                 self.asks(worker, self.stage.operation.message(Step::LookUp), fate).await
             }
             Action::Charge { worker, outcome } => self.charge(worker, outcome, manner, before).await,
-            Action::GiveUp { worker } => self.ends(worker, Told::LeaseLost).await,
+            Action::GiveUp { worker } => self.ends(worker, AttemptResult::LeaseLost).await,
             Action::Tell { worker } => match before.workers[worker] {
                 Worker::Answering(response) => self.answers(worker, response).await,
                 Worker::Idle | Worker::Attempting(_) => Err("nothing to tell".to_owned()),
@@ -85,26 +85,26 @@ impl<O: Walked> Walk<'_, O> {
     pub(super) async fn probe(&mut self, probe: Probe) -> Result<(), String> {
         let mut request = self.stage.operation.request(&self.opening.user, &self.opening.key);
         let expected = match probe {
-            Probe::RepeatedUnderLease => Told::InProgress,
-            Probe::RepeatedParked => Told::Parked,
+            Probe::RepeatedUnderLease => AttemptResult::InProgress,
+            Probe::RepeatedParked => AttemptResult::Parked,
             Probe::OtherParameters => {
                 request = self.stage.operation.other_request(request);
-                Told::Mismatch
+                AttemptResult::Mismatch
             }
             Probe::OtherPath => {
                 request.path.push_str("/elsewhere");
-                Told::Mismatch
+                AttemptResult::Mismatch
             }
             Probe::Claim => return self.claims_nothing().await,
             Probe::Reap => return self.reaps_nothing().await,
             Probe::ClaimLocked | Probe::ReapLocked => {
                 let lock = "BEGIN; SELECT FROM idempotency_keys FOR UPDATE";
-                self.stage.stranger.batch_execute(lock).await.unwrap();
+                self.stage.locker.batch_execute(lock).await.unwrap();
                 let passed_over = match probe {
                     Probe::ClaimLocked => self.claims_nothing().await,
                     _ => self.reaps_nothing().await,
                 };
-                self.stage.stranger.batch_execute("ROLLBACK").await.unwrap();
+                self.stage.locker.batch_execute("ROLLBACK").await.unwrap();
                 return passed_over;
             }
         };
@@ -134,11 +134,11 @@ impl<O: Walked> Walk<'_, O> {
         match before.database.row() {
             Some(row) if row.parked => {
                 self.asks(worker, self.stage.operation.opening(), Fate::Passes).await?;
-                self.ends(worker, Told::Parked).await
+                self.ends(worker, AttemptResult::Parked).await
             }
             Some(row) if row.response.is_none() && self.is_under_lease() => {
                 self.asks(worker, self.stage.operation.opening(), Fate::Passes).await?;
-                self.ends(worker, Told::InProgress).await
+                self.ends(worker, AttemptResult::InProgress).await
             }
             Some(row) if row.response.is_none() => Ok(()),
             Some(_) | None => self.asks(worker, self.stage.operation.opening(), Fate::Passes).await,
@@ -170,7 +170,7 @@ impl<O: Walked> Walk<'_, O> {
         self.stage.seats[worker].start(ahead(manner), |means| complete(operation, means, max_attempts));
         self.for_client[worker] = false;
         self.asks(worker, TAKE, Fate::Passes).await?;
-        if after.workers[worker] == Worker::Idle { self.ends(worker, Told::Nothing).await } else { Ok(()) }
+        if after.workers[worker] == Worker::Idle { self.ends(worker, AttemptResult::Nothing).await } else { Ok(()) }
     }
 
     async fn statement(
@@ -201,9 +201,9 @@ impl<O: Walked> Walk<'_, O> {
             return Ok(());
         }
         let told = match step {
-            Step::Release => Told::Again,
-            Step::Park => Told::Parked,
-            Step::LookUp | Step::Charge | Step::Advance | Step::Close(_) => Told::LeaseLost,
+            Step::Release => AttemptResult::Again,
+            Step::Park => AttemptResult::Parked,
+            Step::LookUp | Step::Charge | Step::Advance | Step::Close(_) => AttemptResult::LeaseLost,
         };
         self.ends(worker, told).await
     }
@@ -291,7 +291,7 @@ impl<O: Walked> Walk<'_, O> {
     }
 
     /// Lets the worker go on; its next message must be this one.
-    async fn knocks(&mut self, worker: usize, message: &str) -> Result<super::gate::Knock, String> {
+    async fn knocks(&mut self, worker: usize, message: &str) -> Result<super::gate::PendingMessage, String> {
         match self.stage.seats[worker].next().await {
             Next::Asks(knock) if knock.boundary.label == message => Ok(knock),
             Next::Asks(knock) => Err(format!("the worker asks {}, and not {message}", knock.boundary)),

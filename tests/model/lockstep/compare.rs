@@ -115,11 +115,7 @@ impl<O: Walked> Walk<'_, O> {
     /// Returns the row in the model's terms.
     fn row(&self, key: &SeenKey) -> Result<Row, String> {
         let name = |names: &HashMap<u8, Uuid>, id: Uuid| {
-            names
-                .iter()
-                .find(|(_, known)| **known == id)
-                .map(|(name, _)| *name)
-                .ok_or(format!("{id} is a stranger"))
+            names.iter().find(|(_, known)| **known == id).map(|(name, _)| *name).ok_or(format!("{id} is a locker"))
         };
         let lease = match key.lease_token {
             Some(token) => {

@@ -29,7 +29,7 @@ pub(super) enum Fate {
 }
 
 /// A message that waits for its fate.
-pub(super) struct Knock {
+pub(super) struct PendingMessage {
     pub(super) boundary: Boundary,
     decide: oneshot::Sender<Verdict>,
 }
@@ -43,7 +43,7 @@ struct Verdict {
 /// A reply that waits for its worker; it is delivered when this is dropped.
 pub(super) struct HeldReply(#[expect(dead_code, reason = "its end is the signal")] oneshot::Sender<()>);
 
-impl Knock {
+impl PendingMessage {
     /// Carries out the message's fate, and returns once that has happened.
     pub(super) async fn carry_out(self, fate: Fate) -> HeldReply {
         let (done, is_done) = oneshot::channel();
@@ -59,13 +59,13 @@ impl Knock {
 /// The carrier of one worker's messages.
 #[derive(Clone)]
 pub(super) struct Gate {
-    knocks: Option<mpsc::UnboundedSender<Knock>>,
+    knocks: Option<mpsc::UnboundedSender<PendingMessage>>,
     bugs: Arc<Bugs>,
 }
 
 impl Gate {
     /// Returns a gate, and the queue in which messages wait.
-    pub(super) fn new(bugs: &Arc<Bugs>) -> (Self, mpsc::UnboundedReceiver<Knock>) {
+    pub(super) fn new(bugs: &Arc<Bugs>) -> (Self, mpsc::UnboundedReceiver<PendingMessage>) {
         let (knocks, waiting) = mpsc::unbounded_channel();
         (Self { knocks: Some(knocks), bugs: Arc::clone(bugs) }, waiting)
     }
@@ -99,7 +99,7 @@ impl Carrier for Gate {
             return upstream.exchange(message).await.map(Some);
         };
         let (decide, decided) = oneshot::channel();
-        if knocks.send(Knock { boundary, decide }).is_err() {
+        if knocks.send(PendingMessage { boundary, decide }).is_err() {
             return Ok(None);
         }
         let Ok(Verdict { fate, done, deliver }) = decided.await else { return Ok(None) };

@@ -31,7 +31,7 @@ pub(super) struct Means {
 
 /// The result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum AttemptResult {
     /// The final answer, and its bytes.
     Final(Response, String),
     LeaseLost,
@@ -93,12 +93,12 @@ pub(super) async fn attempt<O: Walked>(
     operation: O,
     means: Means,
     request: Request<<O::Operation as Operation>::Params>,
-) -> Told {
+) -> AttemptResult {
     told(operation, operation.executor(&means).execute(request).await.answer)
 }
 
 /// Runs the completer once: it claims what is due and carries it out.
-pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts: i32) -> Told {
+pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts: i32) -> AttemptResult {
     let mut operations = Operations::default();
     operations.register(operation.executor(&means));
     let completer = Completer {
@@ -113,26 +113,26 @@ pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts
         lock_timeout: LEASE,
     };
     match completer.run_once().await {
-        Ok(_) => Told::Nothing,
-        Err(error) => Told::Strange(error.to_string()),
+        Ok(_) => AttemptResult::Nothing,
+        Err(error) => AttemptResult::Strange(error.to_string()),
     }
 }
 
 /// Returns the result that a client gets from this answer.
-pub(super) fn told<O: Walked>(operation: O, answer: Answer) -> Told {
+pub(super) fn told<O: Walked>(operation: O, answer: Answer) -> AttemptResult {
     match answer {
         Answer::Done { response, .. } => match operation.response(i32::from(response.code)) {
-            Some(known) => Told::Final(known, response.body),
-            None => Told::Strange(format!("status {}", response.code)),
+            Some(known) => AttemptResult::Final(known, response.body),
+            None => AttemptResult::Strange(format!("status {}", response.code)),
         },
-        Answer::Mismatch => Told::Mismatch,
-        Answer::InProgress => Told::InProgress,
-        Answer::Parked | Answer::Stopped(Stop::Park(_)) => Told::Parked,
-        Answer::Stopped(Stop::LeaseLost) => Told::LeaseLost,
-        Answer::Stopped(Stop::Retry(_)) => Told::Again,
-        Answer::Stopped(Stop::Database(error)) if error.is_transient() => Told::Again,
-        Answer::Stopped(stop) => Told::Strange(atomic_phases::errors::chain(&stop)),
-        Answer::Refused(refusal) => Told::Strange(refusal),
+        Answer::Mismatch => AttemptResult::Mismatch,
+        Answer::InProgress => AttemptResult::InProgress,
+        Answer::Parked | Answer::Stopped(Stop::Park(_)) => AttemptResult::Parked,
+        Answer::Stopped(Stop::LeaseLost) => AttemptResult::LeaseLost,
+        Answer::Stopped(Stop::Retry(_)) => AttemptResult::Again,
+        Answer::Stopped(Stop::Database(error)) if error.is_transient() => AttemptResult::Again,
+        Answer::Stopped(stop) => AttemptResult::Strange(atomic_phases::errors::chain(&stop)),
+        Answer::Refused(refusal) => AttemptResult::Strange(refusal),
     }
 }
 

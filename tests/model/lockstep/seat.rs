@@ -9,31 +9,31 @@ use rocket_rides_atomic::stripe;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
-use super::gate::{Fate, Gate, HeldReply, Knock};
-use super::operation::{Means, Told};
+use super::gate::{Fate, Gate, HeldReply, PendingMessage};
+use super::operation::{AttemptResult, Means};
 use super::times::STRIPE_TIMEOUT;
-use crate::support::world::pool_of;
+use crate::support::app::pool_of;
 use crate::wire::{Bugs, Proxy};
 
 /// A worker that neither sends a message nor ends for this long hangs.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 pub(super) struct Seat {
-    knocks: UnboundedReceiver<Knock>,
+    knocks: UnboundedReceiver<PendingMessage>,
     database: Database,
     stripe: stripe::Client,
     /// The clock of the attempt that is under way, and how far it is ahead.
     clock: Clock,
     ahead: Duration,
-    task: Option<JoinHandle<Told>>,
+    task: Option<JoinHandle<AttemptResult>>,
     held: Option<HeldReply>,
     _proxies: [Proxy; 2],
 }
 
 /// What a worker does when it goes on.
 pub(super) enum Next {
-    Asks(Knock),
-    Ends(Told),
+    Asks(PendingMessage),
+    Ends(AttemptResult),
     Hangs,
 }
 
@@ -60,7 +60,7 @@ impl Seat {
     /// Starts an attempt, which runs until its first step. Its clock is ahead by `ahead`.
     pub(super) fn start<F>(&mut self, ahead: Duration, attempt: impl FnOnce(Means) -> F)
     where
-        F: Future<Output = Told> + Send + 'static,
+        F: Future<Output = AttemptResult> + Send + 'static,
     {
         assert!(self.task.is_none(), "one attempt at a time");
         (self.clock, self.ahead) = (Clock::default(), Duration::ZERO);
@@ -84,7 +84,7 @@ impl Seat {
             tokio::select! {
                 biased;
                 Some(knock) = self.knocks.recv() => Next::Asks(knock),
-                told = &mut *task => Next::Ends(told.unwrap_or_else(|panic| Told::Strange(panic.to_string()))),
+                told = &mut *task => Next::Ends(told.unwrap_or_else(|panic| AttemptResult::Strange(panic.to_string()))),
             }
         };
         let next = tokio::time::timeout(PATIENCE, next).await.unwrap_or(Next::Hangs);
@@ -95,7 +95,7 @@ impl Seat {
     }
 
     /// Carries out the message's fate. The worker gets the reply only when it goes on.
-    pub(super) async fn carry_out(&mut self, knock: Knock, fate: Fate) {
+    pub(super) async fn carry_out(&mut self, knock: PendingMessage, fate: Fate) {
         self.held = Some(knock.carry_out(fate).await);
     }
 

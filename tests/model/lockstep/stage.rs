@@ -19,8 +19,8 @@ use super::gate::Gate;
 use super::operation::Means;
 use super::seat::{self, Seat};
 use super::times::STRIPE_TIMEOUT;
+use crate::support::app::TempDir;
 use crate::support::cluster;
-use crate::support::world::TempDir;
 use crate::wire::{Bug, Bugs, Proxy};
 
 /// Every step reads all rows, and those that have been removed since the last vacuum.
@@ -46,7 +46,7 @@ pub(super) struct Stage<O> {
     pub(super) observer: Client,
     observe: Statement,
     /// Locks rows that must then be skipped.
-    pub(super) stranger: Client,
+    pub(super) locker: Client,
     stripe: stripe::Client,
     database: tokio_postgres::Config,
     sandbox: SocketAddr,
@@ -106,7 +106,7 @@ impl<O> Stage<O> {
         observer.batch_execute(include_str!("setup.sql")).await.unwrap();
         observer.batch_execute(UNSEEN).await.unwrap();
         let observe = observer.prepare(include_str!("observe.sql")).await.unwrap();
-        let stranger = cluster::connect(&database).await;
+        let locker = cluster::connect(&database).await;
 
         let listener = Arc::new(Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap());
         let address = listener.address();
@@ -132,7 +132,7 @@ impl<O> Stage<O> {
             bugs,
             observer,
             observe,
-            stranger,
+            locker,
             stripe,
             database,
             sandbox: address,

@@ -6,7 +6,7 @@ use stateright::Model;
 
 use super::compare::Names;
 use super::moves::{Move, Probe};
-use super::operation::{Told, Walked};
+use super::operation::{AttemptResult, Walked};
 use super::seat::Next;
 use super::stage::{Opening, Stage};
 use super::times::{KEY_RETENTION, Known, LEASE, REAL_TIME, STRIPE_TIMEOUT, Times, come};
@@ -229,8 +229,8 @@ impl<'a, O: Walked> Walk<'a, O> {
     }
 
     /// Checks that the worker ends now, with this result.
-    pub(super) async fn ends(&mut self, worker: usize, expected: Told) -> Result<(), String> {
-        let expected = if self.for_client[worker] { expected } else { Told::Nothing };
+    pub(super) async fn ends(&mut self, worker: usize, expected: AttemptResult) -> Result<(), String> {
+        let expected = if self.for_client[worker] { expected } else { AttemptResult::Nothing };
         match self.stage.seats[worker].next().await {
             Next::Ends(told) if told == expected => Ok(()),
             Next::Ends(told) => Err(format!("the worker was told {told:?}, and not {expected:?}")),
@@ -242,7 +242,7 @@ impl<'a, O: Walked> Walk<'a, O> {
     /// Checks that the worker ends with this final answer; its bytes are always the same.
     pub(super) async fn answers(&mut self, worker: usize, response: Response) -> Result<(), String> {
         let body = self.answer.clone().unwrap_or_default();
-        self.ends(worker, Told::Final(response, body)).await
+        self.ends(worker, AttemptResult::Final(response, body)).await
     }
 }
 

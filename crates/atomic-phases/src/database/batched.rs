@@ -23,16 +23,16 @@ use tokio::sync::oneshot;
 use super::{Database, DatabaseError};
 
 /// The most rows in a batch. More would not make a row cheaper, and every caller in a batch waits for its last row.
-const LARGEST: usize = 128;
+const MAX_BATCH_ROWS: usize = 128;
 /// The most batches of one statement under way. While one of them makes progress, another starts only if it is full:
 /// smaller ones cost more than they save (measured: two of any size book a tenth fewer rides at 256 connections), and
 /// each takes a connection.
-const UNDER_WAY: usize = 4;
+const MAX_IN_FLIGHT: usize = 4;
 /// A batch that has been under way for this long hangs, on a row that another session has locked or on a network. New
 /// callers do not wait for it.
-const HANGS: Duration = Duration::from_millis(100);
+const STALLED_AFTER: Duration = Duration::from_millis(100);
 /// How often a batch is run at most, if a deadlock or a serialization failure undoes it as a whole.
-const TRIES: usize = 3;
+const MAX_RUNS: usize = 3;
 
 /// One item of a statement that takes arrays: what one caller wants of it.
 pub trait Batched: Send + Sync + Sized + 'static {
@@ -66,12 +66,12 @@ impl Database {
     /// When the caller is cancelled, the statement may still be carried out.
     pub async fn batched<T: Batched>(&self, item: T) -> Result<T::Output, DatabaseError> {
         match self.queues.of(&item).join(item, self) {
-            Place::Turn(item, _turn) => {
+            Slot::RunNow(item, _guard) => {
                 let outputs = run(self, std::slice::from_ref(&item)).await?;
                 Ok(outputs.into_iter().next().expect("an output for each item"))
             }
             // There is no answer only if the statement's code panicked, and the panic has been printed.
-            Place::InLine(answer) => answer.await.unwrap_or(Err(DatabaseError::Lost(None))),
+            Slot::Queued(answer) => answer.await.unwrap_or(Err(DatabaseError::Lost(None))),
         }
     }
 }
@@ -117,22 +117,22 @@ impl<T: Batched> Default for Queue<T> {
 }
 
 /// What a caller gets from joining a queue.
-enum Place<T: Batched> {
+enum Slot<T: Batched> {
     /// The caller runs its statement at once, by itself.
-    Turn(T, Turn<T>),
+    RunNow(T, SlotGuard<T>),
     /// The item goes with the next batch, which sends the answer here.
-    InLine(oneshot::Receiver<Result<T::Output, DatabaseError>>),
+    Queued(oneshot::Receiver<Result<T::Output, DatabaseError>>),
 }
 
-/// One of the [`UNDER_WAY`] places. When it is dropped, even by a cancelled caller, the items that came meanwhile go
+/// One of the [`MAX_IN_FLIGHT`] places. When it is dropped, even by a cancelled caller, the items that came meanwhile go
 /// next.
-struct Turn<T: Batched> {
+struct SlotGuard<T: Batched> {
     number: u64,
     queue: Arc<Queue<T>>,
     database: Database,
 }
 
-impl<T: Batched> Drop for Turn<T> {
+impl<T: Batched> Drop for SlotGuard<T> {
     fn drop(&mut self) {
         if let Some(batch) = self.queue.next_batch(self.number) {
             tokio::spawn(Arc::clone(&self.queue).work(self.number, batch, self.database.clone()));
@@ -141,12 +141,12 @@ impl<T: Batched> Drop for Turn<T> {
 }
 
 impl<T: Batched> Queue<T> {
-    fn join(self: Arc<Self>, item: T, database: &Database) -> Place<T> {
+    fn join(self: Arc<Self>, item: T, database: &Database) -> Slot<T> {
         let mut state = self.state();
         if state.waiting.is_empty() && state.has_room() {
             let number = state.begin();
             drop(state);
-            return Place::Turn(item, Turn { number, queue: self, database: database.clone() });
+            return Slot::RunNow(item, SlotGuard { number, queue: self, database: database.clone() });
         }
         let (answer, answered) = oneshot::channel();
         state.waiting.push_back(Waiting { item, answer });
@@ -155,7 +155,7 @@ impl<T: Batched> Queue<T> {
             drop(state);
             tokio::spawn(self.work(number, batch, database.clone()));
         }
-        Place::InLine(answered)
+        Slot::Queued(answered)
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -187,8 +187,9 @@ impl<T: Batched> Queue<T> {
 impl<T: Batched> State<T> {
     /// Whether a batch may begin: a place is free, and either a full batch waits or no batch under way makes progress.
     fn has_room(&self) -> bool {
-        let gets_on = |(_, began): &(u64, Instant)| began.elapsed() < HANGS;
-        self.under_way.len() < UNDER_WAY && (self.waiting.len() >= LARGEST || !self.under_way.iter().any(gets_on))
+        let gets_on = |(_, began): &(u64, Instant)| began.elapsed() < STALLED_AFTER;
+        self.under_way.len() < MAX_IN_FLIGHT
+            && (self.waiting.len() >= MAX_BATCH_ROWS || !self.under_way.iter().any(gets_on))
     }
 
     fn begin(&mut self) -> u64 {
@@ -198,7 +199,7 @@ impl<T: Batched> State<T> {
     }
 
     fn take(&mut self) -> Vec<Waiting<T>> {
-        let size = self.waiting.len().min(LARGEST);
+        let size = self.waiting.len().min(MAX_BATCH_ROWS);
         self.waiting.drain(..size).collect()
     }
 }
@@ -217,7 +218,7 @@ async fn serve<T: Batched>(mut batch: Vec<Waiting<T>>, database: &Database) {
                     tell(answer, Ok(output));
                 }
             }
-            Err(error) if part.len() > 1 && error.blames_a_row() => parts.extend(halves(part)),
+            Err(error) if part.len() > 1 && error.is_row_error() => parts.extend(halves(part)),
             Err(error) => answers[part].iter_mut().for_each(|answer| tell(answer, Err(error.clone()))),
         }
     }
@@ -227,7 +228,7 @@ async fn run<T: Batched>(database: &Database, items: &[T]) -> Result<Vec<T::Outp
     let mut tries = 1;
     loop {
         match T::run(database, items).await {
-            Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
+            Err(error) if error.is_conflict() && tries < MAX_RUNS => tries += 1,
             done => return done,
         }
     }

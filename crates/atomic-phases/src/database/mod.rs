@@ -75,7 +75,7 @@ impl DatabaseError {
 
     /// Whether the values caused the refusal, so that the statement would succeed with others: classes 22 (a value does
     /// not fit), 23 (a constraint) and 54 (too large for an index).
-    pub fn blames_data(&self) -> bool {
+    pub fn is_data_error(&self) -> bool {
         match self {
             Self::Busy | Self::Connect(_) | Self::Lost(_) => false,
             Self::Refused(error) => {
@@ -92,15 +92,15 @@ impl DatabaseError {
 
     /// Whether one row of many caused the refusal, so that the statement would succeed for the others: its values do
     /// not fit, or another session has it locked.
-    fn blames_a_row(&self) -> bool {
+    fn is_row_error(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         // A value that cannot be encoded gives an error without a code.
-        self.blames_data() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
+        self.is_data_error() || error.code().is_none_or(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
     }
 
     /// Whether another session was in the way: its lock was not released in time, or there was a deadlock or a
     /// serialization failure. The same statement succeeds once that session is done.
-    pub fn is_lock_trouble(&self) -> bool {
+    pub fn is_contention(&self) -> bool {
         self.is_conflict()
             || matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
     }

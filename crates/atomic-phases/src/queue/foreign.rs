@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::health::QueueHealth;
-use super::outbox::{self, Batch, Verdicts};
-use super::{Delivery, Drained, Outlet, Queue, QueueDown, ROUND, START, dead};
+use super::outbox::{self, Batch, PushResults};
+use super::{BEFORE_FIRST, Delivery, Queue, QueueDown, ROUND_TIME, Relay, Relayed, dead};
 use crate::database::{Database, DatabaseError};
 
 /// How much is pushed at once, for how long, and how often.
@@ -29,7 +29,7 @@ pub struct PushPolicy {
 
 /// The way out to `queue`.
 #[derive(Debug)]
-pub struct ToForeign<Q> {
+pub struct ExternalRelay<Q> {
     /// Where the outbox is.
     pub database: Database,
     /// Where jobs go.
@@ -43,20 +43,20 @@ pub struct ToForeign<Q> {
 /// A batch to settle, and what becomes of each of its jobs.
 struct Pushed {
     batch: Batch,
-    verdicts: Verdicts,
+    verdicts: PushResults,
 }
 
-impl<Q: Queue> Outlet for ToForeign<Q> {
-    async fn drain(&self) -> Result<Drained, DatabaseError> {
+impl<Q: Queue> Relay for ExternalRelay<Q> {
+    async fn relay(&self) -> Result<Relayed, DatabaseError> {
         let began = Instant::now();
-        let mut drained = Drained::default();
-        let (mut before, mut current) = (None, self.claim(START).await?);
+        let mut relayed = Relayed::default();
+        let (mut before, mut current) = (None, self.claim(BEFORE_FIRST).await?);
         while let Some(batch) = current.take() {
-            drained.more |= batch.full;
+            relayed.more |= batch.full;
             let behind = batch.jobs.last().map(|job| job.id);
-            let behind = behind.filter(|_| batch.full && began.elapsed() < ROUND);
+            let behind = behind.filter(|_| batch.full && began.elapsed() < ROUND_TIME);
             let (pushed, database) = tokio::join!(self.push(&batch), async {
-                self.settle(before.take(), &mut drained).await?;
+                self.settle(before.take(), &mut relayed).await?;
                 match behind {
                     Some(last) => self.claim(last).await,
                     None => Ok(None),
@@ -68,24 +68,24 @@ impl<Q: Queue> Outlet for ToForeign<Q> {
             match database {
                 Ok(next) if up => current = next,
                 Ok(next) => {
-                    drained.more = false;
+                    relayed.more = false;
                     let next = next.map(|batch| Pushed { verdicts: release(&batch), batch });
-                    self.settle(next, &mut drained).await?;
+                    self.settle(next, &mut relayed).await?;
                 }
                 Err(error) => {
                     // The batch that was pushed is still settled if possible; otherwise its jobs are due again when
                     // their lease runs out.
-                    let _ = self.settle(before.take(), &mut drained).await;
+                    let _ = self.settle(before.take(), &mut relayed).await;
                     return Err(error);
                 }
             }
         }
-        self.settle(before, &mut drained).await?;
-        Ok(drained)
+        self.settle(before, &mut relayed).await?;
+        Ok(relayed)
     }
 }
 
-impl<Q: Queue> ToForeign<Q> {
+impl<Q: Queue> ExternalRelay<Q> {
     /// Claims the next batch behind the job `after`, if anything is due.
     async fn claim(&self, after: i64) -> Result<Option<Batch>, DatabaseError> {
         let limit = self.health.share_of(self.policy.batch);
@@ -94,7 +94,7 @@ impl<Q: Queue> ToForeign<Q> {
     }
 
     /// Pushes a batch within the deadline and judges each job.
-    async fn push(&self, batch: &Batch) -> Result<Verdicts, QueueDown> {
+    async fn push(&self, batch: &Batch) -> Result<PushResults, QueueDown> {
         let deadline = self.policy.timeout;
         if batch.runs_out < Instant::now() + deadline {
             // This process stood still, and others may take these jobs before the push has ended.
@@ -116,8 +116,8 @@ impl<Q: Queue> ToForeign<Q> {
         }
     }
 
-    fn judge(&self, batch: &Batch, deliveries: Vec<Delivery>) -> Verdicts {
-        let mut verdicts = Verdicts::default();
+    fn judge(&self, batch: &Batch, deliveries: Vec<Delivery>) -> PushResults {
+        let mut verdicts = PushResults::default();
         let mut deliveries = deliveries.into_iter();
         for (job, attempts) in batch.jobs.iter().zip(&batch.attempts) {
             match deliveries.next() {
@@ -137,7 +137,7 @@ impl<Q: Queue> ToForeign<Q> {
         verdicts
     }
 
-    async fn settle(&self, pushed: Option<Pushed>, drained: &mut Drained) -> Result<(), DatabaseError> {
+    async fn settle(&self, pushed: Option<Pushed>, relayed: &mut Relayed) -> Result<(), DatabaseError> {
         let Some(Pushed { batch, verdicts }) = pushed else { return Ok(()) };
         let settled = outbox::settle(&self.database, &batch, &verdicts, self.policy.retry_after).await?;
         for (id, error) in verdicts.dead.ids.iter().zip(&verdicts.dead.errors) {
@@ -147,14 +147,14 @@ impl<Q: Queue> ToForeign<Q> {
             let (queue, failed) = (self.queue.name(), settled.failed);
             tracing::warn!(queue, failed, error, "the queue refused some jobs; trying them again later");
         }
-        drained.delivered += settled.delivered;
-        drained.failed += settled.failed;
-        drained.dead += settled.dead;
+        relayed.delivered += settled.delivered;
+        relayed.failed += settled.failed;
+        relayed.dead += settled.dead;
         Ok(())
     }
 }
 
 /// Releases the whole batch, with no attempt spent.
-fn release(batch: &Batch) -> Verdicts {
-    Verdicts { released: batch.jobs.iter().map(|job| job.id).collect(), ..Verdicts::default() }
+fn release(batch: &Batch) -> PushResults {
+    PushResults { released: batch.jobs.iter().map(|job| job.id).collect(), ..PushResults::default() }
 }

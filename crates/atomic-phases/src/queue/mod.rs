@@ -1,6 +1,6 @@
 //! The way of a job from the outbox, `staged_jobs`, to a queue, and the default queue itself.
 //!
-//! There are two ways out, and each is an [`Outlet`]:
+//! There are two ways out, and each is a [`Relay`]:
 //!
 //! - [`postgres`]: to the default queue, the table `jobs`; delivery is one statement.
 //! - [`foreign`]: to a [`Queue`] outside this database, under leases ([`outbox`]), because no transaction may be open
@@ -69,9 +69,9 @@ pub trait Queue: Send + Sync {
     fn push(&self, jobs: &[StagedJob]) -> impl Future<Output = Result<Vec<Delivery>, QueueDown>> + Send;
 }
 
-/// The result of one drain of the outbox.
+/// The result of one round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Drained {
+pub struct Relayed {
     /// Jobs that are in the queue now.
     pub delivered: i64,
     /// Attempts that failed; each job is tried again later.
@@ -83,21 +83,21 @@ pub struct Drained {
 }
 
 /// An id before that of every job.
-pub const START: i64 = i64::MIN;
+pub const BEFORE_FIRST: i64 = i64::MIN;
 
-/// A drain takes no new batch after this time. So whatever waits for the drain, above all a shutdown, does not wait for
+/// A round takes no new batch after this time. So whatever waits for its end, above all a shutdown, does not wait for
 /// an outbox that other processes keep filling.
-const ROUND: Duration = Duration::from_secs(1);
+const ROUND_TIME: Duration = Duration::from_secs(1);
 
 /// A way out of the outbox.
 ///
-/// A drain takes its first batch from the [`START`], and each further one from behind the one before it. The index
+/// A round takes its first batch from [`BEFORE_FIRST`] on, and each further one from behind the one before it. The index
 /// entries of jobs that have left stay at the front of the index until the table is vacuumed; so they are walked once a
-/// drain and not once a batch. A drain keeps no position for the next one, and a drain of several batches asks for
+/// round and not once a batch. A round keeps no position for the next one, and a round of several batches asks for
 /// another: a transaction that commits late has a low id, and must not be passed over.
-pub trait Outlet: Send + Sync {
-    /// Moves the jobs that are due, oldest first, and returns within seconds.
-    fn drain(&self) -> impl Future<Output = Result<Drained, DatabaseError>> + Send;
+pub trait Relay: Send + Sync {
+    /// Carries out one round: moves the jobs that are due, oldest first, and returns within seconds.
+    fn relay(&self) -> impl Future<Output = Result<Relayed, DatabaseError>> + Send;
 }
 
 /// The most characters of an error that are stored: as much as helps a person.

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::Json;
 use uuid::Uuid;
 
-use super::{Drained, StagedJob, storable};
+use super::{Relayed, StagedJob, storable};
 use crate::database::{Database, DatabaseError};
 use crate::idempotency::claim::LONGEST_PAUSE;
 
@@ -55,7 +55,7 @@ pub async fn claim(database: &Database, after: i64, limit: i64, lease: Duration)
 
 /// The results of a batch, job by job.
 #[derive(Debug, Default)]
-pub struct Verdicts {
+pub struct PushResults {
     /// The queue has them.
     pub delivered: Vec<i64>,
     /// Jobs to try again, after growing pauses, each with its error.
@@ -91,10 +91,10 @@ const SETTLE: &str = include_str!("outbox_settle.sql");
 pub async fn settle(
     database: &Database,
     batch: &Batch,
-    verdicts: &Verdicts,
+    verdicts: &PushResults,
     retry_after: Duration,
-) -> Result<Drained, DatabaseError> {
-    let Verdicts { delivered, failed, dead, released } = verdicts;
+) -> Result<Relayed, DatabaseError> {
+    let PushResults { delivered, failed, dead, released } = verdicts;
     let row = database
         .query_opt(
             SETTLE,
@@ -111,7 +111,7 @@ pub async fn settle(
             ],
         )
         .await?;
-    Ok(row.map_or_else(Drained::default, |row| Drained {
+    Ok(row.map_or_else(Relayed::default, |row| Relayed {
         delivered: row.get("delivered"),
         failed: row.get("failed"),
         dead: row.get("dead"),

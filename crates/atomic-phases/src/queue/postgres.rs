@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use super::{Drained, Outlet, ROUND, START, dead};
+use super::{BEFORE_FIRST, ROUND_TIME, Relay, Relayed, dead};
 use crate::database::{Database, DatabaseError, intern};
 
 /// This queue's name in config, logs and metrics.
@@ -11,7 +11,7 @@ pub const NAME: &str = "postgres";
 
 /// The way out to the table `jobs`.
 #[derive(Debug)]
-pub struct ToPostgres {
+pub struct PostgresRelay {
     /// Where both tables are.
     pub database: Database,
     /// Jobs moved by one statement.
@@ -30,23 +30,23 @@ fn delivering(which: &str) -> &'static str {
     intern(DELIVER.replace("/* which */", which))
 }
 
-impl Outlet for ToPostgres {
-    async fn drain(&self) -> Result<Drained, DatabaseError> {
-        let (began, mut drained, mut after) = (Instant::now(), Drained::default(), START);
+impl Relay for PostgresRelay {
+    async fn relay(&self) -> Result<Relayed, DatabaseError> {
+        let (began, mut relayed, mut after) = (Instant::now(), Relayed::default(), BEFORE_FIRST);
         loop {
             let moved = match deliver(&self.database, after, self.batch).await {
-                Err(error) if error.blames_data() => {
+                Err(error) if error.is_data_error() => {
                     let bisected = bisect(&self.database, self.batch).await?;
-                    return Ok(Drained { delivered: drained.delivered + bisected.delivered, ..bisected });
+                    return Ok(Relayed { delivered: relayed.delivered + bisected.delivered, ..bisected });
                 }
                 moved => moved?,
             };
             let full = moved.jobs == self.batch;
-            drained.delivered += moved.jobs;
-            drained.more |= full;
-            match moved.last.filter(|_| full && began.elapsed() < ROUND) {
+            relayed.delivered += moved.jobs;
+            relayed.more |= full;
+            match moved.last.filter(|_| full && began.elapsed() < ROUND_TIME) {
                 Some(last) => after = last,
-                None => return Ok(drained),
+                None => return Ok(relayed),
             }
         }
     }
@@ -75,23 +75,23 @@ pub async fn deliver(database: &Database, after: i64, limit: i64) -> Result<Move
 /// binary digits.
 ///
 /// Locks, statement by statement, the staged rows that it moves; other enqueuers may take rows in between.
-async fn bisect(database: &Database, limit: i64) -> Result<Drained, DatabaseError> {
+async fn bisect(database: &Database, limit: i64) -> Result<Relayed, DatabaseError> {
     const DUE: &str = "SELECT id FROM staged_jobs WHERE next_attempt_at <= now() ORDER BY id LIMIT $1";
     let due: Vec<i64> = database.query(DUE, &[&limit]).await?.iter().map(|row| row.get("id")).collect();
-    let mut drained = Drained { more: true, ..Drained::default() };
+    let mut relayed = Relayed { more: true, ..Relayed::default() };
     let mut parts = vec![due.as_slice()];
     while let Some(part) = parts.pop() {
         match (database.query_opt(&DELIVER_THESE, &[&part]).await, part) {
-            (Ok(row), _) => drained.delivered += row.map_or(0, |row| row.get("delivered")),
-            (Err(error), [id]) if error.blames_data() => {
-                drained.dead += i64::from(dead::bury(database, *id, &error).await?);
+            (Ok(row), _) => relayed.delivered += row.map_or(0, |row| row.get("delivered")),
+            (Err(error), [id]) if error.is_data_error() => {
+                relayed.dead += i64::from(dead::bury(database, *id, &error).await?);
             }
-            (Err(error), part) if error.blames_data() => {
+            (Err(error), part) if error.is_data_error() => {
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
             }
             (Err(error), _) => return Err(error),
         }
     }
-    Ok(drained)
+    Ok(relayed)
 }

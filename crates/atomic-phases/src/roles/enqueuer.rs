@@ -8,14 +8,14 @@ use tokio::sync::Notify;
 use super::Observer;
 use super::periodic::{Periodic, Progress};
 use crate::database::DatabaseError;
-use crate::queue::Outlet;
+use crate::queue::Relay;
 use crate::queue::health::QueueHealth;
 
 /// Drains the outbox whenever this process has staged jobs, and at intervals for the jobs of other processes.
 #[derive(Debug)]
 pub struct Enqueuer<O> {
     /// The way to the queue.
-    pub outlet: O,
+    pub relay: O,
     /// What is known of the queue.
     pub health: Arc<QueueHealth>,
     /// `enqueuer.poll_interval`.
@@ -24,11 +24,11 @@ pub struct Enqueuer<O> {
     pub staged: Arc<Notify>,
     /// Notified of deliveries, for a worker in this process.
     pub delivered: Arc<Notify>,
-    /// Receives the result of each drain.
+    /// Receives the result of each round.
     pub observer: Arc<dyn Observer>,
 }
 
-impl<O: Outlet> Periodic for Enqueuer<O> {
+impl<O: Relay> Periodic for Enqueuer<O> {
     const NAME: &'static str = "enqueuer";
 
     fn interval(&self) -> Duration {
@@ -44,12 +44,12 @@ impl<O: Outlet> Periodic for Enqueuer<O> {
         if self.health.pause().is_some() {
             return Ok(Progress::Idle);
         }
-        let drained = self.outlet.drain().await?;
-        self.observer.drained(self.health.queue(), &drained);
-        if drained.delivered > 0 {
+        let relayed = self.relay.relay().await?;
+        self.observer.relayed(self.health.queue(), &relayed);
+        if relayed.delivered > 0 {
             self.delivered.notify_one();
-            tracing::info!(delivered = drained.delivered, "moved staged jobs into the queue");
+            tracing::info!(delivered = relayed.delivered, "moved staged jobs into the queue");
         }
-        Ok(if drained.more { Progress::More } else { Progress::Idle })
+        Ok(if relayed.more { Progress::More } else { Progress::Idle })
     }
 }

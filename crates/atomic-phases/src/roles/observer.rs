@@ -2,13 +2,13 @@
 
 use std::fmt::Debug;
 
-use crate::queue::Drained;
+use crate::queue::Relayed;
 
 /// Receives what roles do, for example to count it. `()` is an observer that does nothing.
 pub trait Observer: Send + Sync + Debug + 'static {
-    /// Receives the result of one drain of the outbox to the queue of this name.
-    fn drained(&self, queue: &'static str, drained: &Drained) {
-        let _ = (queue, drained);
+    /// Receives the result of one round to the queue of this name.
+    fn relayed(&self, queue: &'static str, relayed: &Relayed) {
+        let _ = (queue, relayed);
     }
 
     /// Receives the outcome of one attempt at a job.

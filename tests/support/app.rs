@@ -31,7 +31,7 @@ static ONCE: LazyLock<()> = LazyLock::new(|| {
     }
 });
 
-pub struct World {
+pub struct TestApp {
     pub api: Http,
     pub sandbox: Http,
     pub api_address: SocketAddr,
@@ -81,7 +81,7 @@ pub async fn pool_of(database: &tokio_postgres::Config, size: u32) -> Database {
 }
 
 /// Inserts finished keys of this age, such as many rides leave.
-pub async fn insert_keys(world: &World, count: i64, age: &str) {
+pub async fn insert_keys(app: &TestApp, count: i64, age: &str) {
     let sql = format!(
         "INSERT INTO idempotency_keys (created_at, last_run_at, idempotency_key, user_id, operation, request_method,
              request_path, request_params, origin_ip, recovery_point, step, state, next_attempt_at, response_code,
@@ -90,24 +90,24 @@ pub async fn insert_keys(world: &World, count: i64, age: &str) {
                 '{{}}', '127.0.0.1', 'finished', 32767, '{{}}', now() - interval '{age}', 201, '{{}}'
          FROM generate_series(1, {count})"
     );
-    assert_eq!(world.execute(&sql).await, count.unsigned_abs());
+    assert_eq!(app.execute(&sql).await, count.unsigned_abs());
 }
 
 /// Stages this many jobs, each with its number as its argument.
-pub async fn stage(world: &World, count: i64) {
+pub async fn stage(app: &TestApp, count: i64) {
     let sql = format!(
         "INSERT INTO staged_jobs (job_name, job_args) SELECT 'n', to_jsonb(n) FROM generate_series(1, {count}) n"
     );
-    assert_eq!(world.execute(&sql).await, count.unsigned_abs());
+    assert_eq!(app.execute(&sql).await, count.unsigned_abs());
 }
 
-impl World {
+impl TestApp {
     /// Starts an API and a sandbox.
     pub async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
-    /// Like [`World::start`], with changes to the config.
+    /// Like [`TestApp::start`], with changes to the config.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         LazyLock::force(&ONCE);
         let dir = TempDir::new();
@@ -196,7 +196,7 @@ impl World {
         self.database.execute(sql, &[]).await.expect(sql)
     }
 
-    /// Like [`World::execute`], but without the triggers that guard the invariants: for changes that only a test may
+    /// Like [`TestApp::execute`], but without the triggers that guard the invariants: for changes that only a test may
     /// make.
     pub async fn tamper(&self, sql: &str) {
         let unguarded = format!("SET session_replication_role = replica; {sql}; RESET session_replication_role");
