@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::receipts::receipts;
 use crate::support::app::TestApp;
 use crate::support::books::LIVE;
-use crate::support::client::{Answer, DECLINED_USER, Post, new_key};
+use crate::support::client::{Answer, DECLINED_USER, GOOD_USER, Post, new_key};
 
 /// Books a ride that is paid, and returns its id.
 async fn paid_ride(app: &TestApp) -> i64 {
@@ -215,6 +217,30 @@ async fn the_completer_finishes_an_abandoned_refund_and_the_worker_sends_its_rec
         mails.iter().find(|mail| mail.contains("Your refund for rocket ride")).expect("a mail of the refund");
     assert!(refund.contains("20.00 USD"), "{refund}");
     app.assert_sound().await;
+}
+
+#[tokio::test]
+async fn each_refund_has_a_receipt_for_its_user() {
+    let app = TestApp::with(|config| {
+        config.roles.enqueuer = true;
+        config.roles.worker = true;
+    })
+    .await;
+    let users = ["another@example.com", GOOD_USER];
+    let customer = app.stripe().create_customer(users[0], "tok_visa", Uuid::new_v4()).await.unwrap();
+    app.query("INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2)", &[&users[0], &customer]).await;
+    for (count, user) in (1..).zip(users) {
+        let ride_id = ride(&app.post(Post::default().user(user)).await);
+        assert_eq!(app.post(Post::refund(ride_id).user(user)).await.status, 201);
+        app.until_count("refund_receipts", count).await;
+    }
+    app.until_count("receipts", 2).await;
+    let mails = receipts(&app.config.receipts.dir).into_iter().map(|path| std::fs::read_to_string(path).unwrap());
+    let refunds: Vec<String> = mails.filter(|mail| mail.contains("Your refund for rocket ride")).collect();
+    for user in users {
+        let to = format!("To: {user}");
+        assert_eq!(refunds.iter().filter(|mail| mail.contains(&to)).count(), 1, "{user}: {refunds:?}");
+    }
 }
 
 #[tokio::test]

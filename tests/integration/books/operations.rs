@@ -5,8 +5,18 @@ use crate::support::app::TestApp;
 use crate::support::books::LIVE;
 use crate::support::client::{Answer, DECLINED_USER, Post};
 
-const TABLES: [&str; 7] =
-    ["idempotency_keys", "rides", "refunds", "audit_records", "staged_jobs", "receipts", "users"];
+const TABLES: [&str; 10] = [
+    "idempotency_keys",
+    "rides",
+    "refunds",
+    "audit_records",
+    "staged_jobs",
+    "jobs",
+    "dead_jobs",
+    "receipts",
+    "refund_receipts",
+    "users",
+];
 
 /// Without these the database refuses what a rule is to see.
 const UNGUARDED: &str = "
@@ -336,6 +346,76 @@ async fn each_wrong_receipt_is_found() {
                 "INSERT INTO receipts VALUES ($a, 4711, 'x'); DELETE FROM staged_jobs WHERE job_args ->> 'ride_id' = '$a';
                  UPDATE idempotency_keys SET response_code = 402 WHERE id = $key_a",
                 &["ride $a: a receipt without a 201 and its money"],
+                NOTHING,
+            ),
+            (
+                "none, and it was never paid",
+                "DELETE FROM idempotency_keys WHERE id = $key_a; UPDATE rides SET stripe_charge_id = NULL WHERE id = $a;
+                 DELETE FROM staged_jobs WHERE job_args ->> 'ride_id' = '$a'",
+                &["the decline of ride $a: missing"],
+                "the receipt of ride $a",
+            ),
+            (
+                "to come, of no ride",
+                "UPDATE staged_jobs SET job_args = job_args || '{\"ride_id\": 4711}' WHERE job_args ->> 'ride_id' = '$a'",
+                &["ride 4711: a receipt without a 201 and its money"],
+                NOTHING,
+            ),
+            (
+                "said to be sent, and not recorded",
+                "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, finished_at)
+                 SELECT id, job_name, job_args, now(), now() FROM staged_jobs;
+                 DELETE FROM staged_jobs; INSERT INTO receipts SELECT $d, id, 'x' FROM kept_staged_jobs LIMIT 1",
+                &[
+                    "ride $a: its job is finished, and no receipt was recorded",
+                    "refund 1: its job is finished, and no receipt was recorded",
+                ],
+                "ride $d: its job is finished",
+            ),
+            (
+                "sent, while another job waits",
+                "INSERT INTO receipts VALUES ($a, 4711, 'x'); DELETE FROM staged_jobs WHERE job_args ->> 'ride_id' = '$a';
+                 INSERT INTO dead_jobs VALUES (98, 'x', '{}', now(), now(), 'queue', 1, 'x');
+                 INSERT INTO jobs (staged_id, job_name, job_args, staged_at) VALUES (97, 'x', '{}', now())",
+                &[],
+                "ride $a",
+            ),
+            (
+                "none of the refund",
+                "DELETE FROM staged_jobs WHERE job_name = 'send_refund_receipt'",
+                &["the receipt of refund 1: missing"],
+                NOTHING,
+            ),
+            (
+                "none of a refund that was not made",
+                "DELETE FROM staged_jobs WHERE job_name = 'send_refund_receipt';
+                 DELETE FROM idempotency_keys WHERE operation = 'refund'; UPDATE refunds SET stripe_refund_id = NULL",
+                &["finished or refunded, and not both"],
+                "the receipt of refund",
+            ),
+            (
+                "to come, of a refund that was not made",
+                "DELETE FROM idempotency_keys WHERE operation = 'refund'; UPDATE refunds SET stripe_refund_id = NULL",
+                &["refund 1: a receipt without a 201 and its money"],
+                NOTHING,
+            ),
+            (
+                "sent, of a refund that was not made",
+                "DELETE FROM idempotency_keys WHERE operation = 'refund'; UPDATE refunds SET stripe_refund_id = NULL;
+                 DELETE FROM staged_jobs; INSERT INTO refund_receipts VALUES (1, 4711, 'x')",
+                &["refund 1: a receipt without a 201 and its money"],
+                NOTHING,
+            ),
+            (
+                "sent, of no refund",
+                "INSERT INTO refund_receipts VALUES (4711, 4712, 'x')",
+                &["refund 4711: a receipt without a 201 and its money"],
+                NOTHING,
+            ),
+            (
+                "another job with a refund's id",
+                "UPDATE staged_jobs SET job_args = job_args || '{\"refund_id\": 4711}' WHERE job_name = 'send_ride_receipt'",
+                &[],
                 NOTHING,
             ),
             (

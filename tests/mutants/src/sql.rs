@@ -102,7 +102,8 @@ pub async fn run(root: &Path, options: &Options) -> Result<bool, Failure> {
     let unviable = viable::refused(root, &found.statements, &mutants).await?;
     let mut trial = Trial::new(root, &binaries, &record, &found.statements, options.jobs, options.keep)?;
     trial.identity(&mutants).await?;
-    let outcomes = trial.run(&mutants, unviable).await?;
+    let trusted = if options.keep { accepted.all_in(&mutants) } else { HashSet::new() };
+    let outcomes = trial.run(&mutants, unviable, &trusted).await?;
     let everything = options.statement.is_none()
         && options.changed.is_none()
         && options.shard.is_none()

@@ -1,5 +1,6 @@
 //! Known survivors, each with the reason why no test can or need notice it.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -56,6 +57,11 @@ impl Accepted {
             }
         }
         Ok(())
+    }
+
+    /// Returns the places of the mutants that entries fit.
+    pub fn all_in(&self, mutants: &[Mutant]) -> HashSet<usize> {
+        (0..mutants.len()).filter(|at| self.place(&mutants[*at]).is_some()).collect()
     }
 
     /// Returns the index of the first entry that matches the mutant.
