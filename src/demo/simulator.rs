@@ -25,11 +25,11 @@ const MOST_CLIENTS: usize = 256;
 /// How often it logs the outcomes of its rides.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// How often a client sends a request before it gives up.
-const TRIES: u32 = 5;
+const MAX_SENDS: u32 = 5;
 /// Pause before the first repetition; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// A client that hangs up does so within this time.
-const PATIENCE: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// `[simulator]`: random clients. The shares are probabilities from 0 to 1 and independent of each other.
 #[derive(Debug, Clone, Deserialize)]
@@ -85,7 +85,7 @@ pub async fn run(settings: Settings, api_base: String, stop: CancellationToken) 
             _ = report.tick() => tell(&tally),
             Some(_) = clients.join_next() => {}
             () = tokio::time::sleep(until_next(settings.rate)), if clients.len() < MOST_CLIENTS => {
-                clients.spawn(play(client.clone(), Plan::random(&settings), Arc::clone(&tally)));
+                clients.spawn(run_client(client.clone(), Plan::random(&settings), Arc::clone(&tally)));
             }
         }
     }
@@ -141,27 +141,28 @@ impl Plan {
     }
 }
 
-async fn play(client: ApiClient, plan: Plan, tally: Tally) {
-    let ended = follow(&client, &plan).await;
+async fn run_client(client: ApiClient, plan: Plan, tally: Tally) {
+    let ended = run_plan(&client, &plan).await;
     *tally.lock().expect("no panic while locked").entry(ended).or_default() += 1;
 }
 
 /// Carries out the plan and returns how it ended.
-async fn follow(client: &ApiClient, plan: &Plan) -> String {
+async fn run_plan(client: &ApiClient, plan: &Plan) -> String {
     if plan.hang_up {
         // Dropping the request closes its connection, whatever the API was doing.
-        let patience = rand::rng().random_range(Duration::ZERO..PATIENCE);
-        let _ = tokio::time::timeout(patience, client.post(&plan.ride)).await;
+        let hang_up_within = rand::rng().random_range(Duration::ZERO..LONGEST_WAIT);
+        let _ = tokio::time::timeout(hang_up_within, client.post(&plan.ride)).await;
         return "hung up".to_owned();
     }
     let (answer, twin) = if plan.duplicate {
-        let (answer, twin) = tokio::join!(insist(client, &plan.ride), insist(client, &plan.ride));
+        let (answer, twin) =
+            tokio::join!(send_until_final(client, &plan.ride), send_until_final(client, &plan.ride));
         (answer, Some(twin))
     } else {
-        (insist(client, &plan.ride).await, None)
+        (send_until_final(client, &plan.ride).await, None)
     };
     let Some(answer) = answer else { return "gave up".to_owned() };
-    let replayed = if plan.replay && answer.is_final() { insist(client, &plan.ride).await } else { None };
+    let replayed = if plan.replay && answer.is_final() { send_until_final(client, &plan.ride).await } else { None };
     for other in [twin.flatten(), replayed].into_iter().flatten() {
         if answer.is_final() && other.is_final() && answer != other {
             let (first, second) = (answer.status, other.status);
@@ -184,18 +185,18 @@ async fn refund(client: &ApiClient, ride: &Asked, place: &str) -> String {
         raise_error: false,
         ..ride.clone()
     };
-    match insist(client, &refund).await {
+    match send_until_final(client, &refund).await {
         Some(answer) if answer.status == 201 => "refunded".to_owned(),
         Some(answer) => format!("refund × {}", answer.status),
         None => "gave up a refund".to_owned(),
     }
 }
 
-/// Sends the request until it has a final answer, [`TRIES`] times at most. A client that asked for a failure stops when
+/// Sends the request until it has a final answer, [`MAX_SENDS`] times at most. A client that asked for a failure stops when
 /// it gets one.
-async fn insist(client: &ApiClient, asked: &Asked) -> Option<Answer> {
+async fn send_until_final(client: &ApiClient, asked: &Asked) -> Option<Answer> {
     let mut pause = FIRST_PAUSE;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_SENDS {
         match client.post(asked).await {
             Ok(answer) if answer.is_final() || (asked.raise_error && answer.status == 500) => return Some(answer),
             Ok(answer) if !matches!(answer.status, 409 | 500 | 503) => {

@@ -325,11 +325,11 @@ impl Stage {
         script.until_held().await;
         expire_lease(&self.house, post).await;
         self.house.forget().await;
-        let heir = self.spawn(post);
+        let successor = self.spawn(post);
         self.house.until_held().await;
         script.release();
         late.await.unwrap();
         self.house.release_held().await;
-        heir.await.unwrap();
+        successor.await.unwrap();
     }
 }

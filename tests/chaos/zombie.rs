@@ -43,7 +43,7 @@ enum Worker {
 
 impl Worker {
     const ALL: [Self; 3] = [Self::Api, Self::Failing, Self::Completer];
-    const HEIRS: [Self; 2] = [Self::Api, Self::Completer];
+    const SUCCESSORS: [Self; 2] = [Self::Api, Self::Completer];
 }
 
 /// A round: which worker is late, where and how, and whether its successor has finished when it goes on.
@@ -53,8 +53,8 @@ struct Round {
     worker: Worker,
     step: usize,
     fault: Fault,
-    heir: Worker,
-    heir_finished: bool,
+    successor: Worker,
+    successor_finished: bool,
 }
 
 impl Workers {
@@ -130,8 +130,9 @@ async fn cases(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>) -> Vec<
         other.steps(app, kind, worker).await;
         for step in 1..=late.steps(app, kind, worker).await {
             for fault in Fault::HOLDING {
-                for heir in Worker::HEIRS {
-                    let round = |heir_finished| Round { kind, worker, step, fault, heir, heir_finished };
+                for successor in Worker::SUCCESSORS {
+                    let round =
+                        |successor_finished| Round { kind, worker, step, fault, successor, successor_finished };
                     cases.extend([round(true), round(false)]);
                 }
             }
@@ -142,7 +143,7 @@ async fn cases(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>) -> Vec<
 
 /// Plays one round. Returns where the worker was held.
 async fn outlive(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>, round: Round, context: &str) -> String {
-    let Round { kind, worker, step, fault, heir, heir_finished } = round;
+    let Round { kind, worker, step, fault, successor, successor_finished } = round;
     // Counted first: for a completer, `abandoned_by` makes a part of the rows.
     let (prepared, before) = prepare(app, kind).await;
     let post = abandoned_by(app, worker, prepared).await;
@@ -153,13 +154,13 @@ async fn outlive(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>, round
     expire_lease(app, &post).await;
     // Before there is a key, a completer finds nothing; and a request that the worker has finished is not taken over.
     let finished = is_finished(app, &post).await;
-    let heir = if finished == Some(false) { heir } else { Worker::Api };
-    let heir_finished = heir_finished || finished == Some(true);
-    let taking_the_lease = if heir_finished { Plan::new() } else { vec![Strike::at(1, Fault::HoldReply)] };
+    let successor = if finished == Some(false) { successor } else { Worker::Api };
+    let successor_finished = successor_finished || finished == Some(true);
+    let taking_the_lease = if successor_finished { Plan::new() } else { vec![Strike::at(1, Fault::HoldReply)] };
     other.route.script.arm_from("execute update idempotency_keys", taking_the_lease);
-    let mut inheritance = other.work(heir, &post);
-    if heir_finished {
-        (&mut inheritance).await.unwrap();
+    let mut successor_work = other.work(successor, &post);
+    if successor_finished {
+        (&mut successor_work).await.unwrap();
     } else {
         other.route.script.until_held().await;
     }
@@ -168,9 +169,9 @@ async fn outlive(app: &TestApp, late: &Arc<Workers>, other: &Arc<Workers>, round
     late.route.script.release();
     work.await.unwrap();
     assert_eq!(digest(app).await, rows, "{context}: the stale worker wrote something");
-    if !heir_finished {
+    if !successor_finished {
         other.route.script.release();
-        inheritance.await.unwrap();
+        successor_work.await.unwrap();
     }
     let answer = app.post(post).await;
     assert_eq!((answer.status, answer.is_replay()), (201, true), "{context}: {answer:?}");

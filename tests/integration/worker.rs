@@ -218,8 +218,8 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     // The lease has run out, but no other worker has the job yet: a heartbeat is enough to keep it.
     assert!(work::extend(&database, &[late], MINUTE).await.unwrap().kept.contains(&late.token));
     app.execute(expire).await;
-    let heir = claim().await;
-    assert_ne!(late.token, heir.token);
+    let successor = claim().await;
+    assert_ne!(late.token, successor.token);
 
     let before: String = app.get("SELECT jobs::text FROM jobs").await;
     let policy = RetryPolicy { retry_after: MINUTE, max_attempts: 1 };
@@ -232,9 +232,9 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
     assert_eq!(app.count("receipts").await + app.count("dead_jobs").await, 0);
 
     // Nor does a worker that has finished already.
-    assert!(finish(&database, heir, Some(sent.clone())).await.unwrap());
-    assert!(!finish(&database, heir, Some(sent)).await.unwrap());
-    assert_eq!(work::fail(&database, heir, "late", true, &policy).await.unwrap(), Failed::LeaseLost);
+    assert!(finish(&database, successor, Some(sent.clone())).await.unwrap());
+    assert!(!finish(&database, successor, Some(sent)).await.unwrap());
+    assert_eq!(work::fail(&database, successor, "late", true, &policy).await.unwrap(), Failed::LeaseLost);
     assert_eq!(app.count("receipts").await, 1);
     assert_eq!(app.count("jobs WHERE finished_at IS NOT NULL").await, 1);
 }

@@ -8,25 +8,25 @@ use super::app::TestApp;
 impl TestApp {
     /// Sets what happens to the next lists of charges, in order.
     pub async fn script_lists(&self, faults: &[&str]) {
-        self.steer(Method::POST, "lists/next", &json!(faults).to_string()).await;
+        self.control(Method::POST, "lists/next", &json!(faults).to_string()).await;
     }
 
     /// Limits a page to this many charges.
     pub async fn list_by(&self, page: usize) {
-        self.steer(Method::PUT, "lists", &json!({ "page": page }).to_string()).await;
+        self.control(Method::PUT, "lists", &json!({ "page": page }).to_string()).await;
     }
 
     /// Makes all records of Stripe older by this time, such as `26h`.
     pub async fn age_stripe(&self, by: &str) {
-        self.steer(Method::POST, "age", &json!(by).to_string()).await;
+        self.control(Method::POST, "age", &json!(by).to_string()).await;
     }
 
     /// Gives the pending charges this status.
     pub async fn settle_charges(&self, status: &str) {
-        self.steer(Method::PUT, "settle", &json!(status).to_string()).await;
+        self.control(Method::PUT, "settle", &json!(status).to_string()).await;
     }
 
-    async fn steer(&self, method: Method, path: &str, body: &str) {
+    async fn control(&self, method: Method, path: &str, body: &str) {
         let answer = self.sandbox.call(method, &format!("/_sandbox/{path}"), body).await;
         assert_eq!(answer.status, 200, "{path} {body}: {answer:?}");
     }

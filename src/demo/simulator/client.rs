@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
 /// A client waits this long for an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer, in bytes. A usual one is a sentence.
 const ANSWER_BYTES: usize = 16 * 1024;
 
@@ -72,6 +72,6 @@ impl ApiClient {
             let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await?.to_bytes();
             Ok(Answer { status, location, body })
         };
-        tokio::time::timeout(PATIENCE, exchange).await?
+        tokio::time::timeout(ANSWER_TIMEOUT, exchange).await?
     }
 }

@@ -45,11 +45,9 @@ impl Object {
 /// Which charges or refunds to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Page {
-    /// Only charges of this customer.
-    pub(super) customer: Option<String>,
-    /// Only refunds of this charge.
-    pub(super) charge: Option<String>,
-    /// Only charges made in this second of Unix time or later.
+    /// Only charges of this customer, or refunds of this charge.
+    pub(super) of: Option<String>,
+    /// Only those made in this second of Unix time or later.
     pub(super) created_since: u64,
     /// Only those older than this one.
     pub(super) starting_after: Option<String>,
@@ -67,8 +65,8 @@ pub(super) struct Books {
     by_customer: HashMap<String, Vec<usize>>,
     /// Oldest first.
     refunds: Vec<Arc<Refund>>,
-    /// The refund of each charge, which is refunded as a whole and once.
-    by_charge: HashMap<String, usize>,
+    /// The refunds of each charge: a failed one may be followed by another.
+    by_charge: HashMap<String, Vec<usize>>,
 }
 
 impl Books {
@@ -84,7 +82,7 @@ impl Books {
                 self.by_customer.entry(charge.terms.customer.clone()).or_default().push(position);
             }
             Object::Refund(refund) => {
-                self.by_charge.insert(refund.terms.charge.clone(), self.refunds.len());
+                self.by_charge.entry(refund.terms.charge.clone()).or_default().push(self.refunds.len());
                 self.refunds.push(Arc::clone(refund));
             }
             Object::Failure(_) | Object::RefundFailure(_) => {}
@@ -105,7 +103,7 @@ impl Books {
 
     /// Returns the refund of this charge, if there is one.
     pub(super) fn refund_of(&self, charge: &str) -> Option<&Arc<Refund>> {
-        self.by_charge.get(charge).map(|&position| &self.refunds[position])
+        self.by_charge.get(charge).and_then(|theirs| theirs.last()).map(|&position| &self.refunds[position])
     }
 
     /// Does the same as [`Books::page`], for refunds.
@@ -114,15 +112,9 @@ impl Books {
             None => self.refunds.len(),
             Some(id) => self.refunds.iter().position(|refund| refund.id == *id)?,
         };
-        let asked_for = |refund: &&Arc<Refund>| match &page.charge {
-            None => true,
-            Some(charge) => refund.terms.charge == *charge,
-        };
-        let one = page.charge.as_ref().map(|charge| self.refund_of(charge).into_iter());
-        let mut newest_first: Box<dyn Iterator<Item = &Arc<Refund>>> = match one {
-            Some(one) if page.starting_after.is_none() => Box::new(one),
-            _ => Box::new(self.refunds[..end].iter().rev().filter(asked_for)),
-        };
+        let mut newest_first = newest_first(end, page.of.as_ref(), &self.by_charge)
+            .map(|position| &self.refunds[position])
+            .take_while(|refund| refund.created_ms / 1000 >= page.created_since);
         let listed = newest_first.by_ref().take(page.limit).cloned().collect();
         Some((listed, newest_first.next().is_some()))
     }
@@ -163,20 +155,23 @@ impl Books {
             None => self.charges.len(),
             Some(id) => *self.by_id.get(id)?,
         };
-        let positions: Box<dyn Iterator<Item = usize>> = match &page.customer {
-            None => Box::new((0..end).rev()),
-            Some(customer) => {
-                let theirs = self.by_customer.get(customer).map_or(&[][..], Vec::as_slice);
-                let end = theirs.partition_point(|&position| position < end);
-                Box::new(theirs[..end].iter().rev().copied())
-            }
-        };
-        let mut newest_first = positions
+        let mut newest_first = newest_first(end, page.of.as_ref(), &self.by_customer)
             .map(|position| &self.charges[position])
             .take_while(|charge| charge.created_ms / 1000 >= page.created_since);
         let listed = newest_first.by_ref().take(page.limit).cloned().collect();
         Some((listed, newest_first.next().is_some()))
     }
+}
+
+/// Returns the positions before `end`, the highest first: all, or those that an index has for `of`.
+fn newest_first<'a>(
+    end: usize,
+    of: Option<&String>,
+    index: &'a HashMap<String, Vec<usize>>,
+) -> Box<dyn Iterator<Item = usize> + 'a> {
+    let Some(of) = of else { return Box::new((0..end).rev()) };
+    let theirs = index.get(of).map_or(&[][..], Vec::as_slice);
+    Box::new(theirs[..theirs.partition_point(|&position| position < end)].iter().rev().copied())
 }
 
 /// What is known of an idempotency key.

@@ -108,7 +108,11 @@ pub(super) async fn list(sandbox: &Sandbox, list: List, query: &str) -> Result<R
 }
 
 fn page(sandbox: &Sandbox, list: List, query: &str, listing: &Listing) -> Result<Reply, ApiError> {
-    let mut page = params::page(query)?;
+    let of = match list {
+        List::Charges => "customer",
+        List::Refunds => "charge",
+    };
+    let mut page = params::page(query, of)?;
     page.limit = page.limit.min(listing.page);
     let unknown = |what| {
         let id = page.starting_after.as_deref().unwrap_or_default();

@@ -74,13 +74,12 @@ pub(super) fn refund_terms(form: &[u8]) -> Result<RefundTerms, ApiError> {
     Ok(RefundTerms { charge, metadata: Metadata::from(metadata) })
 }
 
-pub(super) fn page(query: &str) -> Result<Page, ApiError> {
-    let mut page =
-        Page { customer: None, charge: None, created_since: 0, starting_after: None, limit: DEFAULT_LIMIT };
+/// Reads a list's query; `of` is the parameter that names whose objects are listed.
+pub(super) fn page(query: &str, of: &'static str) -> Result<Page, ApiError> {
+    let mut page = Page { of: None, created_since: 0, starting_after: None, limit: DEFAULT_LIMIT };
     for (name, value) in pairs(query.as_bytes()) {
         match name.as_str() {
-            "customer" => page.customer = Some(value),
-            "charge" => page.charge = Some(value),
+            name if name == of => page.of = Some(value),
             "starting_after" => page.starting_after = Some(value),
             "created[gte]" => page.created_since = value.parse().map_err(|_| ApiError::invalid("created[gte]"))?,
             "limit" => {

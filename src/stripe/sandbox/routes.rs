@@ -33,7 +33,7 @@ pub(super) async fn handle(sandbox: Arc<Sandbox>, request: Request<Incoming>) ->
     let method = head.method.as_str();
     let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
     let reply = match path.as_slice() {
-        ["_sandbox", path @ ..] => steer(&sandbox, method, path, &body),
+        ["_sandbox", path @ ..] => control(&sandbox, method, path, &body),
         path => match check_api_key(&head.headers).and_then(|()| idempotency_key(&head.headers)) {
             Ok(key) if path == ["v1", "charges"] && method == "POST" => {
                 let terms = params::charge_terms(&body).map(Terms::Charge);
@@ -95,7 +95,7 @@ fn create_customer(ledger: &Ledger, key: Option<String>, form: &[u8]) -> Result<
 }
 
 /// Handles what Stripe does not have: tests choose here what goes wrong next.
-fn steer(sandbox: &Sandbox, method: &str, path: &[&str], body: &[u8]) -> Result<Reply, ApiError> {
+fn control(sandbox: &Sandbox, method: &str, path: &[&str], body: &[u8]) -> Result<Reply, ApiError> {
     match (path, method) {
         (["faults"], "GET") => {}
         (["faults"], "PUT") => {

@@ -259,6 +259,20 @@ async fn a_charge_is_refunded_as_a_whole_and_once() {
     assert!(body(&list).contains(&refunds[0].id), "{list}");
     let none = rig.send(&format!("GET /v1/refunds?charge={other}"), "", "").await;
     assert!(body(&none).contains(r#""data":[]"#), "{none}");
+    let second = refunds[0].created_ms / 1000;
+    for (since, there) in [(second, true), (second + 1, false)] {
+        for of in [String::new(), format!("&charge={charge}")] {
+            let list = rig.send(&format!("GET /v1/refunds?created[gte]={since}{of}"), "", "").await;
+            assert_eq!(body(&list).contains(&refunds[0].id), there, "{list}");
+        }
+    }
+    let before =
+        rig.send(&format!("GET /v1/refunds?charge={charge}&starting_after={}", refunds[0].id), "", "").await;
+    assert!(body(&before).contains(r#""data":[]"#), "{before}");
+    for (list, of) in [("refunds", "customer"), ("charges", "charge")] {
+        let unknown = rig.send(&format!("GET /v1/{list}?{of}=x"), "", "").await;
+        assert!(body(&unknown).contains("parameter_unknown"), "{unknown}");
+    }
 }
 
 #[tokio::test]

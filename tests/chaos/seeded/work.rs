@@ -48,13 +48,13 @@ impl Stage {
         let script = &self.crew.route.script;
         self.queue_a_receipt().await;
         script.arm_from("execute update jobs + insert receipts", vec![Strike::at(1, Fault::Hold)]);
-        let heir = async {
+        let successor = async {
             script.until_held().await;
             self.expire_jobs().await;
             self.look(&pool(&self.house.database_config).await, Disk::Good, 1).await;
             script.release();
         };
-        tokio::join!(self.work(Disk::Good), heir);
+        tokio::join!(self.work(Disk::Good), successor);
     }
 
     /// Holds a worker with a bad disk and one attempt when it has read the ride, until a successor without the bug has
@@ -64,14 +64,14 @@ impl Stage {
         self.queue_a_receipt().await;
         // If it were held before this read, it would see that there is a receipt and not try again.
         script.arm_from("execute SELECT r.user_id,", vec![Strike::at(1, Fault::HoldReply)]);
-        let heir = async {
+        let successor = async {
             script.until_held().await;
             self.expire_jobs().await;
             let database = pool(&self.house.database_config).await;
             self.look(&database, Disk::Good, config::Worker::default().max_attempts).await;
             script.release();
         };
-        tokio::join!(self.look(&self.crew.completer.database, Disk::Gone, 1), heir);
+        tokio::join!(self.look(&self.crew.completer.database, Disk::Gone, 1), successor);
     }
 
     /// Runs the worker role once: it takes the jobs that are due and returns when they have ended.
