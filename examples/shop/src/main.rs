@@ -14,7 +14,7 @@ use atomic_phases::roles::periodic::poll;
 use axum::extract::{ConnectInfo, Json, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use order::{Orders, Wish};
+use order::{OrderParams, Orders};
 use tokio_util::sync::CancellationToken;
 
 /// The longest that a foreign call takes.
@@ -53,7 +53,7 @@ async fn place(
     State(orders): State<Arc<Executor<Orders>>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    Json(wish): Json<Wish>,
+    Json(params): Json<OrderParams>,
 ) -> (StatusCode, String) {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (Ok(key), Ok(user_id)) =
@@ -62,7 +62,7 @@ async fn place(
         return (StatusCode::BAD_REQUEST, "Idempotency-Key and X-Customer, please".to_owned());
     };
     let (method, path) = ("POST".to_owned(), "/orders".to_owned());
-    let request = Request { user_id, key, method, path, params: wish, origin_ip: peer.ip() };
+    let request = Request { user_id, key, method, path, params, origin_ip: peer.ip() };
     // A client that hangs up cancels nothing.
     let executed = tokio::spawn(async move { orders.execute(request).await }).await.expect("no panic");
     match executed.answer {

@@ -15,7 +15,7 @@ pub struct Orders {
 
 /// What a client asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Wish {
+pub struct OrderParams {
     pub product_id: i64,
     pub card: String,
     pub address: String,
@@ -40,10 +40,10 @@ impl Operation for Orders {
         between: &[Phase { point: "paid", effects: include_str!("paid.sql") }],
         close: include_str!("shipped.sql"),
     };
-    type Params = Wish;
+    type Params = OrderParams;
     type State = Order;
 
-    async fn advance(&self, attempt: &Attempt<Wish>, order: Order) -> Result<Next<Order>, Stop> {
+    async fn advance(&self, attempt: &Attempt<OrderParams>, order: Order) -> Result<Next<Order>, Stop> {
         match order {
             Order::Reserved { order_id, price, card, address } => {
                 let paid = self.call(attempt, &self.bank, json!({ "amount": price, "card": card })).await?;
@@ -70,7 +70,7 @@ impl Operation for Orders {
 impl Orders {
     /// Makes one foreign call under the key that is stored for it: however often the call is made, the other side acts
     /// once. Only a certain answer leads on.
-    async fn call(&self, attempt: &Attempt<Wish>, url: &str, body: Value) -> Result<Value, Stop> {
+    async fn call(&self, attempt: &Attempt<OrderParams>, url: &str, body: Value) -> Result<Value, Stop> {
         attempt.has_time_for(crate::TIMEOUT)?;
         let key = attempt.lease.foreign_call.key.to_string();
         let answer = self.http.post(url).header("Idempotency-Key", key).json(&body).send().await;

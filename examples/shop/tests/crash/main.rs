@@ -56,7 +56,7 @@ async fn serve() -> (SocketAddr, Done) {
 }
 
 /// The shop and all that it talks to, each behind a proxy that follows one script.
-struct Street {
+struct CrashRig {
     script: Script,
     postgres: Proxy,
     bank: (Proxy, Done),
@@ -66,7 +66,7 @@ struct Street {
     shop: Option<(Child, SocketAddr)>,
 }
 
-impl Street {
+impl CrashRig {
     async fn new() -> Self {
         let (script, server) = (Script::default(), cluster::database().await);
         let ((bank, paid), (carrier, sent)) = (serve().await, serve().await);
@@ -123,10 +123,10 @@ impl Street {
     /// Places an order, and repeats the request until there is a final answer.
     async fn order(&mut self, product: i64, card: &str) -> (u16, String) {
         let (key, client, began) = (Uuid::new_v4().to_string(), reqwest::Client::new(), Instant::now());
-        let wish = json!({ "product_id": product, "card": card, "address": "1 Main Street" });
+        let order = json!({ "product_id": product, "card": card, "address": "1 Main Street" });
         loop {
             let url = format!("http://{}/orders", self.shop().await);
-            let asked = client.post(url).header("Idempotency-Key", &key).header("X-Customer", "7").json(&wish);
+            let asked = client.post(url).header("Idempotency-Key", &key).header("X-Customer", "7").json(&order);
             if let Ok(answer) = asked.send().await {
                 let (status, body) = (answer.status().as_u16(), answer.text().await.unwrap_or_default());
                 if matches!(status, 201 | 402) || body == "sold out" {
@@ -160,34 +160,34 @@ impl Street {
 }
 
 /// Returns what an order sends, without the completer's statements and those that open connections of the growing pool.
-fn of_the_order(crossed: Vec<Boundary>) -> Vec<Boundary> {
+fn order_messages(crossed: Vec<Boundary>) -> Vec<Boundary> {
     let beside = |label: &str| label.ends_with("update idempotency_keys") || label.starts_with("query SET");
     crossed.into_iter().filter(|boundary| !beside(&boundary.label)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_survives_a_crash_at_every_step() {
-    let mut street = Street::new().await;
-    street.shop().await;
-    street.script.arm(Vec::new());
-    assert_eq!(street.order(1, "good").await.0, 201);
-    let boundaries = of_the_order(street.script.disarm().0);
-    let mut before = street.books().await;
+    let mut rig = CrashRig::new().await;
+    rig.shop().await;
+    rig.script.arm(Vec::new());
+    assert_eq!(rig.order(1, "good").await.0, 201);
+    let boundaries = order_messages(rig.script.disarm().0);
+    let mut before = rig.books().await;
     assert_eq!(before, (1, 1, 1, 1000));
     let mut runs = 0;
     for n in 0..boundaries.len() {
         for fault in Fault::BREAKING.into_iter().filter(|fault| fault.fits(&boundaries[n])) {
             // A new process, so that statements are prepared again.
-            if let Some((mut child, _)) = street.shop.take() {
+            if let Some((mut child, _)) = rig.shop.take() {
                 child.kill().await.unwrap();
             }
-            street.shop().await;
-            street.script.arm(vec![Strike::at_last_of(&boundaries[..=n], fault)]);
-            let answer = street.order(1, "good").await;
-            let (_, fired) = street.script.disarm();
+            rig.shop().await;
+            rig.script.arm(vec![Strike::at_last_of(&boundaries[..=n], fault)]);
+            let answer = rig.order(1, "good").await;
+            let (_, fired) = rig.script.disarm();
             assert_eq!((answer.0, fired.len()), (201, 1), "{fault:?} at {}", boundaries[n]);
             let (paid, sent, orders, stock) = before;
-            let after = street.books().await;
+            let after = rig.books().await;
             assert_eq!(after, (paid + 1, sent + 1, orders + 1, stock - 1), "{fault:?} at {}", boundaries[n]);
             before = after;
             runs += 1;
@@ -195,26 +195,26 @@ async fn an_order_survives_a_crash_at_every_step() {
     }
     println!("{} boundaries, {runs} runs", boundaries.len());
     assert!(boundaries.len() >= 5, "{boundaries:#?}");
-    street.assert_sound().await;
+    rig.assert_sound().await;
 }
 
 #[tokio::test]
 async fn a_declined_card_puts_the_product_back() {
-    let mut street = Street::new().await;
-    assert_eq!(street.order(2, "declined").await.0, 402);
-    assert_eq!(street.books().await, (0, 0, 1, 1001));
-    street.assert_sound().await;
+    let mut rig = CrashRig::new().await;
+    assert_eq!(rig.order(2, "declined").await.0, 402);
+    assert_eq!(rig.books().await, (0, 0, 1, 1001));
+    rig.assert_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_one_is_sold_once() {
-    let mut street = Street::new().await;
-    let shop = street.shop().await;
+    let mut rig = CrashRig::new().await;
+    let shop = rig.shop().await;
     let order = |_| {
-        let wish = json!({ "product_id": 2, "card": "good", "address": "1 Main Street" });
+        let order = json!({ "product_id": 2, "card": "good", "address": "1 Main Street" });
         let asked = reqwest::Client::new().post(format!("http://{shop}/orders"));
         let key = Uuid::new_v4().to_string();
-        tokio::spawn(asked.header("Idempotency-Key", key).header("X-Customer", "7").json(&wish).send())
+        tokio::spawn(asked.header("Idempotency-Key", key).header("X-Customer", "7").json(&order).send())
     };
     let mut statuses = Vec::new();
     for answer in (0..20).map(order).collect::<Vec<_>>() {
@@ -222,6 +222,6 @@ async fn the_last_one_is_sold_once() {
     }
     statuses.sort_unstable();
     assert_eq!((statuses[0], &statuses[1..]), (201, &[409; 19][..]));
-    assert_eq!(street.books().await, (1, 1, 1, 1000));
-    street.assert_sound().await;
+    assert_eq!(rig.books().await, (1, 1, 1, 1000));
+    rig.assert_sound().await;
 }
