@@ -61,7 +61,7 @@ async fn each_gets_its_own_and_a_bad_row_fails_alone() {
 }
 
 #[tokio::test]
-async fn who_stops_waiting_takes_nobody_along() {
+async fn a_caller_that_stops_waiting_stops_no_other() {
     let app = TestApp::start().await;
     let database = pool(&app.database_config).await;
     let statements = Arc::new(AtomicUsize::new(0));
@@ -131,7 +131,7 @@ impl Gate {
 }
 
 #[tokio::test]
-async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
+async fn calls_made_meanwhile_go_together_even_after_a_panic() {
     let app = TestApp::start().await;
     let gate = Gate::over(&app).await;
     let alone = gate.call(false);
@@ -154,7 +154,7 @@ async fn those_who_come_meanwhile_go_together_even_after_a_panic() {
 }
 
 #[tokio::test]
-async fn whoever_ends_early_lets_the_next_go_on() {
+async fn a_caller_that_ends_early_lets_the_next_go_on() {
     let app = TestApp::start().await;
     let gate = Gate::over(&app).await;
     let impatient = gate.call(false);
@@ -189,7 +189,7 @@ impl Batched for Touch {
 }
 
 #[tokio::test]
-async fn a_row_that_somebody_has_locked_holds_up_nobody_else() {
+async fn a_row_that_another_session_has_locked_delays_no_other() {
     let app = TestApp::start().await;
     insert_keys(&app, 50, "1 hour").await;
     let database = pool(&app.database_config).await;

@@ -228,7 +228,7 @@ async fn a_refused_job_is_tried_later_and_later_and_then_dies() {
 }
 
 #[tokio::test]
-async fn whoever_has_lost_the_lease_settles_nothing() {
+async fn a_lost_lease_settles_nothing() {
     let app = TestApp::start().await;
     let database = pool(&app.database_config).await;
     stage(&app, 3).await;

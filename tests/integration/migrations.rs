@@ -261,7 +261,7 @@ async fn a_limit_on_statements_is_none_for_a_migration() {
 
 /// A constraint that is not validated is a step that is left only if it belongs to the migrated table.
 #[tokio::test]
-async fn a_constraint_of_another_table_is_nobodys_business() {
+async fn a_constraint_of_another_table_is_ignored() {
     let database = database_of(VERSIONS[1].1).await;
     let client = cluster::connect(&database).await;
     client.batch_execute("ALTER TABLE users ADD CONSTRAINT later CHECK (id > 0) NOT VALID").await.unwrap();

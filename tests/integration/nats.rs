@@ -59,7 +59,7 @@ async fn a_repeated_push_adds_nothing() {
 }
 
 #[tokio::test]
-async fn somebody_elses_stream_is_refused_and_left_alone() {
+async fn a_foreign_stream_is_refused_and_left_alone() {
     let broker = NatsServer::start().await;
     let context = broker.context().await;
     let theirs = Config { duplicate_window: Duration::from_secs(120), ..stream() };

@@ -113,7 +113,7 @@ async fn nonsense_is_refused_in_one_line_with_its_own_exit_code() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_costs_its_lines_and_nothing_else() {
+async fn an_unread_log_costs_its_lines_and_nothing_else() {
     let database = cluster::database().await;
     let (dir, api) = (TempDir::new(), free_port());
     let mut process = tokio::process::Command::new(env!("CARGO_BIN_EXE_rocket-rides-atomic"))
@@ -133,7 +133,7 @@ async fn a_log_that_nobody_reads_costs_its_lines_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_low_soft_limit_of_open_files_turns_nobody_away() {
+async fn a_low_soft_limit_of_open_files_refuses_no_client() {
     let database = cluster::database().await;
     let (dir, address) = (TempDir::new(), free_port());
     let _process = tokio::process::Command::new("sh")

@@ -181,7 +181,7 @@ async fn a_mail_server_that_is_not_in_the_mood_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_recipient_that_is_refused_for_ever_is_a_dead_letter_that_names_nobody() {
+async fn a_recipient_that_is_refused_for_ever_is_a_dead_letter_without_the_address() {
     let server = MailServer::start().await;
     server.script(&[(At::Recipient, Reply::Say("550 5.1.1 <user@example.com>: no such user here\0"))]);
     let app = TestApp::with(mailing(&server)).await;
@@ -224,7 +224,7 @@ async fn without_tls_nothing_is_said_to_a_server_that_must_speak_it() {
 }
 
 #[tokio::test]
-async fn a_mail_server_that_nobody_vouches_for_is_told_nothing() {
+async fn an_untrusted_mail_server_is_sent_nothing() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     // Everything that arrives once the connection is encrypted.

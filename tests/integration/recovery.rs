@@ -132,7 +132,7 @@ async fn a_charge_that_was_never_made_is_looked_up_and_made() {
 }
 
 #[tokio::test]
-async fn connections_that_closed_while_idle_cost_nobody_a_request() {
+async fn connections_that_closed_while_idle_fail_no_request() {
     let app = TestApp::start().await;
     let others = "pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for _ in 0..5 {

@@ -24,7 +24,7 @@ async fn a_foreign_database_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn whatever_holds_or_shows_somebodys_rows_is_in_the_way() {
+async fn a_foreign_relation_that_holds_or_shows_rows_is_refused() {
     let server = "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w;";
     for (what, name) in [
         ("CREATE TABLE b (id INT); CREATE TABLE a (id INT)".to_owned(), "a"),
@@ -42,7 +42,7 @@ async fn whatever_holds_or_shows_somebodys_rows_is_in_the_way() {
 }
 
 #[tokio::test]
-async fn what_is_nobodys_data_is_not_in_the_way() {
+async fn foreign_objects_without_data_are_accepted() {
     let database = cluster::database().await;
     let client = cluster::connect(&database).await;
     client.batch_execute("CREATE SEQUENCE numbers; CREATE EXTENSION pg_stat_statements").await.unwrap();

@@ -60,7 +60,7 @@ async fn readiness_ends_before_the_listener_does() {
 }
 
 #[tokio::test]
-async fn who_is_late_is_named() {
+async fn a_late_role_is_named() {
     let mut app = TestApp::with(|config| config.shutdown.deadline = Duration::from_millis(300)).await;
     app.script(&["hold"]).await;
     let api = app.api.clone();

@@ -23,7 +23,7 @@ use crate::{number, say, seed};
 const CUTS: [Fault; 2] = [Fault::Kill, Fault::DropBeforeReply];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_crash_in_foul_weather_doubles_or_orphans_a_call() {
+async fn no_crash_with_faults_at_stripe_doubles_or_orphans_a_call() {
     let (began, seed) = (Instant::now(), seed());
     let all = std::env::var("CHAOS_CROSS").is_ok_and(|wanted| wanted == "all");
     let drawn = if all { usize::MAX } else { number("CHAOS_CROSS", 90) };
