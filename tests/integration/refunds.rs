@@ -197,6 +197,22 @@ async fn a_pending_refund_waits_for_a_person_and_then_for_what_became_of_it() {
     assert_refunded_once(&app, ride_id).await;
 }
 
+/// Stripe may give a refund up days later. The money has not gone back, so it is sent again.
+#[tokio::test]
+async fn a_refund_that_failed_in_the_end_is_made_again() {
+    let app = TestApp::start().await;
+    let ride_id = paid_ride(&app).await;
+    let refund = Post::refund(ride_id);
+    app.script(&["pending"]).await;
+    assert_eq!(app.post(refund.clone()).await.status, 503);
+    app.execute("UPDATE idempotency_keys SET foreign_call_intended_at = now() - interval '2 days'").await;
+    app.settle_charges("failed").await;
+    app.forget().await;
+    assert_eq!(app.refunds().await.len(), 0);
+    assert_eq!(app.post(refund).await.status, 201);
+    assert_refunded_once(&app, ride_id).await;
+}
+
 #[tokio::test]
 async fn the_completer_finishes_an_abandoned_refund_and_the_worker_sends_its_receipt() {
     let app = TestApp::with(|config| {
