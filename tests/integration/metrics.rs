@@ -99,9 +99,15 @@ async fn what_waits_is_told_with_its_age() {
              VALUES (9, 'n', '0', now(), 'queue', 1, 'x')",
     )
     .await;
-    until_told(&app, &["staged_jobs 5", "dead_jobs 1"]).await;
+    app.execute(
+        "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, enqueued_at)
+             VALUES (7, 'n', '0', now(), now() - interval '2 hours'), (8, 'n', '0', now(), now())",
+    )
+    .await;
+    until_told(&app, &["staged_jobs 5", "dead_jobs 1", "queued_jobs 2"]).await;
     let text = scrape(&app).await;
     assert!(text.contains("rocket_rides_staged_jobs_oldest_age_seconds 360"), "{text}");
+    assert!(text.contains("rocket_rides_queued_jobs_oldest_age_seconds 720"), "{text}");
     assert!(!text.contains("queue_up"), "this process delivers to no queue");
     let ready = app.api.call(Method::GET, "/readyz", "").await;
     assert_eq!(ready.body, r#"{"message":"ready"}"#);

@@ -252,11 +252,19 @@ async fn each_refund_has_a_receipt_for_its_user() {
     }
     app.until_count("receipts", 2).await;
     let mails = receipts(&app.config.receipts.dir).into_iter().map(|path| std::fs::read_to_string(path).unwrap());
-    let refunds: Vec<String> = mails.filter(|mail| mail.contains("Your refund for rocket ride")).collect();
-    for user in users {
+    let mails: Vec<String> = mails.collect();
+    for (user, subject) in
+        users.iter().flat_map(|user| [(user, "Your receipt for rocket"), (user, "Your refund for rocket")])
+    {
         let to = format!("To: {user}");
-        assert_eq!(refunds.iter().filter(|mail| mail.contains(&to)).count(), 1, "{user}: {refunds:?}");
+        let theirs = mails.iter().filter(|mail| mail.contains(&to) && mail.contains(subject));
+        assert_eq!(theirs.count(), 1, "{subject:?} to {user}: {mails:?}");
     }
+
+    // What is recorded is not sent again.
+    app.execute("INSERT INTO staged_jobs (job_name, job_args) SELECT job_name, job_args FROM jobs").await;
+    app.until_count("jobs WHERE finished_at IS NOT NULL AND attempts = 1", 8).await;
+    assert_eq!((app.count("refund_receipts").await, app.count("dead_jobs").await), (2, 0));
 }
 
 #[tokio::test]
