@@ -178,8 +178,9 @@ impl<'a> Migration<'a> {
 
     /// Returns whether an earlier process made the switch but not all steps after it.
     async fn has_unfinished_steps(&self) -> Result<bool, SchemaError> {
-        const SQL: &str = "SELECT true FROM pg_constraint WHERE conrelid = 'idempotency_keys'::regclass
-            AND (NOT convalidated OR conname = 'call_was_intended')";
+        // The last step drops it.
+        const SQL: &str = "SELECT true FROM pg_constraint
+            WHERE conrelid = 'idempotency_keys'::regclass AND conname = 'call_was_intended'";
         Ok(self.0.run(SQL).await?.is_some())
     }
 

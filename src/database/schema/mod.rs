@@ -69,7 +69,7 @@ pub enum Older {
 
 /// Ensures that the database has our schema, in our version.
 ///
-/// Several processes may do this at once: an advisory lock lets one of them apply and the others find it applied.
+/// Several processes may do this at once: one applies it; Postgres refuses the others, which find it applied.
 pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError> {
     if !is_ours(database).await? {
         let foreign = foreign_table(database).await?;
@@ -118,9 +118,9 @@ async fn version(database: &Database) -> Result<i32, DatabaseError> {
 }
 
 fn apply() -> String {
-    // Statements sent together are one transaction. The lock's number is arbitrary. A process that waits for it waits
-    // until another has applied the schema, which takes longer than any row stays locked.
-    format!("SELECT set_config('lock_timeout', '30s', true), pg_advisory_xact_lock(7265736375); {SCHEMA}")
+    // Statements sent together are one transaction. A second process waits in Postgres' catalog until the first has applied
+    // the schema, which takes longer than any row stays locked.
+    format!("SET LOCAL lock_timeout = '30s'; {SCHEMA}")
 }
 
 async fn is_ours(database: &Database) -> Result<bool, DatabaseError> {
