@@ -1,6 +1,9 @@
 //! What `verify` reports about the life of a job: nothing while all is in order, else the rule that is broken.
 
-mod operations;
+mod receipts;
+mod refunds;
+mod rides;
+mod stage;
 
 use std::time::Duration;
 
@@ -249,7 +252,7 @@ async fn an_answer_that_is_no_answer_is_found() {
     const WHOLE: &str = "a finished key is not written to";
     const REFUND: &str = "a refund is of its user's paid ride, and made when it says so";
     let app = TestApp::start().await;
-    let ride = app.post(Post::default()).await.header("location").unwrap().replace("/rides/", "").parse().unwrap();
+    let ride = app.post(Post::default()).await.ride_id();
     assert_eq!(app.post(Post::refund(ride)).await.status, 201);
     app.execute(
         "ALTER TABLE idempotency_keys DROP CONSTRAINT answered_as_a_whole, DROP CONSTRAINT finished_holds_no_lease",

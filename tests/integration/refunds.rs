@@ -7,17 +7,11 @@ use uuid::Uuid;
 use super::receipts::receipts;
 use crate::support::app::TestApp;
 use crate::support::books::LIVE;
-use crate::support::client::{Answer, DECLINED_USER, GOOD_USER, Post, new_key};
+use crate::support::client::{DECLINED_USER, GOOD_USER, Post, new_key};
 
 /// Books a ride that is paid, and returns its id.
 async fn paid_ride(app: &TestApp) -> i64 {
-    ride(&app.post(Post::default()).await)
-}
-
-/// Returns the id of the ride in an answer's `location`.
-fn ride(answer: &Answer) -> i64 {
-    assert_eq!(answer.status, 201, "{answer:?}");
-    answer.header("location").unwrap().strip_prefix("/rides/").unwrap().parse().unwrap()
+    app.post(Post::default()).await.ride_id()
 }
 
 /// Asserts that the ride is refunded once, at Stripe and in the books.
@@ -41,8 +35,8 @@ async fn a_paid_ride_is_refunded_once_and_every_repetition_is_told_so() {
     let app = TestApp::start().await;
     let booked = Post::default();
     let answer = app.post(booked.clone()).await;
-    let ride_id = ride(&answer);
-    assert_eq!(ride(&app.post(booked).await), ride_id, "a replay says where the ride is, too");
+    let ride_id = answer.ride_id();
+    assert_eq!(app.post(booked).await.ride_id(), ride_id, "a replay says where the ride is, too");
 
     let refund = Post::refund(ride_id);
     let first = app.post(refund.clone()).await;
@@ -246,7 +240,7 @@ async fn each_refund_has_a_receipt_for_its_user() {
     let customer = app.stripe().create_customer(users[0], "tok_visa", Uuid::new_v4()).await.unwrap();
     app.query("INSERT INTO users (email, stripe_customer_id) VALUES ($1, $2)", &[&users[0], &customer]).await;
     for (count, user) in (1..).zip(users) {
-        let ride_id = ride(&app.post(Post::default().user(user)).await);
+        let ride_id = app.post(Post::default().user(user)).await.ride_id();
         assert_eq!(app.post(Post::refund(ride_id).user(user)).await.status, 201);
         app.until_count("refund_receipts", count).await;
     }

@@ -44,6 +44,13 @@ impl Answer {
         self.json()["error"].as_str().expect("an error").to_owned()
     }
 
+    /// Returns the ride that a 201 says is there.
+    pub fn ride_id(&self) -> i64 {
+        assert_eq!(self.status, 201, "{self:?}");
+        let id = self.header("location").and_then(|location| location.strip_prefix("/rides/"));
+        id.expect("a ride").parse().expect("its id")
+    }
+
     pub fn is_replay(&self) -> bool {
         self.header("idempotent-replayed") == Some("true")
     }

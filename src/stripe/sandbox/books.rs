@@ -55,6 +55,18 @@ pub(super) struct Page {
     pub(super) limit: usize,
 }
 
+impl Page {
+    /// Takes the page from these, the newest first, and returns whether more follow.
+    fn take<'a, T: 'a>(
+        &self,
+        newest_first: impl Iterator<Item = &'a Arc<T>>,
+        created_ms: impl Fn(&T) -> u64,
+    ) -> (Vec<Arc<T>>, bool) {
+        let mut listed = newest_first.take_while(|one| created_ms(one) / 1000 >= self.created_since);
+        (listed.by_ref().take(self.limit).cloned().collect(), listed.next().is_some())
+    }
+}
+
 /// The customers, charges and refunds. Knows neither keys nor files.
 #[derive(Debug, Default)]
 pub(super) struct Books {
@@ -112,11 +124,8 @@ impl Books {
             None => self.refunds.len(),
             Some(id) => self.refunds.iter().position(|refund| refund.id == *id)?,
         };
-        let mut newest_first = newest_first(end, page.of.as_ref(), &self.by_charge)
-            .map(|position| &self.refunds[position])
-            .take_while(|refund| refund.created_ms / 1000 >= page.created_since);
-        let listed = newest_first.by_ref().take(page.limit).cloned().collect();
-        Some((listed, newest_first.next().is_some()))
+        let positions = newest_first(end, page.of.as_ref(), &self.by_charge);
+        Some(page.take(positions.map(|position| &self.refunds[position]), |refund| refund.created_ms))
     }
 
     pub(super) fn charges(&self) -> &[Arc<Charge>] {
@@ -155,11 +164,8 @@ impl Books {
             None => self.charges.len(),
             Some(id) => *self.by_id.get(id)?,
         };
-        let mut newest_first = newest_first(end, page.of.as_ref(), &self.by_customer)
-            .map(|position| &self.charges[position])
-            .take_while(|charge| charge.created_ms / 1000 >= page.created_since);
-        let listed = newest_first.by_ref().take(page.limit).cloned().collect();
-        Some((listed, newest_first.next().is_some()))
+        let positions = newest_first(end, page.of.as_ref(), &self.by_customer);
+        Some(page.take(positions.map(|position| &self.charges[position]), |charge| charge.created_ms))
     }
 }
 

@@ -215,7 +215,7 @@ impl Database {
         let connection = self.checkout().await?;
         match tokio::time::timeout(self.statement_timeout, connection.query(sql, params)).await {
             Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(error)) => Err(connection.judge(error)),
+            Ok(Err(error)) => Err(connection.classify(error)),
             Err(_) => {
                 connection.unusable.store(true, Ordering::Relaxed);
                 Err(DatabaseError::Lost(None))
@@ -237,7 +237,7 @@ impl Database {
     /// Runs statements without parameters as one transaction, and discards their results.
     pub async fn script(&self, sql: &str) -> Result<(), DatabaseError> {
         let connection = self.checkout().await?;
-        connection.client.batch_execute(sql).await.map_err(|error| connection.judge(error))
+        connection.client.batch_execute(sql).await.map_err(|error| connection.classify(error))
     }
 
     /// Returns a connection that was open a moment ago. Connections that closed while they were idle are skipped: after
@@ -283,7 +283,7 @@ impl Connection {
         Ok(statement)
     }
 
-    fn judge(&self, error: tokio_postgres::Error) -> DatabaseError {
+    fn classify(&self, error: tokio_postgres::Error) -> DatabaseError {
         let Some(code) = error.code() else {
             return if self.client.is_closed() || error.is_closed() || is_io(&error) {
                 DatabaseError::Lost(Some(Arc::new(error)))
@@ -325,7 +325,7 @@ impl bb8::ManageConnection for Manager {
     }
 
     async fn is_valid(&self, connection: &mut Connection) -> Result<(), DatabaseError> {
-        connection.client.simple_query("").await.map(|_| ()).map_err(|error| connection.judge(error))
+        connection.client.simple_query("").await.map(|_| ()).map_err(|error| connection.classify(error))
     }
 
     fn has_broken(&self, connection: &mut Connection) -> bool {

@@ -20,7 +20,7 @@ impl<'a> Session<'a> {
     /// Runs statements as one transaction, without a statement timeout, and returns the first column of the last row.
     pub async fn run(&self, sql: &str) -> Result<Option<String>, DatabaseError> {
         let connection: &Connection = &self.0;
-        let messages = connection.client.simple_query(sql).await.map_err(|error| connection.judge(error))?;
+        let messages = connection.client.simple_query(sql).await.map_err(|error| connection.classify(error))?;
         Ok(messages.iter().rev().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,

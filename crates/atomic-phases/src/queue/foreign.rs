@@ -43,7 +43,7 @@ pub struct ExternalRelay<Q> {
 /// A batch to settle, and what becomes of each of its jobs.
 struct Pushed {
     batch: Batch,
-    verdicts: PushResults,
+    results: PushResults,
 }
 
 impl<Q: Queue> Relay for ExternalRelay<Q> {
@@ -63,13 +63,13 @@ impl<Q: Queue> Relay for ExternalRelay<Q> {
                 }
             });
             let up = pushed.is_ok();
-            let verdicts = pushed.unwrap_or_else(|_| release(&batch));
-            before = Some(Pushed { batch, verdicts });
+            let results = pushed.unwrap_or_else(|_| release(&batch));
+            before = Some(Pushed { batch, results });
             match database {
                 Ok(next) if up => current = next,
                 Ok(next) => {
                     relayed.more = false;
-                    let next = next.map(|batch| Pushed { verdicts: release(&batch), batch });
+                    let next = next.map(|batch| Pushed { results: release(&batch), batch });
                     self.settle(next, &mut relayed).await?;
                 }
                 Err(error) => {
@@ -107,7 +107,7 @@ impl<Q: Queue> ExternalRelay<Q> {
                 if deliveries.contains(&Delivery::Delivered) {
                     self.health.took_jobs();
                 }
-                Ok(self.judge(batch, deliveries))
+                Ok(self.classify(batch, deliveries))
             }
             Err(error) => {
                 self.health.took_nothing(&error);
@@ -116,34 +116,34 @@ impl<Q: Queue> ExternalRelay<Q> {
         }
     }
 
-    fn judge(&self, batch: &Batch, deliveries: Vec<Delivery>) -> PushResults {
-        let mut verdicts = PushResults::default();
+    fn classify(&self, batch: &Batch, deliveries: Vec<Delivery>) -> PushResults {
+        let mut results = PushResults::default();
         let mut deliveries = deliveries.into_iter();
         for (job, attempts) in batch.jobs.iter().zip(&batch.attempts) {
             match deliveries.next() {
-                Some(Delivery::Delivered) => verdicts.delivered.push(job.id),
+                Some(Delivery::Delivered) => results.delivered.push(job.id),
                 Some(Delivery::Transient(error)) if attempts + 1 < self.policy.max_attempts => {
-                    verdicts.failed.push(job.id, &error);
+                    results.failed.push(job.id, &error);
                 }
                 Some(Delivery::Transient(error)) => {
                     let attempts = attempts + 1;
-                    verdicts.dead.push(job.id, &format!("gave up after {attempts} attempts: {error}"));
+                    results.dead.push(job.id, &format!("gave up after {attempts} attempts: {error}"));
                 }
-                Some(Delivery::Permanent(error)) => verdicts.dead.push(job.id, &error),
+                Some(Delivery::Permanent(error)) => results.dead.push(job.id, &error),
                 // The queue returned nothing for this job, so it is pushed again.
-                None => verdicts.released.push(job.id),
+                None => results.released.push(job.id),
             }
         }
-        verdicts
+        results
     }
 
     async fn settle(&self, pushed: Option<Pushed>, relayed: &mut Relayed) -> Result<(), DatabaseError> {
-        let Some(Pushed { batch, verdicts }) = pushed else { return Ok(()) };
-        let settled = outbox::settle(&self.database, &batch, &verdicts, self.policy.retry_after).await?;
-        for (id, error) in verdicts.dead.ids.iter().zip(&verdicts.dead.errors) {
+        let Some(Pushed { batch, results }) = pushed else { return Ok(()) };
+        let settled = outbox::settle(&self.database, &batch, &results, self.policy.retry_after).await?;
+        for (id, error) in results.dead.ids.iter().zip(&results.dead.errors) {
             dead::tell(*id, error);
         }
-        if let Some(error) = verdicts.failed.errors.first() {
+        if let Some(error) = results.failed.errors.first() {
             let (queue, failed) = (self.queue.name(), settled.failed);
             tracing::warn!(queue, failed, error, "the queue refused some jobs; trying them again later");
         }

@@ -91,10 +91,10 @@ const SETTLE: &str = include_str!("outbox_settle.sql");
 pub async fn settle(
     database: &Database,
     batch: &Batch,
-    verdicts: &PushResults,
+    results: &PushResults,
     retry_after: Duration,
 ) -> Result<Relayed, DatabaseError> {
-    let PushResults { delivered, failed, dead, released } = verdicts;
+    let PushResults { delivered, failed, dead, released } = results;
     let row = database
         .query_opt(
             SETTLE,

@@ -78,6 +78,14 @@ fn what_no_other_part_reads_is_dropped_and_what_one_reads_is_only_not_written() 
 }
 
 #[test]
+fn settings_that_go_before_a_schema_can_be_dropped() {
+    assert_mutants(
+        "SET LOCAL lock_timeout = '30s'; CREATE TABLE t (a INT)",
+        &[("SET LOCAL lock_timeout = '30s': drop SET LOCAL lock_timeout = '30s'", "CREATE TABLE t (a INT)")],
+    );
+}
+
+#[test]
 fn changes_of_different_scopes_go_together() {
     let script = Script::parse(
         "CREATE TABLE t (a INT NOT NULL DEFAULT 1, b TEXT UNIQUE CHECK (b IN ('x', 'y')));
