@@ -186,7 +186,7 @@ async fn a_request_goes_through_every_recovery_point_to_its_answer() {
 async fn a_state_that_cannot_be_read_is_parked() {
     let app = TestApp::start().await;
     let database = pool(&app.database_config).await;
-    for change in ["recovery_point = 'elsewhere', step = 2", "state = '[]'"] {
+    for change in ["recovery_point = 'elsewhere', step = 2", "state = '7'"] {
         let request = request(&new_key());
         let held = lease(&database, &request).await;
         release(&database, &held, "for a test").await.unwrap();

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -206,9 +205,9 @@ impl<O: Operation> Executor<O> {
 
     /// Goes on with a request under this lease. However that ends, the lease is given back, unless it was lost.
     pub async fn resume(&self, lease: Lease, user_id: i64, params: &Value, origin_ip: IpAddr) -> Executed {
-        match read::<O::Params>("parameters", params) {
+        match O::Params::deserialize(params) {
             Ok(params) => self.drive(self.attempt(lease, user_id, params, origin_ip)).await,
-            Err(stop) => self.stopped(&lease, stop).await,
+            Err(error) => self.stopped(&lease, unreadable("parameters", error)).await,
         }
     }
 
@@ -343,7 +342,7 @@ impl fmt::Debug for Operations {
 
 /// Splits a state into its recovery point, which is its variant's name, and what is stored with it.
 fn split(state: &impl Serialize) -> (String, Value) {
-    match json(state) {
+    match serde_json::to_value(state).expect("an operation's types are JSON") {
         Value::Object(object) => object.into_iter().next().expect("an enum is an object with one member"),
         Value::String(point) => (point, Value::Null),
         other => unreachable!("a state is an enum, and not {other}"),
@@ -351,14 +350,9 @@ fn split(state: &impl Serialize) -> (String, Value) {
 }
 
 fn state_of<O: Operation>(lease: &Lease) -> Result<O::State, Stop> {
-    let point = lease.recovery_point.clone();
-    let stored: Value = serde_json::from_str(&lease.state).map_err(|error| unreadable("state", error))?;
-    let state = if stored.is_null() { Value::String(point) } else { Value::from_iter([(point, stored)]) };
-    read("state", &state)
-}
-
-fn read<T: DeserializeOwned>(what: &'static str, value: &Value) -> Result<T, Stop> {
-    T::deserialize(value).map_err(|error| unreadable(what, error))
+    // As serde writes an enum; a state without fields is stored as null.
+    let tagged = format!("{{{}: {}}}", Value::from(lease.recovery_point.as_str()), lease.state);
+    serde_json::from_str(&tagged).map_err(|error| unreadable("state", error))
 }
 
 fn unreadable(what: &'static str, error: serde_json::Error) -> Stop {

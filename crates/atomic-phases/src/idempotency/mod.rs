@@ -29,8 +29,8 @@ pub mod settle;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -145,7 +145,7 @@ fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
-/// Serializes a value.
-fn json(value: &impl serde::Serialize) -> Value {
-    serde_json::to_value(value).expect("an operation's types are JSON")
+/// Serializes a value into text, which goes to the database as it is.
+fn json(value: &impl Serialize) -> Box<RawValue> {
+    to_raw_value(value).expect("an operation's types are JSON")
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio_postgres::Row;
+use tokio_postgres::types::Json;
 use uuid::Uuid;
 
 use super::phase::by_token;
@@ -59,7 +61,7 @@ pub struct Stored {
     /// See [`super::Request`].
     pub path: String,
     /// See [`super::Request`].
-    pub params: Value,
+    pub params: Box<RawValue>,
     /// See [`super::Request`].
     pub origin_ip: IpAddr,
 }
@@ -187,7 +189,7 @@ impl Batched for Opening {
                     &column(requests(), |request| request.key.as_str()),
                     &column(requests(), |request| request.method.as_str()),
                     &column(requests(), |request| request.path.as_str()),
-                    &column(requests(), |request| &request.params),
+                    &column(requests(), |request| Json(&request.params)),
                     &column(requests(), |request| request.origin_ip),
                     &column(items, |item| item.ticket.token),
                 ],

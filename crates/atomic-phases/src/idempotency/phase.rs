@@ -12,7 +12,9 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio_postgres::Row;
+use tokio_postgres::types::Json;
 use uuid::Uuid;
 
 use super::operation::{Job, Operation, Response};
@@ -157,7 +159,7 @@ struct Closing {
     sql: &'static str,
     fence: Fence,
     response: Response,
-    jobs: Value,
+    jobs: Box<RawValue>,
     data: Value,
 }
 
@@ -184,7 +186,7 @@ impl Batched for Closing {
                     &column(items, |item| item.response.headers.as_str()),
                     &column(items, |item| item.response.body.as_str()),
                     &column(items, |item| &item.data),
-                    &column(items, |item| &item.jobs),
+                    &column(items, |item| Json(&item.jobs)),
                 ],
             )
             .await?;
