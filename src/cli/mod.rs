@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Flags};
 use crate::database::OpenError;
-use crate::database::schema::{self, SchemaError};
+use crate::database::schema::{self, Extent, SchemaError};
 use crate::open_files;
 use crate::operations;
 use crate::queues::Queue;
@@ -200,7 +200,11 @@ async fn migrate(config: &Config, plan: bool) -> Result<(), CliError> {
         telemetry::init(&config.log)?;
     }
     let visit = Visit::without_check(config).await?;
-    let done = if plan { print_plan(&visit.database).await } else { schema::migrate(&visit.database).await };
+    let done = if plan {
+        print_plan(&visit.database).await
+    } else {
+        schema::migrate(&visit.database, Extent::Complete).await
+    };
     visit.end().await;
     Ok(done.map_err(StartError::Schema)?)
 }

@@ -24,7 +24,7 @@ use super::{StartError, Supervisor, never_fails};
 use crate::api::{self, Api, Seen};
 use crate::config::Config;
 use crate::database::embedded::EmbeddedPostgres;
-use crate::database::keeper;
+use crate::database::{keeper, schema};
 use crate::demo::simulator;
 use crate::http::Listener;
 use crate::metrics::Metrics;
@@ -83,6 +83,12 @@ impl Supervisor {
             let run = keeper::run(Arc::clone(&running), data_dir.clone(), stop);
             async move { Ok(run.await?) }
         });
+    }
+
+    /// Completes a migration beside the roles. What is not done when the shutdown begins is left to the next start.
+    pub(super) fn complete_schema(&self, shared: &Shared) {
+        let (leaving, database) = (self.leaving.clone(), shared.database.clone());
+        tokio::spawn(async move { leaving.run_until_cancelled(schema::complete(&database)).await });
     }
 
     pub(super) async fn spawn_sandbox(

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::spawn::Shared;
 use super::{Addresses, Supervisor};
 use crate::config::Config;
-use crate::database::schema::{self, SchemaError};
+use crate::database::schema::{self, Older, SchemaError};
 use crate::database::{self, OpenError, Opened, Other};
 use crate::demo::seed::{self, SeedError};
 use crate::http::Listener;
@@ -127,6 +127,9 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     }
     supervisor.spawn_reaper(&config, &shared);
     supervisor.spawn_simulator(&config);
+    if config.database.older() == Older::Migrate {
+        supervisor.complete_schema(&shared);
+    }
     supervisor.announce(&config);
     Ok(supervisor)
 }
@@ -161,12 +164,13 @@ async fn seed(database: &Database, installation: Uuid, stripe: &stripe::Client) 
 impl Supervisor {
     fn new(config: &Config, addresses: Addresses, postgres: tokio_postgres::Config, database: Database) -> Self {
         let (giving_up, gave_up) = mpsc::unbounded_channel();
+        let abandoned = CancellationToken::new();
         Self {
             tasks: Vec::new(),
             gave_up,
             giving_up,
-            leaving: CancellationToken::new(),
-            abandoned: CancellationToken::new(),
+            leaving: abandoned.child_token(),
+            abandoned,
             addresses,
             database: DatabaseAccess { config: postgres, pool: Some(database) },
             shutdown: config.shutdown.clone(),

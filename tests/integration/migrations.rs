@@ -3,8 +3,9 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
-use rocket_rides_atomic::database::schema::{self, SchemaError};
+use rocket_rides_atomic::database::schema::{self, Extent, Older, SchemaError};
 use tokio_postgres::Config;
 
 use crate::support::app::{TempDir, TestApp, pool_of};
@@ -40,8 +41,9 @@ const REQUESTS: &str = "
     FROM unnest(ARRAY['started', 'ride_created', 'charge_created', 'finished']) point,
          unnest(ARRAY['idle', 'parked', 'leased']) state, generate_series(1, 3)
     WHERE point <> 'finished' OR state = 'idle';
-    INSERT INTO rides (idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon)
-    SELECT id, 1, 0, 0, 0, 0 FROM idempotency_keys WHERE recovery_point <> 'started'";
+    INSERT INTO rides (idempotency_key_id, user_id, origin_lat, origin_lon, target_lat, target_lon, stripe_charge_id)
+    SELECT id, 1, 0, 0, 0, 0, CASE WHEN recovery_point <> 'ride_created' THEN 'ch_' || id END
+    FROM idempotency_keys WHERE recovery_point <> 'started'";
 
 async fn database_of(version: &str) -> Config {
     let database = cluster::database().await;
@@ -52,7 +54,7 @@ async fn database_of(version: &str) -> Config {
 }
 
 async fn migrate(database: &Config) -> Result<(), SchemaError> {
-    schema::migrate(&pool_of(database, 1).await).await
+    schema::migrate(&pool_of(database, 1).await, Extent::Complete).await
 }
 
 /// Returns everything that can differ between the tables of two databases, except the order of columns.
@@ -83,18 +85,23 @@ async fn new_catalog() -> Vec<String> {
     catalog(&app.database_config).await
 }
 
-/// Asserts that every request has kept its state, and that every unfinished one can be resumed.
+/// Asserts that every request can be resumed from where it was, or has its answer if it was charged.
 async fn assert_nothing_lost(database: &Config) {
     let client = cluster::connect(database).await;
     const STATES: &str = "SELECT format('%s %s %s %s', recovery_point, step, parked_at IS NOT NULL, count(*))
         FROM idempotency_keys GROUP BY recovery_point, step, parked_at IS NOT NULL ORDER BY 1";
     let states: Vec<String> = client.query(STATES, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
-    assert_eq!(states, ["finished 32767 f 3", "ride_created 1 f 18", "ride_created 1 t 9"]);
+    assert_eq!(states, ["finished 32767 f 12", "ride_created 1 f 12", "ride_created 1 t 6"]);
     const FROZEN: &str = "SELECT count(*) FROM idempotency_keys k JOIN rides r ON r.idempotency_key_id = k.id
         WHERE response_code IS NULL AND operation = 'ride' AND foreign_call_intended_at IS NOT NULL
           AND state = jsonb_build_object('ride_id', r.id, 'charge', jsonb_build_object('amount', 2000,
               'currency', 'usd', 'customer', 'cus_1', 'description', 'Rocket ride ' || r.id))";
-    assert_eq!(client.query_one(FROZEN, &[]).await.unwrap().get::<_, i64>(0), 27);
+    assert_eq!(client.query_one(FROZEN, &[]).await.unwrap().get::<_, i64>(0), 18);
+    const ANSWERED: &str = "SELECT count(*) FROM idempotency_keys k JOIN rides r ON r.idempotency_key_id = k.id
+        JOIN staged_jobs j ON j.job_args = jsonb_build_object('ride_id', r.id, 'user_id', 1, 'amount', 2000, 'currency', 'usd')
+        WHERE r.stripe_charge_id IS NOT NULL AND job_name = 'send_ride_receipt' AND response_code = 201
+          AND response_headers = 'Location: /rides/' || r.id AND k.lease_token IS NULL";
+    assert_eq!(client.query_one(ANSWERED, &[]).await.unwrap().get::<_, i64>(0), 9);
 }
 
 #[tokio::test]
@@ -121,7 +128,7 @@ async fn a_migration_that_was_killed_is_taken_up_by_the_next() {
         cut.spawn(async move {
             let database = database_of(VERSIONS[0].1).await;
             let pool = pool_of(&database, 1).await;
-            let mut migration = pin!(schema::migrate(&pool));
+            let mut migration = pin!(schema::migrate(&pool, Extent::Complete));
             let mut left = polls;
             let ended = poll_fn(|context| {
                 left -= 1;
@@ -186,6 +193,28 @@ async fn ten_at_once_agree_while_the_release_before_takes_requests() {
     assert!(taken > 0);
 }
 
+/// A start waits for the switch, and not for the reading of large tables that follows.
+#[tokio::test]
+async fn a_database_can_be_used_before_its_migration_is_complete() {
+    let database = database_of(VERSIONS[1].1).await;
+    let pool = pool_of(&database, 2).await;
+    schema::ensure(&pool, Older::Migrate).await.unwrap();
+    schema::check(&pool).await.unwrap();
+    let left: Vec<_> = schema::plan(&pool).await.unwrap().iter().map(|step| step.what).collect();
+    assert_eq!(left, ["validate the new constraints", "make a column NOT NULL"]);
+
+    let other = cluster::connect(&database).await;
+    let at_work = |lock: &str| format!("SELECT {lock}(7265736375)");
+    other.batch_execute(&at_work("pg_advisory_lock")).await.unwrap();
+    schema::ensure(&pool, Older::Migrate).await.expect("does not wait for the process that is at work");
+    let mut completion = pin!(schema::complete(&pool));
+    let waited = tokio::time::timeout(Duration::from_millis(300), &mut completion).await;
+    waited.expect_err("another process is at work");
+    other.batch_execute(&at_work("pg_advisory_unlock")).await.unwrap();
+    completion.await;
+    assert_eq!(catalog(&database).await, new_catalog().await);
+}
+
 /// The statements that the previous release still sends for a request that it works on: for the lease, for the charge,
 /// and for the answer.
 #[tokio::test]
@@ -195,7 +224,7 @@ async fn the_release_before_brings_no_request_on_once_the_switch_is_made() {
     let client = cluster::connect(&database).await;
     let unfinished =
         "SET lease_token = gen_random_uuid(), locked_at = now() WHERE response_code IS NULL AND parked_at IS NULL";
-    assert_eq!(client.execute(&format!("UPDATE idempotency_keys {unfinished}"), &[]).await.unwrap(), 18);
+    assert_eq!(client.execute(&format!("UPDATE idempotency_keys {unfinished}"), &[]).await.unwrap(), 12);
     for brought_on in [
         "SET recovery_point = 'charge_created'",
         "SET recovery_point = 'finished', response_code = 201, response_body = '{}', lease_token = NULL, locked_at = NULL",
@@ -290,7 +319,7 @@ async fn an_older_database_is_refused_until_the_command_has_brought_it_here() {
     );
 
     let (code, planned) = said(&database, &["migrate", "--plan"]).await;
-    assert_eq!((code, planned[0].as_str()), (0, "8 steps"));
+    assert_eq!((code, planned[0].as_str()), (0, "9 steps"));
     assert_eq!(planned[1], "to version 2: add the table purged_jobs (locks nobody)");
     let (_, again) = said(&database, &["migrate", "--plan"]).await;
     assert_eq!(again, planned, "a plan changes nothing");
@@ -346,6 +375,9 @@ async fn requests_of_the_release_before_are_finished() {
     for key in [&started, &asked, &charged] {
         assert_eq!(app.post(Post::default().key(key)).await.status, 201, "{key}");
     }
+    let pool = pool_of(&app.database_config, 1).await;
+    eventually("the migration is complete", async || schema::plan(&pool).await.unwrap().is_empty().then_some(()))
+        .await;
     let again = app.post(Post::default().key(&done)).await;
     assert_eq!((again.status, again.body), (answered.status, answered.body));
     assert_eq!(app.charges().await.len(), 4);

@@ -1,6 +1,7 @@
 //! Brings a database of an earlier version to this one, while processes of the release before go on serving from it.
 //!
-//! The first steps change nothing for those processes (expand); then a switch refuses them; the last steps only check.
+//! The first steps change nothing for those processes (expand); then a switch refuses them, and processes of this release
+//! can start; the last steps only check.
 //! No step holds up traffic: none rewrites a table or reads a large one under a lock that others wait for, and none
 //! waits for such a lock for longer than others can wait behind it. Each step is a transaction and may be carried out
 //! again, so a process that is killed anywhere leaves a database from which the next process goes on.
@@ -16,6 +17,8 @@ use super::{SchemaError, VERSION};
 const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Then it lets the others go first.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often a process looks whether another one has done the work.
+const LOOK: Duration = Duration::from_millis(100);
 /// A session that holds a lock for so long is looked at by a person.
 const LOCK_RETRY_TIME: Duration = Duration::from_secs(60);
 
@@ -25,8 +28,9 @@ const BATCH: &str = "LIMIT 1000 FOR UPDATE SKIP LOCKED";
 const IDLE_BATCH: &str =
     "AND (locked_at IS NULL OR locked_at <= now() - interval '5 minutes') LIMIT 1000 FOR UPDATE SKIP LOCKED";
 
-const FREEZE: &str = include_str!("0003_3_freeze.sql");
-const OPEN: &str = include_str!("0003_4_open.sql");
+const ANSWER: &str = include_str!("0003_3_answer.sql");
+const FREEZE: &str = include_str!("0003_4_freeze.sql");
+const OPEN: &str = include_str!("0003_5_open.sql");
 
 /// One step of a migration.
 #[derive(Debug, Clone)]
@@ -71,6 +75,11 @@ fn steps_from(version: i32) -> Option<Vec<Step>> {
             Step::once(3, "add the tables of refunds", BRIEFLY, include_str!("0003_2_tables.sql")),
             Step::batches(
                 3,
+                "answer each request that was charged and not answered",
+                ANSWER.replace("/* batch */", IDLE_BATCH),
+            ),
+            Step::batches(
+                3,
                 "store with each unfinished request what it will send",
                 FREEZE.replace("/* batch */", BATCH),
             ),
@@ -89,13 +98,14 @@ fn steps_from(version: i32) -> Option<Vec<Step>> {
 /// Returns the steps that are left once a database has this version. Processes can use it without them.
 fn steps_after() -> Vec<Step> {
     vec![
-        Step::once(3, "validate the new constraints", "nobody", include_str!("0003_6_validate.sql")),
-        Step::once(3, "make a column NOT NULL", BRIEFLY, include_str!("0003_7_end.sql")),
+        Step::once(3, "validate the new constraints", "nobody", include_str!("0003_7_validate.sql")),
+        Step::once(3, "make a column NOT NULL", BRIEFLY, include_str!("0003_8_end.sql")),
     ]
 }
 
 fn switch() -> String {
-    include_str!("0003_5_switch.sql")
+    include_str!("0003_6_switch.sql")
+        .replace("/* answer */", &ANSWER.replace("/* batch */", ""))
         .replace("/* open */", &OPEN.replace("/* batch */", ""))
         .replace("/* freeze */", &FREEZE.replace("/* batch */", ""))
 }
@@ -114,16 +124,33 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
     Ok(steps)
 }
 
+/// How far a database is to be brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Processes of this release can use it. Large tables have not been read.
+    Usable,
+    /// No step of [`plan`] is left.
+    Complete,
+}
+
 /// Carries out the steps of [`plan`]. Several processes may do so at once: one works, and the others wait and find it
 /// done.
-pub async fn migrate(database: &Database) -> Result<(), SchemaError> {
+pub async fn migrate(database: &Database, extent: Extent) -> Result<(), SchemaError> {
     let migration = Migration::open(database).await?;
-    // Most starts find nothing to do, and need not wait for each other.
-    if migration.next_steps().await?.is_none() {
-        return Ok(());
-    }
-    migration.wait_for_turn().await?;
-    while let Some(steps) = migration.next_steps().await? {
+    let (mut our_turn, mut said) = (false, false);
+    while let Some(steps) = migration.next_steps(extent).await? {
+        if !our_turn {
+            our_turn = migration.takes_turn().await?;
+            if !our_turn {
+                if !said {
+                    tracing::info!("another process migrates the schema; waiting for it");
+                    said = true;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            // These steps may have been done before the turn was ours.
+            continue;
+        }
         for step in steps {
             let begun = Instant::now();
             migration.carry_out(&step).await?;
@@ -149,23 +176,16 @@ impl<'a> Migration<'a> {
         Ok(Self(session))
     }
 
-    async fn wait_for_turn(&self) -> Result<(), SchemaError> {
+    /// Returns whether this process is the one that works, from now on until its connection ends.
+    async fn takes_turn(&self) -> Result<bool, SchemaError> {
         const SQL: &str = "SELECT pg_try_advisory_lock(7265736375)::text AS mine";
-        let mut said = false;
-        while self.0.run(SQL).await?.as_deref() != Some("true") {
-            if !said {
-                tracing::info!("another process migrates the schema; waiting for it");
-                said = true;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        Ok(())
+        Ok(self.0.run(SQL).await?.as_deref() == Some("true"))
     }
 
     /// Returns the steps up to the next version, or those that are left of this one, or `None`.
-    async fn next_steps(&self) -> Result<Option<Vec<Step>>, SchemaError> {
+    async fn next_steps(&self, extent: Extent) -> Result<Option<Vec<Step>>, SchemaError> {
         Ok(match self.version().await? {
-            VERSION if self.has_unfinished_steps().await? => Some(steps_after()),
+            VERSION if extent == Extent::Complete && self.has_unfinished_steps().await? => Some(steps_after()),
             VERSION => None,
             found => Some(steps_from(found).ok_or(SchemaError::Version { found })?),
         })

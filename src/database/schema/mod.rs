@@ -2,9 +2,10 @@
 
 mod migrate;
 
+use atomic_phases::errors::chain;
 use uuid::Uuid;
 
-pub use migrate::{Step, migrate, plan};
+pub use migrate::{Extent, Step, migrate, plan};
 
 use super::{Database, DatabaseError};
 
@@ -67,7 +68,8 @@ pub enum Older {
     Refuse,
 }
 
-/// Ensures that the database has our schema, in our version.
+/// Ensures that the database has our schema, in our version. What a migration need not have done before it can be used is
+/// left to [`complete`].
 ///
 /// Several processes may do this at once: one applies it; Postgres refuses the others, which find it applied.
 pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError> {
@@ -83,8 +85,18 @@ pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError
         }
     }
     match older {
-        Older::Migrate if version(database).await? <= VERSION => migrate(database).await,
+        Older::Migrate if version(database).await? <= VERSION => migrate(database, Extent::Usable).await,
         Older::Migrate | Older::Refuse => check(database).await,
+    }
+}
+
+/// Carries out what [`ensure`] has left of a migration, which may take minutes and stops nobody.
+pub async fn complete(database: &Database) {
+    if let Err(error) = migrate(database, Extent::Complete).await {
+        tracing::warn!(
+            error = chain(&error),
+            "the migration is not complete; `migrate` or the next start goes on with it"
+        );
     }
 }
 

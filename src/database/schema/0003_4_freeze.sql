@@ -2,7 +2,7 @@
 WITH unfinished AS (
     SELECT k.id FROM idempotency_keys k
     WHERE ((k.response_code IS NULL AND k.parked_at IS NULL) OR k.parked_at IS NOT NULL)
-      AND k.recovery_point IN ('ride_created', 'charge_created') AND k.state = '{}'
+      AND k.recovery_point = 'ride_created' AND k.state = '{}'
     /* batch */
 ), frozen AS (
     UPDATE idempotency_keys k

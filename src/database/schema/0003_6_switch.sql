@@ -1,14 +1,12 @@
 -- From here on processes of the release before can neither begin requests nor bring them on: they know of no operation and
 -- of no step. What they left unfinished a moment ago is brought to where the others are.
 LOCK TABLE idempotency_keys IN ACCESS EXCLUSIVE MODE;
+/* answer */;
 /* open */;
 /* freeze */;
 DROP TRIGGER step_follows_recovery_point ON idempotency_keys;
 DROP FUNCTION step_of_recovery_point();
 DROP TRIGGER recovery_point_never_moves_back ON idempotency_keys;
--- Charged, but not answered: the next attempt asks for the charge again, with the key that Stripe knows it by.
-UPDATE idempotency_keys SET recovery_point = 'ride_created'
-WHERE ((response_code IS NULL AND parked_at IS NULL) OR parked_at IS NOT NULL) AND recovery_point = 'charge_created';
 CREATE TRIGGER recovery_point_never_moves_back
     BEFORE UPDATE OF step, recovery_point ON idempotency_keys FOR EACH ROW
     WHEN (NEW.step < OLD.step OR (NEW.step = OLD.step) <> (NEW.recovery_point = OLD.recovery_point))
