@@ -140,11 +140,11 @@ async fn fill(client: &Client, inserts: &str) {
         SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
                format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
         FROM pg_constraint
-        WHERE contype IN ('p', 'u', 'f') AND conrelid::regclass::text IN ('idempotency_keys', 'rides', 'staged_jobs', 'jobs')
+        WHERE contype IN ('p', 'u', 'f') AND conrelid::regclass::text IN ('idempotency_keys', 'rides', 'refunds', 'staged_jobs', 'jobs')
         ORDER BY contype = 'f' DESC";
     const INDEXES: &str = "
         SELECT format('DROP INDEX %I', indexname), indexdef FROM pg_indexes
-        WHERE schemaname = 'public' AND tablename IN ('idempotency_keys', 'rides', 'staged_jobs', 'jobs')
+        WHERE schemaname = 'public' AND tablename IN ('idempotency_keys', 'rides', 'refunds', 'staged_jobs', 'jobs')
           AND NOT EXISTS (SELECT FROM pg_constraint WHERE conname = indexname)";
     let mut found = client.query(CONSTRAINTS, &[]).await.expect("list the constraints");
     found.extend(client.query(INDEXES, &[]).await.expect("list the indexes"));
