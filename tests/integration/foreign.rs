@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use atomic_phases::queue::foreign::ExternalRelay;
 use atomic_phases::queue::health::QueueHealth;
 use atomic_phases::queue::outbox::{self, PushResults};
-use atomic_phases::queue::{BEFORE_FIRST, Delivery, Queue, QueueDown, StagedJob};
+use atomic_phases::queue::{BEFORE_FIRST, Delivery, Queue, QueueDown, Relay, StagedJob};
 use atomic_phases::roles::enqueuer::Enqueuer;
 use atomic_phases::roles::periodic::poll;
 use rocket_rides_atomic::config;
@@ -27,6 +27,8 @@ pub enum QueueBehavior {
     Takes,
     Refuses,
     Hangs,
+    /// It takes the jobs after longer than a round may begin batches.
+    Slow,
     /// The job's argument decides: of every ten, the first is refused for now and the second for good.
     Choosy,
 }
@@ -75,6 +77,7 @@ impl Queue for FakeQueue {
         match mood {
             QueueBehavior::Refuses => return Err(QueueDown("closed".into())),
             QueueBehavior::Hangs => std::future::pending().await,
+            QueueBehavior::Slow => tokio::time::sleep(Duration::from_millis(1100)).await,
             QueueBehavior::Takes | QueueBehavior::Choosy => tokio::task::yield_now().await,
         }
         let deliver = |job: &StagedJob| match job.args.get().parse::<i64>().unwrap_or(0) % 10 {
@@ -96,6 +99,20 @@ pub struct Running {
     _stop: DropGuard,
 }
 
+async fn relay_to(
+    shelf: &FakeQueue,
+    app: &TestApp,
+    config: &config::Enqueuer,
+    health: &Arc<QueueHealth>,
+) -> ExternalRelay<FakeQueue> {
+    ExternalRelay {
+        database: pool(&app.database_config).await,
+        queue: shelf.clone(),
+        policy: config.push_policy(),
+        health: Arc::clone(health),
+    }
+}
+
 /// Starts an enqueuer beside the app's own roles.
 pub async fn enqueue_to(shelf: &FakeQueue, app: &TestApp, change: impl FnOnce(&mut config::Enqueuer)) -> Running {
     let mut config = app.config.enqueuer.clone();
@@ -105,12 +122,7 @@ pub async fn enqueue_to(shelf: &FakeQueue, app: &TestApp, change: impl FnOnce(&m
     let metrics = Arc::new(Metrics::default());
     let enqueuer = Enqueuer {
         poll_interval: config.poll_interval,
-        relay: ExternalRelay {
-            database: pool(&app.database_config).await,
-            queue: shelf.clone(),
-            policy: config.push_policy(),
-            health: Arc::clone(&health),
-        },
+        relay: relay_to(shelf, app, &config, &health).await,
         health: Arc::clone(&health),
         staged: Arc::clone(&staged),
         delivered: Arc::default(),
@@ -128,6 +140,28 @@ async fn a_hundred_thousand_jobs_arrive_once_and_in_order() {
     let _running = enqueue_to(&shelf, &app, |_| {}).await;
     app.until_count("staged_jobs", 0).await;
     assert_eq!(shelf.taken(), (1..=100_000).collect::<Vec<_>>());
+}
+
+/// A round goes on while batches are full, and takes no new one after a second; then it says that more may be due.
+#[tokio::test]
+async fn a_round_takes_full_batches_for_a_second() {
+    let app = TestApp::start().await;
+    let shelf = FakeQueue::new(QueueBehavior::Takes);
+    let health = Arc::new(QueueHealth::new(shelf.name()));
+    let config = config::Enqueuer { batch: 10, ..app.config.enqueuer.clone() };
+    let relay = relay_to(&shelf, &app, &config, &health).await;
+    for (behavior, staged, delivered, more) in [
+        (QueueBehavior::Takes, 9, 9, false),
+        (QueueBehavior::Takes, 25, 25, true),
+        // The second batch was claimed while the first was pushed.
+        (QueueBehavior::Slow, 30, 20, true),
+        (QueueBehavior::Takes, 0, 10, true),
+    ] {
+        shelf.mood(behavior);
+        stage(&app, staged).await;
+        let relayed = relay.relay().await.unwrap();
+        assert_eq!((relayed.delivered, relayed.more), (delivered, more), "{behavior:?}, {staged} staged");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
