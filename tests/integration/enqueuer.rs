@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use atomic_phases::queue::Relay;
+use atomic_phases::queue::postgres::PostgresRelay;
 use rocket_rides_atomic::config::Config;
 
-use crate::support::app::{TestApp, stage};
+use crate::support::app::{TestApp, pool, stage};
 use crate::support::client::Post;
 use crate::support::cluster;
 
@@ -51,6 +53,45 @@ async fn a_hundred_thousand_staged_jobs_all_arrive_in_order() {
     app.until_count("jobs", 100_000).await;
     assert_eq!(app.count(MISPLACED).await, 0);
     assert_eq!(app.count("staged_jobs").await, 0);
+}
+
+/// A round goes on while statements move as many jobs as they may, and says whether more may be due.
+#[tokio::test]
+async fn a_round_goes_on_while_batches_are_full() {
+    let app = TestApp::start().await;
+    let relay = PostgresRelay { database: pool(&app.database_config).await, batch: 10 };
+    for (staged, delivered, dead, more) in
+        [(9, 9, 0, false), (20, 20, 0, true), (25, 25, 0, true), (15, 14, 1, true)]
+    {
+        if dead > 0 {
+            app.execute("ALTER TABLE jobs ADD CONSTRAINT no_13 CHECK (job_args <> '13') NOT VALID").await;
+        }
+        stage(&app, staged).await;
+        let relayed = relay.relay().await.unwrap();
+        let found = (relayed.delivered, relayed.dead, relayed.more);
+        assert_eq!(found, (delivered, dead, more), "{staged} staged");
+    }
+}
+
+/// Only what is wrong with a job makes it a dead letter, also while a refused job is being looked for.
+#[tokio::test]
+async fn a_failure_that_is_no_jobs_fault_buries_none() {
+    let app = TestApp::start().await;
+    app.database
+        .batch_execute(
+            "ALTER TABLE jobs ADD CONSTRAINT no_3 CHECK (job_args <> '3');
+             CREATE FUNCTION out_of_memory() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = 'out_of_memory'; END $$;
+             CREATE TRIGGER breaks BEFORE INSERT ON jobs FOR EACH ROW WHEN (NEW.job_args = '4')
+             EXECUTE FUNCTION out_of_memory()",
+        )
+        .await
+        .unwrap();
+    stage(&app, 5).await;
+    let relay = PostgresRelay { database: pool(&app.database_config).await, batch: 10 };
+    let failed = relay.relay().await.expect_err("the fourth job breaks the statement");
+    assert!(failed.is_transient(), "{failed:?}");
+    assert_eq!((app.count("dead_jobs").await, app.count("jobs").await, app.count("staged_jobs").await), (1, 2, 2));
 }
 
 #[tokio::test]

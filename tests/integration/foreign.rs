@@ -150,17 +150,23 @@ async fn a_round_takes_full_batches_for_a_second() {
     let health = Arc::new(QueueHealth::new(shelf.name()));
     let config = config::Enqueuer { batch: 10, ..app.config.enqueuer.clone() };
     let relay = relay_to(&shelf, &app, &config, &health).await;
-    for (behavior, staged, delivered, more) in [
-        (QueueBehavior::Takes, 9, 9, false),
-        (QueueBehavior::Takes, 25, 25, true),
+    for (behavior, staged, delivered, failed, more) in [
+        (QueueBehavior::Takes, 9, 9, 0, false),
+        (QueueBehavior::Takes, 25, 25, 0, true),
         // The second batch was claimed while the first was pushed.
-        (QueueBehavior::Slow, 30, 20, true),
-        (QueueBehavior::Takes, 0, 10, true),
+        (QueueBehavior::Slow, 30, 20, 0, true),
+        (QueueBehavior::Takes, 0, 10, 0, true),
+        (QueueBehavior::Choosy, 30, 24, 3, true),
     ] {
         shelf.mood(behavior);
         stage(&app, staged).await;
         let relayed = relay.relay().await.unwrap();
-        assert_eq!((relayed.delivered, relayed.more), (delivered, more), "{behavior:?}, {staged} staged");
+        // Of the jobs that Choosy refuses, half are refused for good.
+        assert_eq!(
+            (relayed.delivered, relayed.failed, relayed.dead, relayed.more),
+            (delivered, failed, failed, more),
+            "{behavior:?}, {staged} staged"
+        );
     }
 }
 

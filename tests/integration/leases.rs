@@ -4,14 +4,17 @@
 //! as changes to the rows that the statement must find; all others must be as they were, byte for byte.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atomic_phases::database::Database;
+use atomic_phases::queue::leases::Leases;
 use atomic_phases::queue::outbox::{self, PushResults};
 use atomic_phases::queue::work::{self, Failed, JobLease, RetryPolicy};
 use atomic_phases::queue::{BEFORE_FIRST, dead};
 use rocket_rides_atomic::config::Config;
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::foreign::{FakeQueue, QueueBehavior, enqueue_to};
@@ -264,4 +267,29 @@ async fn a_row_that_is_held_keeps_no_other_lease_from_being_extended() {
     assert_eq!((extended.kept, extended.skipped), ([second.token].into(), [first.token].into()));
     let after = rows(&app, "jobs", "staged_id").await;
     assert_changed(&before, &after, &[(2, json!({"next_attempt_at": 120}))]);
+}
+
+/// The leases that a worker holds: one is extended again and again, one is lost to another worker, and in the end the
+/// first runs out, because another session has locked its row.
+#[tokio::test]
+async fn a_held_lease_lasts_while_it_is_extended_and_is_given_up_when_it_is_lost() {
+    const SHORT: Duration = Duration::from_millis(200);
+    const LASTS: Duration = Duration::from_millis(900);
+    let app = TestApp::start().await;
+    let database = pool(&app.database_config).await;
+    queue(&app).await;
+    let [kept, lost] = claim_jobs(&database, 10).await.try_into().unwrap();
+    app.execute(&format!("UPDATE jobs SET lease_token = '{OTHERS}' WHERE staged_id = 2")).await;
+    let leases = Arc::new(Leases::default());
+    let began = Instant::now();
+    let (kept, lost) = (leases.hold(kept, began + SHORT), leases.hold(lost, began + MINUTE));
+    let beating = tokio::spawn(Arc::clone(&leases).beat(database, LASTS));
+
+    timeout(MINUTE / 6, lost.lost()).await.expect("another worker has the job");
+    let until = began + 2 * LASTS;
+    timeout_at(until, kept.lost()).await.expect_err("it is extended");
+    assert!(kept.outlasts(SHORT) && !kept.outlasts(LASTS));
+    let _holder = hold(&app, "jobs WHERE staged_id = 1").await;
+    timeout(MINUTE / 6, kept.lost()).await.expect("it has run out");
+    beating.abort();
 }

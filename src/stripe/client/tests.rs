@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -152,8 +153,8 @@ async fn not_sent_is_claimed_only_when_it_is_certain() {
     assert_eq!(kind(&no_tls), "not sent: connect");
 }
 
-/// Charges at a server that answers everything with `status` and `body`, and counts the requests it gets.
-async fn charge_at(status: u16, body: &'static str) -> (ChargeOutcome, usize) {
+/// A client of a server that answers everything with `status` and `body`, and the number of requests that it got.
+async fn client_of(status: u16, body: &'static str) -> (Client, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
     let listener = free_port().await;
     let address = listener.address();
     let requests = Arc::new(AtomicUsize::new(0));
@@ -168,9 +169,12 @@ async fn charge_at(status: u16, body: &'static str) -> (ChargeOutcome, usize) {
         })
         .await;
     });
-    let outcome =
-        client(&format!("http://{address}/proxied/"), LONG_TIMEOUT).charge(&charge_of("cus_anybody")).await;
-    server.abort();
+    (client(&format!("http://{address}/proxied/"), LONG_TIMEOUT), requests, AbortOnDropHandle::new(server))
+}
+
+async fn charge_at(status: u16, body: &'static str) -> (ChargeOutcome, usize) {
+    let (client, requests, _server) = client_of(status, body).await;
+    let outcome = client.charge(&charge_of("cus_anybody")).await;
     (outcome, requests.load(Ordering::Relaxed))
 }
 
@@ -273,6 +277,18 @@ async fn a_customer_is_created_once_per_key() {
     assert!(matches!(&changed, Err(CallError::Refused(reply)) if reply.kind == "idempotency_error"), "{changed:?}");
     let no_card = rig.client.create_customer("user@example.com", "tok_bogus", Uuid::new_v4()).await;
     assert!(matches!(&no_card, Err(CallError::Refused(reply)) if reply.code == "resource_missing"), "{no_card:?}");
+}
+
+/// Only Stripe's own 404 says that there is no such customer.
+#[tokio::test]
+async fn a_customer_is_absent_only_if_stripe_says_so() {
+    let rig = Rig::start().await;
+    let known = rig.client.create_customer("user@example.com", "tok_visa", Uuid::new_v4()).await.expect("created");
+    assert!(rig.client.has_customer(&known).await.expect("asked"));
+    assert!(!rig.client.has_customer("cus_nobody").await.expect("asked"));
+    let (client, _, _server) = client_of(401, "{}").await;
+    let refused = client.has_customer(&known).await;
+    assert!(matches!(&refused, Err(CallError::Refused(_))), "{refused:?}");
 }
 
 #[tokio::test]

@@ -83,14 +83,12 @@ async fn bisect(database: &Database, limit: i64) -> Result<Relayed, DatabaseErro
     while let Some(part) = parts.pop() {
         match (database.query_opt(&DELIVER_THESE, &[&part]).await, part) {
             (Ok(row), _) => relayed.delivered += row.map_or(0, |row| row.get("delivered")),
-            (Err(error), [id]) if error.is_data_error() => {
-                relayed.dead += i64::from(dead::bury(database, *id, &error).await?);
-            }
-            (Err(error), part) if error.is_data_error() => {
+            (Err(error), _) if !error.is_data_error() => return Err(error),
+            (Err(error), [id]) => relayed.dead += i64::from(dead::bury(database, *id, &error).await?),
+            (Err(_), part) => {
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
             }
-            (Err(error), _) => return Err(error),
         }
     }
     Ok(relayed)
