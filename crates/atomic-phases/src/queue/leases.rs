@@ -31,16 +31,11 @@ struct Entry {
 #[derive(Debug)]
 pub struct Held {
     leases: Arc<Leases>,
-    lease: JobLease,
+    pub(crate) lease: JobLease,
     lost: CancellationToken,
 }
 
 impl Held {
-    /// The job's id.
-    pub fn job_id(&self) -> i64 {
-        self.lease.job_id
-    }
-
     /// Resolves when another worker has the job, or may have it.
     pub async fn lost(&self) {
         self.lost.cancelled().await;

@@ -227,7 +227,7 @@ async fn persist<T, F>(held: &Held, statement: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = Result<T, DatabaseError>>,
 {
-    let job_id = held.job_id();
+    let job_id = held.lease.job_id;
     loop {
         let error = match statement().await {
             Ok(done) => return Some(done),
