@@ -320,7 +320,7 @@ async fn an_older_database_is_refused_until_the_command_has_brought_it_here() {
 
     let (code, planned) = said(&database, &["migrate", "--plan"]).await;
     assert_eq!((code, planned[0].as_str()), (0, "9 steps"));
-    assert_eq!(planned[1], "to version 2: add the table purged_jobs (locks nobody)");
+    assert_eq!(planned[1], "to version 2: add the table purged_jobs (locks nothing that requests need)");
     let (_, again) = said(&database, &["migrate", "--plan"]).await;
     assert_eq!(again, planned, "a plan changes nothing");
 

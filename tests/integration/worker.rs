@@ -399,20 +399,28 @@ async fn a_handler_that_panics_costs_its_job_an_attempt_and_no_other_anything() 
     ran.await.expect("it goes on after a panic, and ends when told");
 }
 
-/// Notes by whom a job was finished; its jobs have the name that it notes.
-struct Notes(&'static str);
+/// Writes its own name with each job that it finishes.
+struct WritesItsName {
+    name: &'static str,
+    effects: &'static str,
+}
 
-impl Handler for Notes {
+impl WritesItsName {
+    fn new(name: &'static str) -> Self {
+        let effects = format!(
+            ", named AS (INSERT INTO receipts (ride_id, staged_id, message_id) SELECT job_id, job_id, '{name}' FROM finished)"
+        );
+        Self { name, effects: effects.leak() }
+    }
+}
+
+impl Handler for WritesItsName {
     fn name(&self) -> &'static str {
-        self.0
+        self.name
     }
 
     fn effects(&self) -> &'static str {
-        if self.0 == "a" {
-            ", noted AS (INSERT INTO receipts (ride_id, staged_id, message_id) SELECT job_id, job_id, 'a' FROM finished)"
-        } else {
-            ", noted AS (INSERT INTO receipts (ride_id, staged_id, message_id) SELECT job_id, job_id, 'b' FROM finished)"
-        }
+        self.effects
     }
 
     fn work<'a>(&'a self, _: &'a work::Claimed, _: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>> {
@@ -430,8 +438,8 @@ async fn jobs_that_end_at_once_are_each_finished_by_their_own_handlers_statement
     )
     .await;
     let mut handlers = Handlers::default();
-    handlers.register(Notes("a"));
-    handlers.register(Notes("b"));
+    handlers.register(WritesItsName::new("a"));
+    handlers.register(WritesItsName::new("b"));
     let settings = Settings { concurrency: 50, ..Settings::default() };
     let worker = Worker { database, handlers, settings, delivered: Arc::default(), observer: Arc::new(()) };
     let stop = CancellationToken::new();

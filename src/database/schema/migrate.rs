@@ -69,7 +69,12 @@ const BRIEFLY: &str = "the table, for milliseconds";
 /// Returns the steps from this version to the next.
 fn steps_from(version: i32) -> Option<Vec<Step>> {
     let steps = match version {
-        1 => vec![Step::once(2, "add the table purged_jobs", "nobody", include_str!("0002_purged_jobs.sql"))],
+        1 => vec![Step::once(
+            2,
+            "add the table purged_jobs",
+            "nothing that requests need",
+            include_str!("0002_purged_jobs.sql"),
+        )],
         2 => vec![
             Step::once(3, "add columns to idempotency_keys", BRIEFLY, include_str!("0003_1_add.sql")),
             Step::once(3, "add the tables of refunds", BRIEFLY, include_str!("0003_2_tables.sql")),
@@ -98,7 +103,12 @@ fn steps_from(version: i32) -> Option<Vec<Step>> {
 /// Returns the steps that are left once a database has this version. Processes can use it without them.
 fn steps_after() -> Vec<Step> {
     vec![
-        Step::once(3, "validate the new constraints", "nobody", include_str!("0003_7_validate.sql")),
+        Step::once(
+            3,
+            "validate the new constraints",
+            "nothing that requests need",
+            include_str!("0003_7_validate.sql"),
+        ),
         Step::once(3, "make a column NOT NULL", BRIEFLY, include_str!("0003_8_end.sql")),
     ]
 }

@@ -90,7 +90,7 @@ pub async fn ensure(database: &Database, older: Older) -> Result<(), SchemaError
     }
 }
 
-/// Carries out what [`ensure`] has left of a migration, which may take minutes and stops nobody.
+/// Carries out what [`ensure`] has left of a migration. It may take minutes, in which requests are served.
 pub async fn complete(database: &Database) {
     if let Err(error) = migrate(database, Extent::Complete).await {
         tracing::warn!(
