@@ -125,13 +125,13 @@ async fn without_the_database_it_tells_what_the_process_knows() {
     administrators.dbname("postgres");
     let administrator = cluster::connect(&administrators).await;
     let name = app.database_config.get_dbname().unwrap();
-    administrator
-        .batch_execute(&format!(
-            "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
-             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        ))
-        .await
-        .unwrap();
+    administrator.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await.unwrap();
+    // Only once that is committed: a session that begins before it would stay.
+    let terminate = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1";
+    eventually("no session is left", async || {
+        administrator.query(terminate, &[&name]).await.unwrap().is_empty().then_some(())
+    })
+    .await;
     until_told(&app, &["database_up 0", "queue_up{queue=\"postgres\"} 0"]).await;
     let began = Instant::now();
     let text = scrape(&app).await;
