@@ -2,14 +2,17 @@
 --
 -- Every invariant that a constraint can express stands here, so that no bug in the program can break it.
 
--- One row: which version of this file the database was made from, and a name of its own for this database,
--- so that identifiers derived from row ids do not repeat when the database is made anew.
+-- One row: which version of this file the database was made from, the oldest version whose programs may work on it still,
+-- and a name of its own for this database, so that identifiers derived from row ids do not repeat when the database is
+-- made anew.
 CREATE TABLE rocket_rides_schema (
     singleton    BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
     version      INT     NOT NULL,
-    installation UUID    NOT NULL DEFAULT gen_random_uuid()
+    usable_from  INT     NOT NULL,
+    installation UUID    NOT NULL DEFAULT gen_random_uuid(),
+    CONSTRAINT usable_by_its_own_version CHECK (usable_from <= version)
 );
-INSERT INTO rocket_rides_schema (version) VALUES (3);
+INSERT INTO rocket_rides_schema (version, usable_from) VALUES (3, 3);
 
 CREATE TABLE users (
     id                 BIGINT PRIMARY KEY GENERATED ALWAYS AS IDENTITY,

@@ -337,8 +337,9 @@ async fn what_is_no_earlier_version_of_ours_is_not_migrated() {
     assert_eq!(code, 78, "{absent:?}");
     assert!(absent.iter().any(|line| line.contains("no Rocket Rides")), "{absent:?}");
     let database = database_of(VERSIONS[1].1).await;
+    migrate(&database).await.unwrap();
     let client = cluster::connect(&database).await;
-    client.batch_execute("UPDATE rocket_rides_schema SET version = 999").await.unwrap();
+    client.batch_execute("UPDATE rocket_rides_schema SET version = 999, usable_from = 999").await.unwrap();
     let (code, newer) = said(&database, &["migrate"]).await;
     assert_eq!(code, 78, "{newer:?}");
     assert!(newer.iter().any(|line| line.contains("999") && line.contains("newer program")), "{newer:?}");

@@ -1,6 +1,8 @@
 //! Databases of this program, of another program, and of another version of this program.
 
-use rocket_rides_atomic::database::{OpenError, schema};
+use hyper::Method;
+use rocket_rides_atomic::database::OpenError;
+use rocket_rides_atomic::database::schema::{self, Older, SchemaError};
 use rocket_rides_atomic::supervisor::{StartError, Supervisor};
 
 use crate::support::app::{TempDir, TestApp, config, pool};
@@ -59,13 +61,27 @@ async fn a_database_that_takes_no_writes_is_not_usable() {
     assert!(!schema::is_usable(&pool(&app.database_config).await).await.unwrap());
 }
 
+/// Two neighbouring releases serve one database: the newer one's schema says from which version on it may be used.
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn a_newer_schema_is_used_as_far_as_it_allows() {
     let mut app = TestApp::start().await;
+    app.execute("UPDATE rocket_rides_schema SET version = version + 1").await;
+    assert_eq!(app.api.call(Method::GET, "/readyz", "").await.status, 200);
     app.stop().await.unwrap();
-    app.execute("UPDATE rocket_rides_schema SET version = 999").await;
+    for older in [Older::Refuse, Older::Migrate] {
+        schema::ensure(&pool(&app.database_config).await, older).await.expect("usable");
+    }
+    assert!(schema::plan(&pool(&app.database_config).await).await.unwrap().is_empty());
+    start_on(&app.database_config).await.expect("usable").run(std::future::ready(())).await.unwrap();
+
+    app.execute("UPDATE rocket_rides_schema SET usable_from = version").await;
+    assert!(!schema::is_usable(&pool(&app.database_config).await).await.unwrap());
+    for older in [Older::Refuse, Older::Migrate] {
+        let error = schema::ensure(&pool(&app.database_config).await, older).await.expect_err("newer");
+        assert!(matches!(error, SchemaError::Version { found: 4 }), "{error:?}");
+    }
     let error = start_on(&app.database_config).await.expect_err("newer");
-    assert!(matches!(&error, StartError::Schema(error) if error.to_string().contains("999")), "{error:?}");
+    assert!(matches!(&error, StartError::Schema(error) if error.to_string().contains("version 4")), "{error:?}");
 }
 
 #[tokio::test]

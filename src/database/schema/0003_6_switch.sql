@@ -40,4 +40,7 @@ ALTER TABLE idempotency_keys
     ADD CONSTRAINT finished_is_answered CHECK ((step = 32767) = (response_code IS NOT NULL)) NOT VALID,
     ADD CONSTRAINT headers_of_an_answer CHECK (response_headers = '' OR response_code IS NOT NULL) NOT VALID,
     ADD CONSTRAINT call_was_intended CHECK (foreign_call_intended_at IS NOT NULL) NOT VALID;
-UPDATE rocket_rides_schema SET version = 3 WHERE version = 2;
+ALTER TABLE rocket_rides_schema ADD COLUMN usable_from INT;
+UPDATE rocket_rides_schema SET version = 3, usable_from = 3;
+ALTER TABLE rocket_rides_schema ALTER COLUMN usable_from SET NOT NULL,
+    ADD CONSTRAINT usable_by_its_own_version CHECK (usable_from <= version);

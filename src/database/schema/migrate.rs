@@ -134,6 +134,11 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
     Ok(steps)
 }
 
+/// Returns the version of the database's schema; that of this program, if a later one is usable by it.
+pub(super) async fn version(database: &Database) -> Result<i32, SchemaError> {
+    Migration::open(database).await?.version().await
+}
+
 /// How far a database is to be brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
@@ -172,10 +177,10 @@ pub async fn migrate(database: &Database, extent: Extent) -> Result<(), SchemaEr
 }
 
 /// One connection for the whole migration: a lock that it holds ends with it, however the process ends.
-struct Migration<'a>(Session<'a>);
+struct Migration(Session);
 
-impl<'a> Migration<'a> {
-    async fn open(database: &'a Database) -> Result<Self, SchemaError> {
+impl Migration {
+    async fn open(database: &Database) -> Result<Self, SchemaError> {
         if !super::is_ours(database).await? {
             return Err(SchemaError::Absent);
         }
@@ -203,7 +208,14 @@ impl<'a> Migration<'a> {
 
     async fn version(&self) -> Result<i32, SchemaError> {
         const SQL: &str = "SELECT version FROM rocket_rides_schema WHERE singleton";
-        Ok(self.0.run(SQL).await?.and_then(|version| version.parse().ok()).unwrap_or(0))
+        // No column of this name before version 3.
+        const USABLE_FROM: &str = "SELECT usable_from FROM rocket_rides_schema WHERE singleton";
+        let version = self.number(SQL).await?;
+        Ok(if version > VERSION && self.number(USABLE_FROM).await? <= VERSION { VERSION } else { version })
+    }
+
+    async fn number(&self, sql: &str) -> Result<i32, SchemaError> {
+        Ok(self.0.run(sql).await?.and_then(|number| number.parse().ok()).unwrap_or(0))
     }
 
     /// Returns whether an earlier process made the switch but not all steps after it.

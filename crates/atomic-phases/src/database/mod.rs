@@ -262,7 +262,7 @@ struct Connection {
     /// By the address and length of their text: two words to hash instead of a thousand characters.
     statements: Mutex<HashMap<(usize, usize), Statement>>,
     /// Set when the connection must not be used again: the server no longer answers, or is no longer a primary (after a
-    /// failover, for example), or a [`Session`] has ended.
+    /// failover, for example).
     unusable: AtomicBool,
 }
 

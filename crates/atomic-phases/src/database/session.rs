@@ -1,35 +1,26 @@
 //! One connection for a long task, such as a migration.
 
-use std::sync::atomic::Ordering;
-
 use tokio_postgres::SimpleQueryMessage;
 
-use super::{Connection, Database, DatabaseError, Manager};
+use super::{Connection, Database, DatabaseError};
 
-/// A connection with only one user, for what must not stay on a connection of the pool, such as settings and advisory
-/// locks. These end with the connection, however the process ends. Code that serves requests must not hold one.
+/// A connection beside the pool, for a task that would keep one from it for long, or whose settings and advisory locks must
+/// not reach it. These end with the connection, however the process ends. Code that serves requests must not open one.
 #[derive(Debug)]
-pub struct Session<'a>(bb8::PooledConnection<'a, Manager>);
+pub struct Session(Connection);
 
-impl<'a> Session<'a> {
-    /// Takes a connection from the pool. It does not go back there.
-    pub async fn open(database: &'a Database) -> Result<Self, DatabaseError> {
-        Ok(Self(database.checkout().await?))
+impl Session {
+    /// Opens a connection as the pool does.
+    pub async fn open(database: &Database) -> Result<Self, DatabaseError> {
+        Ok(Self(database.pool.dedicated_connection().await?))
     }
 
     /// Runs statements as one transaction, without a statement timeout, and returns the first column of the last row.
     pub async fn run(&self, sql: &str) -> Result<Option<String>, DatabaseError> {
-        let connection: &Connection = &self.0;
-        let messages = connection.client.simple_query(sql).await.map_err(|error| connection.classify(error))?;
+        let messages = self.0.client.simple_query(sql).await.map_err(|error| self.0.classify(error))?;
         Ok(messages.iter().rev().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
         }))
-    }
-}
-
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        self.0.unusable.store(true, Ordering::Relaxed);
     }
 }
