@@ -2,6 +2,25 @@
 --
 -- Every invariant that a constraint can express stands here, so that no bug in a program can break it.
 
+-- The processes, each with its own row. A beat changes no column that is indexed, so it writes no index.
+CREATE TABLE processes (
+    id           UUID        PRIMARY KEY,
+    name         TEXT        NOT NULL CHECK (char_length(name) <= 255),
+    version      TEXT        NOT NULL,
+    -- Where it runs. Whoever runs on the same host can look whether it still does: scope says within what the number
+    -- means it.
+    host         TEXT        NOT NULL,
+    scope        TEXT,
+    pid          INT,
+    pid_started  BIGINT,
+    started_at   TIMESTAMPTZ NOT NULL DEFAULT now(),
+    last_beat_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- It has ended, or died, and none of its leases is left.
+    ended_at     TIMESTAMPTZ
+) WITH (fillfactor = 50);
+CREATE INDEX processes_living ON processes (started_at) WHERE ended_at IS NULL;
+CREATE INDEX processes_ended ON processes (ended_at) WHERE ended_at IS NOT NULL;
+
 -- A request, who works on it, how far it has come, and what was answered.
 --
 -- Half of each page is left for the version that follows within milliseconds.
@@ -19,8 +38,10 @@ CREATE TABLE idempotency_keys (
     request_params  JSONB       NOT NULL,
     origin_ip       INET        NOT NULL,
 
-    -- The lease. Its token is random for each acquisition and is what every phase's fence compares.
+    -- The lease. Its token is random for each acquisition and is what every phase's fence compares. Then which process
+    -- took it last; no foreign key, which would lock the row of the process.
     lease_token     UUID,
+    process_id      UUID,
     locked_at       TIMESTAMPTZ,
     last_run_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
     attempts        INT         NOT NULL DEFAULT 1 CHECK (attempts > 0),
@@ -95,8 +116,10 @@ CREATE TABLE staged_jobs (
     created_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
     job_name        TEXT        NOT NULL CHECK (char_length(job_name) BETWEEN 1 AND 100),
     job_args        JSONB       NOT NULL,
-    -- While an enqueuer pushes it to a queue outside this database: whose it is, and when it is anybody's again.
+    -- While an enqueuer pushes it to a queue outside this database: whose it is, which process took it last, and when it
+    -- is anybody's again.
     lease_token     UUID,
+    process_id      UUID,
     next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     attempts        INT         NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     last_error      TEXT
@@ -111,8 +134,9 @@ CREATE TABLE jobs (
     job_args        JSONB       NOT NULL,
     staged_at       TIMESTAMPTZ NOT NULL,
     enqueued_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- The worker's lease, random for each attempt, and when anybody may take the job (again).
+    -- The worker's lease, random for each attempt, which process took it last, and when anybody may take the job (again).
     lease_token     UUID,
+    process_id      UUID,
     next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     attempts        INT         NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     last_error      TEXT,

@@ -13,6 +13,7 @@ use atomic_phases::errors::chain;
 use atomic_phases::idempotency::Engine;
 use atomic_phases::idempotency::parked;
 use atomic_phases::idempotency::points::PointsError;
+use atomic_phases::processes;
 use atomic_phases::rules::{Check, Circumstances, RuleError};
 use clap::{Parser, Subcommand};
 
@@ -65,6 +66,12 @@ enum Command {
         /// Only say what would be done.
         #[arg(long)]
         plan: bool,
+    },
+    /// List the processes that work on the database, and those that ended within the last hour.
+    Processes {
+        /// How many at most.
+        #[arg(long, default_value_t = 100)]
+        limit: i64,
     },
     /// Look after keys that wait for a person.
     Keys {
@@ -158,6 +165,7 @@ impl Cli {
             }
             Command::Verify { quiet } => verify(&config, quiet).await,
             Command::Migrate { plan } => migrate(&config, plan).await,
+            Command::Processes { limit } => list_processes(&config, limit).await,
             Command::Keys { command } => keys(&config, command).await,
             Command::Jobs { command } => jobs(&config, command).await,
         }
@@ -226,6 +234,23 @@ async fn keys(config: &Config, command: Keys) -> Result<(), CliError> {
     };
     visit.end().await;
     Ok(done?)
+}
+
+async fn list_processes(config: &Config, limit: i64) -> Result<(), CliError> {
+    let visit = Visit::begin(config).await?;
+    let done = processes::list(&visit.database, limit).await;
+    visit.end().await;
+    for process in done? {
+        let processes::Listed { id, name, version, host, pid, ended, age, silent } = process;
+        print(&format!(
+            "{id}  {name}  {version}  {host}{}  started {} s ago, {} {} s ago",
+            pid.map(|pid| format!(":{pid}")).unwrap_or_default(),
+            age.as_secs(),
+            if ended { "ended; last beat" } else { "last beat" },
+            silent.as_secs(),
+        ));
+    }
+    Ok(())
 }
 
 async fn jobs(config: &Config, command: Jobs) -> Result<(), CliError> {

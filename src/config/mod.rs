@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use atomic_phases::idempotency::Settings as Idempotency;
+pub use atomic_phases::processes::Settings as Processes;
 pub use atomic_phases::roles::completer::Settings as Completer;
 pub use atomic_phases::roles::reaper::Settings as Reaper;
 pub use atomic_phases::roles::worker::Settings as Worker;
@@ -60,6 +61,7 @@ pub struct Config {
     pub database: Database,
     pub api: Api,
     pub idempotency: Idempotency,
+    pub processes: Processes,
     pub completer: Completer,
     pub enqueuer: Enqueuer,
     pub worker: Worker,

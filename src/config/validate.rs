@@ -22,6 +22,9 @@ const PUSH_MARGIN: Duration = Duration::from_secs(5);
 /// How long a statement may take besides its wait for a row, which `LOCK_TIMEOUT` limits in every session.
 const STATEMENT_MARGIN: Duration = Duration::from_secs(2);
 
+/// How many beats a process must miss at least before others take it for dead: one is missed easily.
+const MISSED_BEATS: u32 = 3;
+
 /// The longest time that a setting may have; sums of such times do not overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -86,12 +89,20 @@ impl Config {
         require(self.database.statement_timeout >= statement, "database.statement_timeout", || {
             format!("must be at least {statement:?}: a statement waits up to {LOCK_TIMEOUT:?} for a row")
         })?;
+        let missed = self.processes.beat * MISSED_BEATS;
+        require(self.processes.dead_after >= missed, "processes.dead_after", || {
+            format!("must be at least {missed:?}: {MISSED_BEATS} times processes.beat")
+        })?;
+        require(self.completer.crash_grace <= self.completer.grace, "completer.crash_grace", || {
+            format!("must not be longer than completer.grace ({:?})", self.completer.grace)
+        })?;
         let pushes = self.enqueuer.push_timeout * 2 + PUSH_MARGIN;
         require(self.enqueuer.lease >= pushes, "enqueuer.lease", || {
             format!("must be at least {pushes:?}: twice enqueuer.push_timeout plus 5 s")
         })?;
         for (key, value) in [
             ("stripe.timeout", self.stripe.timeout),
+            ("processes.beat", self.processes.beat),
             ("completer.poll_interval", self.completer.poll_interval),
             ("enqueuer.poll_interval", self.enqueuer.poll_interval),
             ("enqueuer.push_timeout", self.enqueuer.push_timeout),
@@ -106,14 +117,17 @@ impl Config {
         Ok(())
     }
 
-    fn durations(&self) -> [(&'static str, Duration); 22] {
+    fn durations(&self) -> [(&'static str, Duration); 25] {
         [
             ("stripe.timeout", self.stripe.timeout),
             ("stripe.key_retention", self.stripe.key_retention),
             ("stripe_sandbox.key_retention", self.stripe_sandbox.key_retention),
             ("stripe_sandbox.faults.latency", self.stripe_sandbox.faults.latency),
             ("idempotency.lock_timeout", self.idempotency.lock_timeout),
+            ("processes.beat", self.processes.beat),
+            ("processes.dead_after", self.processes.dead_after),
             ("completer.grace", self.completer.grace),
+            ("completer.crash_grace", self.completer.crash_grace),
             ("completer.retry_after", self.completer.retry_after),
             ("completer.poll_interval", self.completer.poll_interval),
             ("enqueuer.poll_interval", self.enqueuer.poll_interval),
@@ -232,6 +246,9 @@ mod tests {
             ("redis.marker_ttl", "30s 1ms", "30s", "redis.marker_ttl"),
             ("nats.duplicate_window", "30s 1ms", "30s", "nats.duplicate_window"),
             ("database.statement_timeout", "5s", "4s 999ms", "database.statement_timeout"),
+            ("processes.dead_after", "3s", "2s 999ms", "processes.dead_after"),
+            ("processes.beat", "1s 666ms", "1s 667ms", "processes.dead_after"),
+            ("completer.crash_grace", "5m", "5m 1ms", "completer.crash_grace"),
         ] {
             assert_edge(key, inside, outside, named);
         }
@@ -255,6 +272,7 @@ mod tests {
         }
         for key in [
             "stripe.timeout",
+            "processes.beat",
             "completer.poll_interval",
             "enqueuer.poll_interval",
             "enqueuer.push_timeout",

@@ -34,6 +34,7 @@ pub(super) struct Waiting {
     queued_jobs: i64,
     queued_age: f64,
     dead_jobs: i64,
+    processes: i64,
 }
 
 /// Each `ORDER BY` names the index to walk. With more than [`MOST`] unfinished jobs, the oldest is that of the [`MOST`]
@@ -69,6 +70,7 @@ async fn ask(database: &Database) -> Result<Waiting, DatabaseError> {
         queued_jobs: row.get("queued_jobs"),
         queued_age: age("queued_age"),
         dead_jobs: row.get("dead_jobs"),
+        processes: row.get("processes"),
     })
 }
 
@@ -83,6 +85,8 @@ impl Waiting {
         ] {
             registry.register(name, format!("{help}, {MOST} at most"), ConstGauge::new(depth));
         }
+        let help = "Processes on this database that have neither ended nor been found dead";
+        registry.register("processes", help, ConstGauge::new(self.processes));
         for (name, help, age) in [
             ("staged_jobs_oldest_age", "How long the oldest job has been in the outbox", self.staged_age),
             ("queued_jobs_oldest_age", "How long the oldest unfinished job has been queued", self.queued_age),

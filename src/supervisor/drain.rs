@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use atomic_phases::errors::chain;
 use tokio::time::{Instant, timeout_at};
 
-use super::{RoleTask, RunError, Supervisor};
+use super::{HeartTask, RoleTask, RunError, Supervisor};
 use crate::role::Role;
 
 /// Returns when a role ends, counted from 0; some end together. First the role that makes work, then the one that
@@ -49,6 +50,7 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
         supervisor.tasks = rest;
         late.extend(end(due, deadline).await);
         if !supervisor.tasks.iter().any(|task| uses_the_pool(task.role)) {
+            end_heart(supervisor.heart.take(), !late.is_empty(), deadline).await;
             supervisor.database.pool.take();
         }
     }
@@ -57,6 +59,24 @@ pub(super) async fn drain(supervisor: &mut Supervisor) -> Result<(), RunError> {
         Ok(())
     } else {
         Err(RunError::DeadlinePassed { deadline: supervisor.shutdown.deadline, late })
+    }
+}
+
+/// Hands back what roles that were cut off still hold, so that no other process waits for it.
+async fn end_heart(heart: Option<HeartTask>, late: bool, deadline: Instant) {
+    let Some(HeartTask { heart, stop, task }) = heart else { return };
+    stop.cancel();
+    let ended = async {
+        // The last beat must not come after the end.
+        let _ = task.await;
+        heart.end(late).await
+    };
+    match timeout_at(deadline.max(Instant::now() + MIN_STOP_TIME), ended).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(error = chain(&error), "leases could not be handed back; others will notice");
+        }
+        Err(_) => tracing::warn!("leases were not handed back in time; others will notice"),
     }
 }
 

@@ -9,8 +9,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::role::Role;
-
 /// Why one run of a role ended although it was not told to stop.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -26,8 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 #[error("the role {role} failed {failures} times within {WINDOW:?}; the last time: {last}")]
 pub struct GaveUp {
-    /// The role.
-    pub role: Role,
+    /// The role's name.
+    pub role: &'static str,
     /// How often it failed.
     pub failures: usize,
     /// Its last error.
@@ -35,7 +33,7 @@ pub struct GaveUp {
 }
 
 /// Runs `run` until `stop`. A run that panics, fails or just returns is logged and repeated after a pause.
-pub(super) async fn keep_running<F, R>(role: Role, stop: &CancellationToken, run: F) -> Result<(), GaveUp>
+pub(super) async fn keep_running<F, R>(role: &'static str, stop: &CancellationToken, run: F) -> Result<(), GaveUp>
 where
     F: Fn(CancellationToken) -> R,
     R: Future<Output = Result<(), Failure>> + Send + 'static,
@@ -60,11 +58,11 @@ where
             failures.pop_front();
         }
         if failures.len() >= MOST_FAILURES {
-            tracing::error!(role = role.name(), problem, "a role failed too often");
+            tracing::error!(role, problem, "a role failed too often");
             return Err(GaveUp { role, failures: failures.len(), last: problem });
         }
         let pause = FIRST_PAUSE * (1 << (failures.len() - 1));
-        tracing::error!(role = role.name(), problem, restart_in_ms = pause.as_millis() as u64, "a role failed");
+        tracing::error!(role, problem, restart_in_ms = pause.as_millis() as u64, "a role failed");
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
@@ -88,7 +86,7 @@ mod tests {
         let runs = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
         let counted = Arc::clone(&runs);
-        let kept = keep_running(Role::Reaper, &stop, move |stop| {
+        let kept = keep_running("reaper", &stop, move |stop| {
             let run = counted.fetch_add(1, Ordering::SeqCst);
             async move {
                 assert!(run >= 3, "not yet");
@@ -104,9 +102,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_role_that_keeps_failing_is_given_up_by_name() {
         let stop = CancellationToken::new();
-        let gave_up = keep_running(Role::Enqueuer, &stop, |_| async { Err("no luck".into()) }).await;
+        let gave_up = keep_running("enqueuer", &stop, |_| async { Err("no luck".into()) }).await;
         let gave_up = gave_up.expect_err("five failures");
-        assert_eq!((gave_up.role, gave_up.failures), (Role::Enqueuer, 5));
+        assert_eq!((gave_up.role, gave_up.failures), ("enqueuer", 5));
         assert!(gave_up.to_string().contains("enqueuer") && gave_up.to_string().contains("no luck"), "{gave_up}");
     }
 
@@ -115,7 +113,7 @@ mod tests {
         let runs = Arc::new(AtomicUsize::new(0));
         let stop = CancellationToken::new();
         let counted = Arc::clone(&runs);
-        let kept = keep_running(Role::Completer, &stop, move |stop| {
+        let kept = keep_running("completer", &stop, move |stop| {
             let run = counted.fetch_add(1, Ordering::SeqCst);
             async move {
                 tokio::time::sleep(WINDOW / 2).await;

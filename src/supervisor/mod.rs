@@ -9,8 +9,10 @@ mod spawn;
 mod start;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use atomic_phases::roles::heart::Heart;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,7 @@ pub struct Supervisor {
     abandoned: CancellationToken,
     addresses: Addresses,
     database: start::DatabaseAccess,
+    heart: Option<HeartTask>,
     shutdown: crate::config::Shutdown,
 }
 
@@ -51,6 +54,14 @@ pub struct Addresses {
 #[derive(Debug)]
 struct RoleTask {
     role: Role,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// What says to other processes that this one lives.
+#[derive(Debug)]
+struct HeartTask {
+    heart: Arc<Heart>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -111,18 +122,27 @@ impl Supervisor {
         F: Fn(CancellationToken) -> R + Send + Sync + 'static,
         R: Future<Output = Result<(), keep_running::Failure>> + Send + 'static,
     {
+        let (stop, task) = self.keep_running(role.name(), run);
+        self.tasks.push(RoleTask { role, stop, task });
+    }
+
+    fn keep_running<F, R>(&self, name: &'static str, run: F) -> (CancellationToken, JoinHandle<()>)
+    where
+        F: Fn(CancellationToken) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), keep_running::Failure>> + Send + 'static,
+    {
         let stop = self.abandoned.child_token();
         let giving_up = self.giving_up.clone();
         let task = tokio::spawn({
             let stop = stop.clone();
             async move {
-                if let Err(gave_up) = keep_running(role, &stop, run).await {
+                if let Err(gave_up) = keep_running(name, &stop, run).await {
                     // Sending fails only when the supervisor is gone.
                     let _ = giving_up.send(gave_up);
                 }
             }
         });
-        self.tasks.push(RoleTask { role, stop, task });
+        (stop, task)
     }
 }
 

@@ -3,9 +3,10 @@
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
-use atomic_phases::database::Database;
+use atomic_phases::database::{Database, DatabaseError};
 use atomic_phases::idempotency::Engine;
 use atomic_phases::idempotency::points::PointsError;
+use atomic_phases::processes::Process;
 use atomic_phases::queue::Relay;
 use atomic_phases::queue::foreign::ExternalRelay;
 use atomic_phases::queue::handler::Handlers;
@@ -13,14 +14,16 @@ use atomic_phases::queue::health::QueueHealth;
 use atomic_phases::queue::postgres::PostgresRelay;
 use atomic_phases::roles::completer::Completer;
 use atomic_phases::roles::enqueuer::Enqueuer;
+use atomic_phases::roles::heart::Heart;
 use atomic_phases::roles::periodic::{Periodic, poll};
 use atomic_phases::roles::reaper::Reaper;
 use atomic_phases::roles::worker::Worker;
 use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{StartError, Supervisor, never_fails};
+use super::{HeartTask, StartError, Supervisor, never_fails};
 use crate::api::{self, Api, Seen};
 use crate::config::Config;
 use crate::database::embedded::EmbeddedPostgres;
@@ -49,6 +52,8 @@ pub(super) struct Shared {
     staged: Arc<Notify>,
     /// The enqueuer wakes the worker with this when it has delivered jobs.
     delivered: Arc<Notify>,
+    /// The heart wakes the completer with this when it has handed leases back.
+    handed_back: Arc<Notify>,
 }
 
 impl Shared {
@@ -66,6 +71,7 @@ impl Shared {
             health,
             staged,
             delivered: Arc::default(),
+            handed_back: Arc::default(),
         }
     }
 
@@ -83,6 +89,28 @@ impl Supervisor {
             let run = keeper::run(Arc::clone(&running), data_dir.clone(), stop);
             async move { Ok(run.await?) }
         });
+    }
+
+    /// Says that this process lives, from now on. When this returns, the leases of processes that this host shows to have
+    /// ended are handed back.
+    pub(super) async fn start_heart(
+        &mut self,
+        process: Process,
+        config: &Config,
+        shared: &Shared,
+    ) -> Result<(), DatabaseError> {
+        let Shared { database, handed_back, staged, delivered, .. } = shared;
+        let heart = Arc::new(Heart {
+            handed_back: [handed_back, staged, delivered].map(Arc::clone).into(),
+            ..Heart::new(database, process, config.processes.clone(), config.completer.crash_grace)
+        });
+        heart.run_once().await?;
+        let (stop, task) = self.keep_running(Heart::NAME, {
+            let heart = Arc::clone(&heart);
+            move |stop| never_fails(beat_on(Arc::clone(&heart), stop))
+        });
+        self.heart = Some(HeartTask { heart, stop, task });
+        Ok(())
     }
 
     /// Completes a migration beside the roles. What is not done when the shutdown begins is left to the next start.
@@ -128,6 +156,7 @@ impl Supervisor {
             operations: shared.registry.operations.clone(),
             settings: config.completer.clone(),
             lock_timeout: config.idempotency.lock_timeout,
+            handed_back: Arc::clone(&shared.handed_back),
         });
     }
 
@@ -204,6 +233,14 @@ impl Supervisor {
             let periodic = Arc::new(new());
             self.spawn(role, move |stop| never_fails(poll(Arc::clone(&periodic), stop)));
         }
+    }
+}
+
+/// Beats until `stop`, for the first time after a pause.
+async fn beat_on(heart: Arc<Heart>, stop: CancellationToken) {
+    let paused = stop.run_until_cancelled(tokio::time::sleep(heart.interval())).await;
+    if paused.is_some() {
+        poll(heart, stop).await;
     }
 }
 

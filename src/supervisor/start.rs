@@ -7,6 +7,7 @@ use std::time::Duration;
 use atomic_phases::database::{Database, DatabaseError};
 use atomic_phases::errors::chain;
 use atomic_phases::idempotency::points::PointsError;
+use atomic_phases::processes::Process;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -113,10 +114,12 @@ pub(super) async fn start(config: Config) -> Result<Supervisor, StartError> {
     if config.demo.enabled && config.runs(Role::Api) {
         seed(&database, installation, &stripe).await?;
     }
-    let shared = Shared::new(&config, database, stripe, installation);
+    let process = Process::new(config.processes.name.as_deref(), env!("CARGO_PKG_VERSION"));
+    let shared = Shared::new(&config, database.of_process(process.id), stripe, installation);
     if config.runs(Role::Api) || config.runs(Role::Completer) {
         shared.check_points().await?;
     }
+    supervisor.start_heart(process, &config, &shared).await?;
     if let Some(listener) = api_listener {
         supervisor.spawn_api(&config, &shared, listener);
     }
@@ -173,6 +176,7 @@ impl Supervisor {
             abandoned,
             addresses,
             database: DatabaseAccess { config: postgres, pool: Some(database) },
+            heart: None,
             shutdown: config.shutdown.clone(),
         }
     }

@@ -191,6 +191,13 @@ async fn a_completion_survives_a_crash_at_every_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_succession_survives_a_crash_at_every_step() {
+    for kind in Kind::ALL {
+        break_at_every_step(Scenario::Succession(kind)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_survives_a_crash_at_every_step() {
     break_at_every_step(Scenario::Drain).await;
 }

@@ -48,11 +48,15 @@ impl Workers {
             clock: Clock::default(),
         };
         let operations = operations::register(&engine, stripe, KEY_RETENTION).operations;
-        let completer = Completer { database, operations, settings: config::Completer::default(), lock_timeout };
+        let (settings, handed_back) = (config::Completer::default(), Arc::default());
+        let completer = Completer { database, operations, settings, lock_timeout, handed_back };
         let api = app
             .neighbour(|config| {
                 config.database.url = Some(SecretString::from(url));
                 config.stripe.api_base = Some(api_base);
+                // Its messages are the same in each run.
+                config.processes.beat = Duration::from_secs(3600);
+                config.processes.dead_after = 3 * config.processes.beat;
             })
             .await;
         Arc::new(Self { route, api, completer })

@@ -93,7 +93,11 @@ impl Lane {
             database.as_str(),
             stripe.as_str(),
             STRIPE_TIMEOUT,
+            // Beats only when it starts: the messages of a run are then the same in each.
+            "processes.beat=1h",
+            "processes.dead_after=3h",
             "completer.grace=50ms",
+            "completer.crash_grace=10ms",
             "completer.retry_after=50ms",
             "completer.max_attempts=1000",
             "completer.poll_interval=100ms",
@@ -115,9 +119,9 @@ impl Lane {
         process
     }
 
-    /// Makes leases run out that are at least `older_than` old: zero after the death of a process, else [`LEASE`].
-    async fn age_leases(&self, older_than: Duration) {
-        let older_than = older_than.as_secs_f64();
+    /// Makes leases run out that are older than [`LEASE`]. Those of a process that died are handed back by the next.
+    async fn age_leases(&self) {
+        let older_than = LEASE.as_secs_f64();
         self.app
             .execute(&format!(
                 "UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()
@@ -209,7 +213,6 @@ impl<'a> Service<'a> {
                        WHERE response_code IS NULL AND foreign_call_intended_at IS NOT NULL";
             self.lane.app.execute(sql).await;
         }
-        self.lane.age_leases(Duration::ZERO).await;
         self.process = self.lane.spawn(self.roles);
     }
 
@@ -262,7 +265,7 @@ impl<'a> Service<'a> {
                 Err(_) => {}
             }
             assert!(Instant::now() < deadline, "no final answer: {:#?}", self.process.log());
-            self.lane.age_leases(LEASE).await;
+            self.lane.age_leases().await;
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -278,12 +281,13 @@ impl<'a> Service<'a> {
                 self.failures = failures;
                 self.after_failure().await;
             }
-            self.lane.age_leases(LEASE).await;
+            self.lane.age_leases().await;
             tokio::time::sleep(PAUSE).await;
         }
     }
 }
 
-/// The first boundary of an API's work and of a completer's: both are parts of labels.
+/// The first boundary of an API's work, of a completer's, and of a successor's: all are parts of labels.
 pub const ACQUIRE: &str = "insert idempotency_keys";
 pub const CLAIM: &str = "update idempotency_keys";
+pub const HAND_BACK: &str = "update processes";

@@ -5,6 +5,7 @@
 //! - `zombie` lets workers go on after others have taken over.
 //! - `storm` sends many requests at once with one key.
 //! - `histories` leaves the outcome of charges unknown.
+//! - `deaths` kills processes under load, and measures how soon their work goes on.
 //! - `clock` moves the host's clock.
 //! - `soak` kills processes and Postgres under traffic for a while.
 //! - `seeded` plants bugs and checks that the books show each of them.
@@ -27,6 +28,7 @@ mod wire;
 mod clock;
 mod crash;
 mod crew;
+mod deaths;
 mod histories;
 mod kind;
 mod lane;

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atomic_phases::idempotency::reap::reap;
+use atomic_phases::processes::{self, Verdict, hand_back};
 use atomic_phases::queue;
 use atomic_phases::roles::periodic::Periodic;
 use atomic_phases::rules::Report;
@@ -36,12 +37,15 @@ use crate::support::client::{Answer, DECLINED_USER, Post};
 
 /// Bugs played side by side.
 const SIDE_BY_SIDE: usize = 4;
+/// The message with which a worker stores its answer.
+const ANSWER: &str = "execute update idempotency_keys + insert staged_jobs";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Rules that `books.rs` tests: here the stage itself disables the guards, and itself works the queued jobs.
-const ELSEWHERE: [&str; 2] = [
+const ELSEWHERE: [&str; 3] = [
     "the database refuses to turn a key back, change its answer, or remove it unfinished",
     "every queued job has been worked",
+    "every lease on a job belongs to a known process",
 ];
 
 /// A bug, and the rule that must catch it.
@@ -99,6 +103,8 @@ enum Scenario {
     /// A worker has received a decline, and stores it only when Stripe no longer remembers the key. Its successor is
     /// just having the card charged, which is good again.
     LateDecline,
+    /// A worker sends its answer late. Another process meanwhile asks whether it has died, and its client asks again.
+    TakenForDead,
     /// The reaper meets an old request whose charge got no answer.
     OldUnfinished,
     /// The reaper meets an old request that is being worked on.
@@ -236,8 +242,9 @@ impl Scenario {
                 stage.crew.completer.run_once().await.unwrap();
             }
             Self::LateAnswer => {
-                stage.outlive("execute update idempotency_keys + insert staged_jobs", &post, &[]).await;
+                stage.outlive(ANSWER, &post, &[]).await;
             }
+            Self::TakenForDead => stage.outlive_a_verdict(&post).await,
             Self::LateRelease => stage.outlive("POST /v1/charges", &post, &["server_error"]).await,
             Self::LateDecline => stage.decline_late(&post).await,
             Self::OldUnfinished => {
@@ -312,6 +319,25 @@ impl Stage {
         let late = self.spawn(post);
         script.until_held().await;
         expire_lease(&self.house, post).await;
+        self.house.post(post.clone()).await;
+        script.release();
+        late.await.unwrap();
+    }
+
+    /// Holds a worker until another process has asked whether it is dead, and a successor without the bug has tried.
+    async fn outlive_a_verdict(&self, post: &Post) {
+        let script = &self.crew.route.script;
+        script.arm_from(ANSWER, vec![Strike::at(1, Fault::Hold)]);
+        let late = self.spawn(post);
+        script.until_held().await;
+        let verdict = Verdict {
+            process: self.house.get("SELECT process_id FROM idempotency_keys").await,
+            silent_for: processes::Settings::default().dead_after,
+            ended_after: DAY,
+            crash_grace: Duration::ZERO,
+            why: "it is said to have died",
+        };
+        hand_back(&self.crew.completer.database, verdict).await.unwrap();
         self.house.post(post.clone()).await;
         script.release();
         late.await.unwrap();

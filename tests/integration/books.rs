@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use atomic_phases::rules::{Check, Circumstances, Report, Rule};
 
-use crate::support::app::{TestApp, pool};
+use crate::support::app::{TestApp, pool, stage};
 use crate::support::books::{self, AT_REST, LIVE};
 use crate::support::client::Post;
 
@@ -167,6 +167,34 @@ async fn each_wrong_turn_in_a_keys_life_is_found() {
     app.tamper("UPDATE idempotency_keys SET next_attempt_at = '-infinity'").await;
     let report = verify(&app, AT_REST).await;
     assert!(report.violated().is_empty(), "finished: {report}");
+}
+
+#[tokio::test]
+async fn a_lease_of_a_process_that_nobody_knows_is_found() {
+    let app = TestApp::start().await;
+    assert_eq!(app.post(Post::default().raising()).await.status, 500);
+    stage(&app, 1).await;
+    app.execute("INSERT INTO jobs VALUES (99, 'n', '{}', now())").await;
+    const KEYS: &str = "every lease on a key belongs to a known process";
+    const JOBS: &str = "every lease on a job belongs to a known process";
+    const TABLES: [(&str, &str, &str); 3] =
+        [("idempotency_keys", ", locked_at = now()", KEYS), ("staged_jobs", "", JOBS), ("jobs", "", JOBS)];
+    for (table, more, rule) in TABLES {
+        for (process, broken) in
+            [("NULL", false), ("(SELECT id FROM processes)", false), ("gen_random_uuid()", true)]
+        {
+            app.execute(&format!(
+                "UPDATE {table} SET lease_token = gen_random_uuid(), process_id = {process}{more}"
+            ))
+            .await;
+            let report = app.verify(LIVE).await;
+            assert_eq!(report.violated().contains(&rule), broken, "{table} {process}: {report}");
+        }
+        let end = more.replace("now()", "NULL");
+        app.execute(&format!("UPDATE {table} SET lease_token = NULL{end}")).await;
+        let report = app.verify(LIVE).await;
+        assert!(!report.violated().contains(&rule), "{table}, no lease: {report}");
+    }
 }
 
 #[tokio::test]

@@ -44,7 +44,10 @@ type Change = (&'static str, &'static str);
 /// A constraint or trigger, its table, and changes that it refuses.
 const REFUSED: &[(&str, &str, &[Change])] = &[
     ("rocket_rides_schema_singleton_check", "rocket_rides_schema", &[("singleton = false", "")]),
-    ("rocket_rides_schema_pkey", "rocket_rides_schema", &[("INSERT INTO rocket_rides_schema (version) VALUES (1)", "")]),
+    ("rocket_rides_schema_pkey", "rocket_rides_schema", &[("INSERT INTO rocket_rides_schema (version, usable_from) VALUES (1, 1)", "")]),
+    ("usable_by_its_own_version", "rocket_rides_schema", &[("usable_from = version + 1", "")]),
+    ("processes_pkey", "processes", &[("INSERT INTO processes SELECT * FROM processes", "")]),
+    ("processes_name_check", "processes", &[("name = repeat('n', 256)", "")]),
     ("users_pkey", "users", &[("INSERT INTO users OVERRIDING SYSTEM VALUE VALUES (1, 'a@b', 'cus_a')", "")]),
     ("users_email_key", "users", &[("email = (SELECT email FROM users WHERE id = 2)", FREE)]),
     ("users_email_check", "users", &[("email = repeat('e', 256)", FREE)]),
@@ -259,6 +262,7 @@ const REFUSED: &[(&str, &str, &[Change])] = &[
 
 /// What the same constraints allow, at the same edges.
 const ALLOWED: &[(&str, &str, &str)] = &[
+    ("processes", "name = repeat('n', 255)", ""),
     ("users", "email = repeat('e', 255), stripe_customer_id = repeat('c', 50)", FREE),
     ("idempotency_keys", "idempotency_key = repeat('k', 20)", FREE),
     ("idempotency_keys", "idempotency_key = repeat('k', 100), request_method = repeat('m', 10)", FREE),
@@ -289,12 +293,22 @@ const NULLABLE: &[(&str, &[&str])] = &[
     ("users", &[]),
     (
         "idempotency_keys",
-        &["lease_token", "locked_at", "last_error", "parked_at", "parked_reason", "response_code", "response_body"],
+        &[
+            "lease_token",
+            "process_id",
+            "locked_at",
+            "last_error",
+            "parked_at",
+            "parked_reason",
+            "response_code",
+            "response_body",
+        ],
     ),
+    ("processes", &["scope", "pid", "pid_started", "ended_at"]),
     ("rides", &["stripe_charge_id"]),
     ("audit_records", &[]),
-    ("staged_jobs", &["lease_token", "last_error"]),
-    ("jobs", &["lease_token", "last_error", "finished_at"]),
+    ("staged_jobs", &["lease_token", "process_id", "last_error"]),
+    ("jobs", &["lease_token", "process_id", "last_error", "finished_at"]),
     ("receipts", &[]),
     ("refunds", &["stripe_refund_id"]),
     ("refund_receipts", &[]),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use atomic_phases::database::Database;
 use atomic_phases::idempotency::claim::RetryPolicy;
 use atomic_phases::idempotency::{parked, reap, settle};
+use atomic_phases::processes::{self, Process, Verdict};
 use atomic_phases::queue::outbox::{self, PushResults};
 use atomic_phases::queue::postgres::PostgresRelay;
 use atomic_phases::queue::work;
@@ -33,7 +34,7 @@ enum Commit {
 }
 use Commit::{Flushed, Later};
 
-const COMMITS: [(&str, Commit); 18] = [
+const COMMITS: [(&str, Commit); 21] = [
     // A foreign call follows: a crash must not undo the row of a call that was paid for.
     ("idempotency/open.sql", Flushed),
     ("idempotency/advance.sql", Flushed),
@@ -49,6 +50,10 @@ const COMMITS: [(&str, Commit); 18] = [
     ("idempotency/settle_park.sql", Flushed),
     // A lease whose release is undone runs out.
     ("idempotency/settle_release.sql", Later),
+    // The next beat is a second away, nobody has the leases of a dead process, and its row is removed again.
+    ("processes/beat.sql", Later),
+    ("processes/hand_back.sql", Later),
+    ("processes/remove.sql", Later),
     // If this is undone, a job is pushed again under the same id, and the queue drops the repetition.
     ("queue/outbox_claim.sql", Later),
     ("queue/outbox_settle.sql", Later),
@@ -155,6 +160,7 @@ async fn what_must_be_on_disk_is_waited_for_and_nothing_else() {
     let database = pool(&app.database_config).await;
     run_keys(&neighbour, &database).await;
     run_jobs(&app, &database).await;
+    run_processes(&database).await;
     app.execute("DELETE FROM users WHERE id NOT IN (SELECT user_id FROM rides)").await;
     seed::seed(&database, Uuid::new_v4(), &app.stripe()).await.unwrap();
 
@@ -186,6 +192,19 @@ async fn run_keys(app: &TestApp, database: &Database) {
     assert_eq!(parked::retry(database, &[lease.key_id]).await.unwrap().len(), 1);
     assert_eq!(claim(database, 1, &policy).await.unwrap().claimed.len(), 1);
     assert_eq!(reap::reap(database, Duration::ZERO, Duration::ZERO, 1).await.unwrap().removed, 1);
+}
+
+/// Runs each statement of processes.
+async fn run_processes(database: &Database) {
+    let (process, now) = (Process::new(None, "1"), Duration::ZERO);
+    processes::beat(database, &process).await.unwrap();
+    let its = database.of_process(process.id);
+    lease(&its, &request(&new_key())).await;
+    let (process, why) = (process.id, "for a test");
+    let verdict = Verdict { process, silent_for: now, ended_after: now, crash_grace: now, why };
+    let back = processes::hand_back(database, verdict).await.unwrap();
+    assert_eq!((back.requests, back.ended), (1, true));
+    assert_eq!(processes::remove(database, now, 1).await.unwrap(), 1);
 }
 
 /// Runs each statement of outbox, queue and dead letters.

@@ -27,7 +27,7 @@ const PROGRAM: [&str; 19] = [
     "role",
 ];
 /// The library's modules, in the same way.
-const LIBRARY: [&str; 7] = ["roles", "queue", "idempotency", "rules", "database", "errors", "clock"];
+const LIBRARY: [&str; 8] = ["roles", "queue", "idempotency", "processes", "rules", "database", "errors", "clock"];
 
 /// Returns the module of a path, such as `queue` of `queue/work.rs`.
 fn module(path: &str) -> &str {

@@ -37,6 +37,7 @@ mod points;
 mod pool;
 mod private_postgres;
 mod process;
+mod processes;
 mod queues;
 mod races;
 mod reaper;

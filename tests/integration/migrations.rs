@@ -73,7 +73,7 @@ async fn catalog(database: &Config) -> Vec<String> {
         UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
         UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
         UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-        UNION ALL SELECT format('version %s', version) FROM rocket_rides_schema
+        UNION ALL SELECT format('version %s %s', version, usable_from) FROM rocket_rides_schema
         ORDER BY line";
     cluster::connect(database).await.query(SQL, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
@@ -116,6 +116,33 @@ async fn every_version_becomes_what_a_new_database_is() {
         assert_nothing_lost(&database).await;
         assert!(schema::plan(&pool_of(&database, 1).await).await.unwrap().is_empty());
     }
+}
+
+/// The release before takes and ends leases as before, and this one finishes its requests.
+#[tokio::test]
+async fn version_3_is_served_by_both_releases_at_once() {
+    let new = new_catalog().await;
+    let database = cluster::database().await;
+    let client = cluster::connect(&database).await;
+    client.batch_execute(include_str!("../schemas/3.sql")).await.unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO users (email, stripe_customer_id) VALUES ('one@example.com', 'cus_1');
+             INSERT INTO idempotency_keys (idempotency_key, user_id, operation, request_method, request_path,
+                 request_params, origin_ip, recovery_point, step, state, next_attempt_at, lease_token, locked_at)
+             SELECT gen_random_uuid(), 1, 'ride', 'POST', '/rides', '{}', '127.0.0.1', 'ride_created', 1, '{}', now(),
+                    gen_random_uuid(), now() FROM generate_series(1, 3)",
+        )
+        .await
+        .unwrap();
+    let planned = schema::plan(&pool_of(&database, 1).await).await.unwrap();
+    assert_eq!(planned.iter().map(|step| step.to).collect::<Vec<_>>(), [4]);
+    migrate(&database).await.unwrap();
+    assert_eq!(catalog(&database).await, new);
+    let sql = "SELECT count(*) FROM idempotency_keys WHERE lease_token IS NOT NULL AND process_id IS NULL";
+    assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 3, "the leases stay");
+    let usable = "SELECT 3 BETWEEN usable_from AND version FROM rocket_rides_schema";
+    assert!(client.query_one(usable, &[]).await.unwrap().get::<_, bool>(0), "release 3 goes on");
 }
 
 /// Wherever a process was killed, the next one completes the migration. The migration is dropped at each point where it
@@ -319,7 +346,7 @@ async fn an_older_database_is_refused_until_the_command_has_brought_it_here() {
     );
 
     let (code, planned) = said(&database, &["migrate", "--plan"]).await;
-    assert_eq!((code, planned[0].as_str()), (0, "9 steps"));
+    assert_eq!((code, planned[0].as_str()), (0, "10 steps"));
     assert_eq!(planned[1], "to version 2: add the table purged_jobs (locks nothing that requests need)");
     let (_, again) = said(&database, &["migrate", "--plan"]).await;
     assert_eq!(again, planned, "a plan changes nothing");

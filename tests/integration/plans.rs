@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use atomic_phases::database::Database;
+use atomic_phases::processes::{self, Place, Process, Verdict};
 use atomic_phases::queue::outbox::{self, PushResults};
 use atomic_phases::queue::postgres::{PostgresRelay, deliver};
 use atomic_phases::queue::work::{self, Failed, RetryPolicy};
@@ -118,6 +119,36 @@ async fn nor_does_the_worker() {
     work_five(&app, &only, 11).await;
     drop(only);
     until_removed(&app, "jobs", 2).await;
+    assert_nothing_was_read_whole(&app, "").await;
+}
+
+/// Only for the one process that has died may the unfinished requests and jobs be read once.
+#[tokio::test]
+async fn nor_does_a_heart() {
+    let app = app(|_| {}).await;
+    let only = pool_of(&app.database_config, 1).await;
+    let process = || Process { place: Place::default(), ..Process::new(None, "1") };
+    let (me, dead, now) = (process(), process(), Duration::ZERO);
+    let live = async |dead: &Process| {
+        processes::beat(&only, &me).await.unwrap();
+        processes::beat(&only, dead).await.unwrap();
+        let (process, why) = (dead.id, "for a test");
+        let verdict = Verdict { process, silent_for: now, ended_after: now, crash_grace: now, why };
+        assert!(processes::hand_back(&only, verdict).await.unwrap().ended);
+        assert!(processes::remove(&only, now, 10).await.unwrap() > 0);
+        assert_eq!(processes::list(&only, 10).await.unwrap().len(), 2, "the app, and who looks");
+    };
+    live(&dead).await;
+    insert_keys(&app, 100_000, "1 hour").await;
+    app.execute(
+        "INSERT INTO jobs (staged_id, job_name, job_args, staged_at, finished_at)
+             SELECT n, 'n', '0', now(), now() FROM generate_series(1, 100000) n",
+    )
+    .await;
+    app.query("SELECT pg_stat_reset()", &[]).await;
+    live(&process()).await;
+    drop(only);
+    until_removed(&app, "processes", 1).await;
     assert_nothing_was_read_whole(&app, "").await;
 }
 

@@ -56,7 +56,6 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
         ("reset", false),
         ("server_error", false),
         ("rate_limited", false),
-        ("conflict", false),
         ("bad_request", false),
         ("unauthorized", false),
         ("forbidden", false),
@@ -77,7 +76,7 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
         if charged {
             assert_eq!(app.charges().await.len(), before + 1, "{fault}");
         }
-        // The sandbox also answers `conflict` while a charge is in flight: wait until it has released the key.
+        // While a charge is in flight its key is in use, perhaps until the deadline of the repetition.
         eventually(fault, async || {
             let answer = app.post(Post::default().key(&key)).await;
             assert!(answer.status == 201 || answer.status == 503, "{fault}: {answer:?}");
@@ -86,6 +85,20 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_charges_once() {
         .await;
         assert_eq!(app.charges().await.len(), before + 1, "{fault}: one charge");
     }
+}
+
+/// The sender of the first call may have died before its answer.
+#[tokio::test]
+async fn a_key_that_is_still_in_use_at_stripe_is_waited_for() {
+    let app = TestApp::start().await;
+    app.script(&["conflict", "conflict"]).await;
+    let answer = app.post(Post::default()).await;
+    assert_eq!((answer.status, answer.is_replay()), (201, false), "{answer:?}");
+    app.assert_one_of_each().await;
+    let ride_id = answer.ride_id();
+    app.script(&["conflict", "conflict"]).await;
+    assert_eq!(app.post(Post::refund(ride_id)).await.status, 201);
+    assert_eq!(app.refunds().await.len(), 1);
 }
 
 #[tokio::test]

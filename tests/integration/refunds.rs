@@ -129,7 +129,6 @@ async fn every_transient_outcome_at_stripe_is_retryable_and_refunds_once() {
         "reset",
         "server_error",
         "rate_limited",
-        "conflict",
         "bad_request",
         "unauthorized",
         "forbidden",

@@ -65,7 +65,7 @@ async fn a_database_that_takes_no_writes_is_not_usable() {
 #[tokio::test]
 async fn a_newer_schema_is_used_as_far_as_it_allows() {
     let mut app = TestApp::start().await;
-    app.execute("UPDATE rocket_rides_schema SET version = version + 1").await;
+    app.execute("UPDATE rocket_rides_schema SET version = version + 1, usable_from = version").await;
     assert_eq!(app.api.call(Method::GET, "/readyz", "").await.status, 200);
     app.stop().await.unwrap();
     for older in [Older::Refuse, Older::Migrate] {
@@ -78,10 +78,10 @@ async fn a_newer_schema_is_used_as_far_as_it_allows() {
     assert!(!schema::is_usable(&pool(&app.database_config).await).await.unwrap());
     for older in [Older::Refuse, Older::Migrate] {
         let error = schema::ensure(&pool(&app.database_config).await, older).await.expect_err("newer");
-        assert!(matches!(error, SchemaError::Version { found: 4 }), "{error:?}");
+        assert!(matches!(error, SchemaError::Version { found: 5 }), "{error:?}");
     }
     let error = start_on(&app.database_config).await.expect_err("newer");
-    assert!(matches!(&error, StartError::Schema(error) if error.to_string().contains("version 4")), "{error:?}");
+    assert!(matches!(&error, StartError::Schema(error) if error.to_string().contains("version 5")), "{error:?}");
 }
 
 #[tokio::test]

@@ -272,9 +272,11 @@ async fn the_heartbeat_keeps_a_slow_job_and_breaks_off_a_lost_one() {
     let first: f64 = app.get(ends).await;
     eventually("a heartbeat", async || (app.get::<f64>(ends).await > first).then_some(())).await;
 
-    // Another worker takes the job over, with a lease of an hour.
-    app.execute("UPDATE jobs SET lease_token = gen_random_uuid(), next_attempt_at = now() + interval '1 hour'")
-        .await;
+    // Another process takes the job over, with a lease of an hour.
+    app.execute(
+        "UPDATE jobs SET lease_token = gen_random_uuid(), process_id = NULL, next_attempt_at = now() + interval '1 hour'",
+    )
+    .await;
     let token: uuid::Uuid = app.get("SELECT lease_token FROM jobs").await;
     // `stop` waits for jobs that are under way, so the late worker has done everything when it returns.
     app.stop().await.unwrap();

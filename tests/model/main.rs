@@ -8,7 +8,7 @@
 //! **What is modelled.** One key, from a client's first request to its removal, of an operation that makes one foreign
 //! call, or two. Its row with lease, recovery point, attempts, answer and key for the foreign call; commits that a
 //! crash of the [database] loses because they were not flushed; [workers](worker) that end or are paused between any
-//! two steps; leases that run out at any moment; statements that fail, or whose reply is lost; [Stripe](stripe) with
+//! two steps; leases that run out, or are handed back, at any moment; statements that fail, or whose reply is lost; [Stripe](stripe) with
 //! every outcome of a charge, and with keys that it forgets; clients that repeat their requests, the completer, the
 //! reaper, and a person who retries parked keys.
 //!

@@ -98,6 +98,8 @@ pub(crate) enum Action {
     DatabaseCrashes {
         kept: usize,
     },
+    /// The lease's process is taken for dead, rightly or by mistake.
+    HandBack,
     RetentionPasses,
     StripeForgets,
     Reap,
@@ -118,6 +120,7 @@ impl Action {
             | Self::Tell { worker }
             | Self::WorkerEnds { worker } => Some(worker),
             Self::DatabaseCrashes { .. }
+            | Self::HandBack
             | Self::RetentionPasses
             | Self::StripeForgets
             | Self::Reap
@@ -147,6 +150,9 @@ impl Model for Protocol {
         actions.extend((0..state.database.unflushed()).rev().map(|kept| Action::DatabaseCrashes { kept }));
         if let Some(row) = state.database.row() {
             actions.push(if row.parked { Action::RetryParked } else { Action::Reap });
+            if row.lease.is_some() {
+                actions.push(Action::HandBack);
+            }
             if row.intent == Intent::Recent {
                 actions.push(Action::RetentionPasses);
             }
@@ -180,6 +186,10 @@ impl Model for Protocol {
             Action::GiveUp { worker } | Action::WorkerEnds { worker } => next.workers[worker] = Worker::Idle,
             Action::Tell { worker } => next.tell(worker),
             Action::DatabaseCrashes { kept } => next.database.crash(kept),
+            Action::HandBack => {
+                let row = next.database.row().copied()?;
+                next.write(Row { lease: None, ..row }, Durability::Later);
+            }
             Action::RetentionPasses => next.database.change_versions(|row| {
                 if row.intent == Intent::Recent {
                     row.intent = Intent::PastRetention;

@@ -88,6 +88,7 @@ impl Display for AttemptResult<'_> {
                 let lost = self.before.database.unflushed() - kept;
                 write!(f, "the database crashes; commits lost: {lost}")
             }
+            Action::HandBack => write!(f, "the lease's process is taken for dead, and it is handed back"),
             Action::RetentionPasses => write!(f, "23 hours pass"),
             Action::StripeForgets => write!(f, "Stripe forgets its idempotency keys"),
             Action::Reap => write!(f, "the reaper comes by"),

@@ -9,8 +9,10 @@ use std::time::Duration;
 use atomic_phases::database::{Database, PoolSettings, tls};
 use atomic_phases::errors::chain;
 use atomic_phases::idempotency::{Answer, Engine, Executor, IdempotencyKey, Operations, Request};
+use atomic_phases::processes::{self, Process};
 use atomic_phases::roles::completer::{self, Completer};
-use atomic_phases::roles::periodic::poll;
+use atomic_phases::roles::heart::Heart;
+use atomic_phases::roles::periodic::{Periodic, poll};
 use axum::extract::{ConnectInfo, Json, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
@@ -19,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The longest that a foreign call takes.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that a dead process keeps a request from others.
+/// The longest that a process which hangs keeps a request from others.
 const LEASE: Duration = Duration::from_secs(30);
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -35,11 +37,17 @@ async fn main() -> Result<(), Error> {
     let orders = Orders { http, bank: std::env::var("BANK")?, carrier: std::env::var("CARRIER")? };
 
     let settings = completer::Settings::default();
+    let process = Process::new(None, env!("CARGO_PKG_VERSION"));
+    let database = database.of_process(process.id);
+    let heart = Heart::new(&database, process, processes::Settings::default(), settings.crash_grace);
+    heart.run_once().await?;
+    tokio::spawn(poll(heart, CancellationToken::new()));
+
     let orders = Executor::new(Engine::new(database.clone(), LEASE, settings.grace), orders);
     let mut operations = Operations::default();
     operations.register(orders.clone());
     operations.check_points(&database).await?;
-    let completer = Completer { database, operations, settings, lock_timeout: LEASE };
+    let completer = Completer { database, operations, settings, lock_timeout: LEASE, handed_back: Arc::default() };
     tokio::spawn(poll(completer, CancellationToken::new()));
 
     let listener = tokio::net::TcpListener::bind(std::env::var("LISTEN")?).await?;

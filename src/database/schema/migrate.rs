@@ -63,8 +63,9 @@ impl Step {
     }
 }
 
-/// For a step that makes all other users of the table wait.
+/// For a step that makes all other users of the table, or of some, wait.
 const BRIEFLY: &str = "the table, for milliseconds";
+const BRIEFLY_EACH: &str = "each table, for milliseconds";
 
 /// Returns the steps from this version to the next.
 fn steps_from(version: i32) -> Option<Vec<Step>> {
@@ -95,21 +96,30 @@ fn steps_from(version: i32) -> Option<Vec<Step>> {
             ),
             Step::once(3, "switch: the release before is refused from here on", BRIEFLY, switch()),
         ],
+        3 => vec![Step::once(
+            4,
+            "add the processes, and to each lease which one holds it",
+            BRIEFLY_EACH,
+            include_str!("0004_processes.sql"),
+        )],
         _ => return None,
     };
     Some(steps)
 }
 
-/// Returns the steps that are left once a database has this version. Processes can use it without them.
+/// Processes can use a database of this version, and of later ones, before its last steps have been carried out.
+const UNCHECKED: i32 = 3;
+
+/// Returns these last steps.
 fn steps_after() -> Vec<Step> {
     vec![
         Step::once(
-            3,
+            UNCHECKED,
             "validate the new constraints",
             "nothing that requests need",
             include_str!("0003_7_validate.sql"),
         ),
-        Step::once(3, "make a column NOT NULL", BRIEFLY, include_str!("0003_8_end.sql")),
+        Step::once(UNCHECKED, "make a column NOT NULL", BRIEFLY, include_str!("0003_8_end.sql")),
     ]
 }
 
@@ -128,7 +138,7 @@ pub async fn plan(database: &Database) -> Result<Vec<Step>, SchemaError> {
         return Err(SchemaError::Version { found: version });
     }
     let mut steps: Vec<Step> = (version..VERSION).filter_map(steps_from).flatten().collect();
-    if version < VERSION || migration.has_unfinished_steps().await? {
+    if version < UNCHECKED || migration.has_unfinished_steps().await? {
         steps.extend(steps_after());
     }
     Ok(steps)

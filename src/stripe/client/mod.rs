@@ -37,6 +37,9 @@ use super::{
 const API_VERSION: &str = "2024-06-20";
 /// How much of a message is kept. Stripe's messages are sentences; a proxy's need not be.
 const MESSAGE_CHARACTERS: usize = 500;
+/// The pauses before a key that is in use at Stripe is tried again; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Why no client could be made with the settings. No variant holds the API key.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -148,12 +151,22 @@ impl Client {
     }
 
     async fn post(&self, path: &str, idempotency_key: &str, form: String) -> Result<Reply, CallError> {
-        let request = self
-            .request(Method::POST, path)
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .header("idempotency-key", idempotency_key);
         let deadline = Instant::now() + self.timeout;
-        self.send(request, Full::from(form), deadline).await
+        let form = Bytes::from(form);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let request = self
+                .request(Method::POST, path)
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .header("idempotency-key", idempotency_key);
+            match self.send(request, Full::from(form.clone()), deadline).await {
+                Err(CallError::Refused(reply)) if reply.is_in_use() && Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str, deadline: Instant) -> Result<T, CallError> {
@@ -200,6 +213,12 @@ impl ErrorReply {
             message: legible(&error.message.unwrap_or_default()),
             request_id: reply.request_id.clone(),
         }
+    }
+
+    /// Whether Stripe is still at work on an earlier request with this key, whose sender may have died: it will soon have
+    /// an answer.
+    fn is_in_use(&self) -> bool {
+        self.status == StatusCode::CONFLICT && self.code == "idempotency_key_in_use"
     }
 
     fn is_decline(&self) -> bool {

@@ -42,7 +42,8 @@ async fn whatever_goes_wrong_a_retry_with_the_same_key_charges_once() {
         (Fault::Reset, "unknown: no answer", false),
         (Fault::ServerError, "unknown: 500", false),
         (Fault::RateLimited, "refused: 429", false),
-        (Fault::Conflict, "refused: 409", false),
+        // It is sent again by itself.
+        (Fault::Conflict, "charged", true),
         (Fault::BadRequest, "refused: 400", false),
         (Fault::Unauthorized, "refused: 401", false),
         (Fault::Forbidden, "refused: 403", false),
@@ -86,8 +87,25 @@ async fn latency_delays_the_charge_itself() {
     rig.faults.set(Faults { latency: LONG_TIMEOUT, ..Faults::default() });
     assert_eq!(kind(&rig.hasty_client().charge(&charge).await), "unknown: timed out");
     assert_eq!(rig.ledger.charges().len(), 0);
-    assert_eq!(kind(&rig.client.charge(&charge).await), "refused: 409", "the first request is still in progress");
+    let again = rig.hasty_client().charge(&charge).await;
+    assert_eq!(kind(&again), "refused: 409", "the first request is still in progress at the deadline");
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_in_use_is_waited_for() {
+    let rig = Rig::start().await;
+    let charge = charge_of(&rig.customer().await);
+    rig.faults.script([Fault::Hold]);
+    assert_eq!(kind(&rig.hasty_client().charge(&charge).await), "unknown: timed out");
+    let release = async {
+        // Meanwhile it has been told at least once that the key is in use.
+        tokio::time::sleep(FIRST_PAUSE / 2).await;
+        rig.faults.release();
+    };
+    let (outcome, ()) = tokio::join!(rig.client.charge(&charge), release);
+    assert_eq!(kind(&outcome), "charged");
+    assert_eq!(rig.ledger.charges().len(), 1);
 }
 
 #[tokio::test]

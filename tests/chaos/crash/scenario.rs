@@ -1,10 +1,11 @@
 //! The scenarios in which faults strike, and what must be true afterwards.
 
 use atomic_phases::idempotency::parked;
+use atomic_phases::processes::{self, Place, Process};
 
 use super::work::{LAST, work};
-use crate::kind::Kind;
-use crate::lane::{CLAIM, Lane, Service};
+use crate::kind::{Books, Kind};
+use crate::lane::{CLAIM, HAND_BACK, Lane, Service};
 use crate::proxy::{Boundary, Fault, Plan};
 use crate::support::app::pool;
 use crate::support::client::{DECLINED_USER, Post, new_key};
@@ -17,6 +18,7 @@ pub enum Scenario {
     DeclinedRequest,
     RepeatedRequest(Kind),
     Completion(Kind),
+    Succession(Kind),
     Drain,
     Work,
     Reaping,
@@ -25,7 +27,7 @@ pub enum Scenario {
 impl Scenario {
     pub fn all() -> Vec<Self> {
         let of_all = |scenario: fn(Kind) -> Self| Kind::ALL.map(scenario);
-        let kinds = [of_all(Self::FreshRequest), of_all(Self::RepeatedRequest), of_all(Self::Completion)];
+        let kinds = [Self::FreshRequest, Self::RepeatedRequest, Self::Completion, Self::Succession].map(of_all);
         kinds.into_iter().flatten().chain([Self::DeclinedRequest, Self::Drain, Self::Work, Self::Reaping]).collect()
     }
 
@@ -35,6 +37,7 @@ impl Scenario {
             Self::DeclinedRequest => "declined ride".to_owned(),
             Self::RepeatedRequest(kind) => format!("repetition of an unfinished {}", kind.name()),
             Self::Completion(kind) => format!("completion of a {}", kind.name()),
+            Self::Succession(kind) => format!("{} of a process that has died", kind.name()),
             Self::Drain => "drain of the outbox".to_owned(),
             Self::Work => "worked job".to_owned(),
             Self::Reaping => "reaping".to_owned(),
@@ -45,7 +48,10 @@ impl Scenario {
     pub fn last(self) -> &'static str {
         match self {
             Self::DeclinedRequest => Kind::Ride.last(),
-            Self::FreshRequest(kind) | Self::RepeatedRequest(kind) | Self::Completion(kind) => kind.last(),
+            Self::FreshRequest(kind)
+            | Self::RepeatedRequest(kind)
+            | Self::Completion(kind)
+            | Self::Succession(kind) => kind.last(),
             Self::Drain => "execute delete staged_jobs + insert jobs",
             Self::Work => LAST,
             Self::Reaping => "execute delete idempotency_keys + update idempotency_keys",
@@ -68,6 +74,7 @@ impl Scenario {
                 ask(lane, weather, plan, kind, post, true, 201).await
             }
             Self::Completion(kind) => complete(lane, weather, plan, kind).await,
+            Self::Succession(kind) => succeed(lane, weather, plan, kind).await,
             Self::Drain => drain(lane, plan).await,
             Self::Work => work(lane, plan).await,
             Self::Reaping => reap(lane, plan).await,
@@ -129,7 +136,33 @@ async fn complete(lane: &Lane, weather: Weather, plan: Plan, kind: Kind) -> Play
     let before = lane.books().await;
     assert_eq!(lane.app.post(post.clone().raising()).await.status, 500);
     lane.app.execute("UPDATE idempotency_keys SET next_attempt_at = now() WHERE response_code IS NULL").await;
-    lane.script.arm_from(CLAIM, plan);
+    finish(lane, weather, plan, kind, (CLAIM, post, before)).await
+}
+
+/// A process finishes what one was at work on that has died.
+async fn succeed(lane: &Lane, weather: Weather, plan: Plan, kind: Kind) -> Played {
+    let post = kind.request(&lane.app).await;
+    let before = lane.books().await;
+    assert_eq!(lane.app.post(post.clone().raising()).await.status, 500);
+    // Its host has given its number to another one since.
+    let place = Place { pid_started: Some(0), ..Place::here() };
+    let dead = Process { place, ..Process::new(None, "1") };
+    processes::beat(&pool(&lane.app.database_config).await, &dead).await.unwrap();
+    let leased = "UPDATE idempotency_keys SET lease_token = gen_random_uuid(), locked_at = now(), process_id = $1,
+                      next_attempt_at = now() + interval '1 hour' WHERE response_code IS NULL";
+    lane.app.query(leased, &[&dead.id]).await;
+    finish(lane, weather, plan, kind, (HAND_BACK, post, before)).await
+}
+
+/// Has a completer finish this request. Faults strike from the first message on that has this in its label.
+async fn finish(
+    lane: &Lane,
+    weather: Weather,
+    plan: Plan,
+    kind: Kind,
+    (first, post, before): (&'static str, Post, Books),
+) -> Played {
+    lane.script.arm_from(first, plan);
     let mut service = Service::start(lane, "completer", weather).await;
     service.until_count("idempotency_keys WHERE response_code IS NULL", 0).await;
     let played = Played::end(lane, &service);

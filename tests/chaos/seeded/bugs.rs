@@ -10,6 +10,7 @@ mod rule {
     pub(super) const NOT_FORGOTTEN: &str = "every key is finished, parked or not long due";
     pub(super) const ENDED: &str = "every key has ended finished or parked";
     pub(super) const NOT_TOUCHED: &str = "a finished key is not written to";
+    pub(super) const KNOWN_HOLDER: &str = "every lease on a key belongs to a known process";
     pub(super) const ONE_PLACE: &str = "a job is in one place";
     pub(super) const DELIVERED: &str = "every staged job has been delivered";
     pub(super) const RIDE: &str = "a ride is what its request asked for, and its answer says what became of it";
@@ -33,6 +34,7 @@ const FENCE: &str = "WHERE k.id = i.key_id AND k.lease_token = i.lease_token AND
 const DELIVERED: &str = "FROM taken ORDER BY id";
 const STAGED: &str = "SELECT job ->> 'name', job -> 'args' FROM closed, jsonb_array_elements(jobs) AS job";
 const TAKEN_OVER: &str = "SET lease_token = i.token,";
+const OPENED: &str = "origin_ip, token, $13, now()";
 const RECORD: &str = "origin_ip, (state -> 'ride_id')::bigint, 'ride', user_id FROM opened";
 const RECEIPT: &str =
     "SELECT (data -> 'ride_id')::bigint, job_id, data ->> 'message_id' FROM finished WHERE data ? 'ride_id'";
@@ -128,6 +130,26 @@ pub(super) const SEEDED: &[Seeded] = &[
         lifted: &[],
         scenario: Scenario::LateDecline,
         caught_by: rule::CHARGE,
+    },
+    Seeded {
+        name: "a living process is taken for dead, and there is no fence",
+        bug: Bug::Sql(&[
+            ("AND last_beat_at <= now() - make_interval(secs => $2)", "AND $2::float8 IS NOT NULL"),
+            (FENCE, "WHERE k.id = i.key_id"),
+        ]),
+        lifted: &[],
+        scenario: Scenario::TakenForDead,
+        caught_by: rule::RIDE_RECEIPT,
+    },
+    Seeded {
+        name: "a lease says that another process holds it, and is not given back",
+        bug: Bug::Sql(&[
+            (OPENED, "origin_ip, token, coalesce(gen_random_uuid(), $13), now()"),
+            (RELEASE, "SET last_error = mine.error"),
+        ]),
+        lifted: &[],
+        scenario: Scenario::Failed,
+        caught_by: rule::KNOWN_HOLDER,
     },
     Seeded {
         name: "a lease that is taken over keeps its token",

@@ -5,13 +5,15 @@ use std::time::Duration;
 use atomic_phases::idempotency::claim::{RetryPolicy, claim};
 use atomic_phases::idempotency::parked;
 use atomic_phases::idempotency::reap::{Reaped, reap};
+use atomic_phases::processes::{HandedBack, Verdict, hand_back};
 use rocket_rides_atomic::stripe::sandbox::Fault;
+use uuid::Uuid;
 
 use super::gate::{self, Fate};
 use super::moves::Probe;
 use super::operation::{self, AttemptResult, Walked, attempt, complete};
 use super::seat::Next;
-use super::times::{KEY_RETENTION, Known, LEASE, RETENTION, RETRY_AFTER, STRIPE_TIMEOUT};
+use super::times::{CRASH_GRACE, KEY_RETENTION, Known, LEASE, RETENTION, RETRY_AFTER, STRIPE_TIMEOUT};
 use super::walk::{Walk, just_fits};
 use crate::protocol::{Action, Listing, Reply, State};
 use crate::stripe::{Answer, Outcome};
@@ -19,6 +21,8 @@ use crate::worker::{Clock, Step, Worker};
 
 /// The message with which a request goes on if its key exists.
 const TAKE: &str = "execute update idempotency_keys";
+/// No process here has been silent for this long.
+const SILENT: Duration = Duration::from_secs(24 * 3600);
 /// More rows than the database has.
 const BATCH: i64 = 10;
 
@@ -59,6 +63,7 @@ impl<O: Walked> Walk<'_, O> {
                 self.crash(kept).await;
                 Ok(())
             }
+            Action::HandBack => self.hands_back(1).await,
             Action::RetentionPasses => {
                 let intended = self.times().map_or(self.now, |times| times.intended);
                 let left = (intended + KEY_RETENTION.as_secs_f64() - self.now).max(0.0);
@@ -97,11 +102,25 @@ impl<O: Walked> Walk<'_, O> {
             }
             Probe::Claim => return self.claims_nothing().await,
             Probe::Reap => return self.reaps_nothing().await,
-            Probe::ClaimLocked | Probe::ReapLocked => {
+            Probe::HandBack => return self.hands_back(0).await,
+            Probe::HandBackOfOthers => {
+                let holder = self.verdict().process;
+                let others = self.stage.seats.iter().map(|seat| seat.process);
+                for process in others.filter(|process| *process != holder).chain([Uuid::nil()]) {
+                    self.hands_back_by(Verdict { process, ..self.verdict() }, 0).await?;
+                }
+                return Ok(());
+            }
+            Probe::HandBackAlive => {
+                let verdict = Verdict { silent_for: SILENT, ..self.verdict() };
+                return self.hands_back_by(verdict, 0).await;
+            }
+            Probe::ClaimLocked | Probe::ReapLocked | Probe::HandBackLocked => {
                 let lock = "BEGIN; SELECT FROM idempotency_keys FOR UPDATE";
                 self.stage.locker.batch_execute(lock).await.unwrap();
                 let passed_over = match probe {
                     Probe::ClaimLocked => self.claims_nothing().await,
+                    Probe::HandBackLocked => self.hands_back(0).await,
                     _ => self.reaps_nothing().await,
                 };
                 self.stage.locker.batch_execute("ROLLBACK").await.unwrap();
@@ -233,7 +252,6 @@ impl<O: Walked> Walk<'_, O> {
                     Some(Fault::Reset),
                     Some(Fault::ServerError),
                     Some(Fault::RateLimited),
-                    Some(Fault::Conflict),
                     Some(Fault::BadRequest),
                     Some(Fault::Unauthorized),
                     Some(Fault::Forbidden),
@@ -254,6 +272,32 @@ impl<O: Walked> Walk<'_, O> {
         match reap(&self.stage.house, RETENTION, LEASE, BATCH).await {
             Ok(reaped) if reaped == expected => Ok(()),
             other => Err(format!("reaped {other:?}, and not {expected:?}")),
+        }
+    }
+
+    /// Takes the process for dead that holds the lease, or one that may have held it.
+    async fn hands_back(&self, expected: i64) -> Result<(), String> {
+        self.hands_back_by(self.verdict(), expected).await
+    }
+
+    fn verdict(&self) -> Verdict<'static> {
+        let lease = self.state.database.row().and_then(|row| row.lease);
+        let holder = lease.and_then(|lease| self.names.processes.get(&lease.acquisition).copied());
+        Verdict {
+            process: holder.unwrap_or(self.stage.seats[0].process),
+            silent_for: Duration::ZERO,
+            // It goes on.
+            ended_after: SILENT,
+            crash_grace: CRASH_GRACE,
+            why: "taken for dead",
+        }
+    }
+
+    async fn hands_back_by(&self, verdict: Verdict<'_>, expected: i64) -> Result<(), String> {
+        let expected = HandedBack { requests: expected, ..HandedBack::default() };
+        match hand_back(&self.stage.house, verdict).await {
+            Ok(back) if back == expected => Ok(()),
+            other => Err(format!("handed back {other:?}, and not {expected:?}")),
         }
     }
 

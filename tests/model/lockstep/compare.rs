@@ -18,6 +18,8 @@ const ROUNDING: f64 = 0.001;
 #[derive(Default)]
 pub(super) struct Names {
     tokens: HashMap<u8, Uuid>,
+    /// The processes that took these leases.
+    pub(super) processes: HashMap<u8, Uuid>,
     foreign_call_keys: HashMap<u8, Uuid>,
     seen: HashSet<Uuid>,
 }
@@ -26,7 +28,7 @@ impl<O: Walked> Walk<'_, O> {
     pub(super) async fn compare(&mut self, action: Option<Action>, before: &State) -> Result<(), String> {
         let seen = self.stage.look(self.last_commit).await?;
         self.compare_commits(action, before, &seen)?;
-        self.compare_key(before, &seen)?;
+        self.compare_key(action, before, &seen)?;
         self.compare_books(&seen)?;
         if matches!(action, Some(Action::Charge { .. })) {
             self.compare_charges()?;
@@ -49,6 +51,7 @@ impl<O: Walked> Walk<'_, O> {
                 Some(Action::Request { .. }) => Cause::Client,
                 Some(Action::Claim { .. }) => Cause::Completer,
                 Some(Action::RetryParked) => Cause::Person,
+                Some(Action::HandBack) => Cause::Undertaker,
                 _ => Cause::Other,
             };
             let row = self.state.database.row();
@@ -68,17 +71,22 @@ impl<O: Walked> Walk<'_, O> {
         Ok(())
     }
 
-    fn compare_key(&mut self, before: &State, seen: &Seen) -> Result<(), String> {
+    fn compare_key(&mut self, action: Option<Action>, before: &State, seen: &Seen) -> Result<(), String> {
         let (key, row) = match (&seen.key, self.state.database.row().copied()) {
             (None, None) => return Ok(()),
             (Some(_), None) => return Err("there is a key".to_owned()),
             (None, Some(_)) => return Err("there is no key".to_owned()),
             (Some(key), Some(row)) => (key, row),
         };
-        self.learn(before.database.row(), &row, key);
+        let worker = action.and_then(Action::worker);
+        self.learn(before.database.row(), &row, key, worker.map(|worker| self.stage.seats[worker].process));
         let found = self.row(key)?;
         if found != row {
             return Err(format!("the row says {found:?}, and not {row:?}"));
+        }
+        let holder = row.lease.and_then(|lease| self.names.processes.get(&lease.acquisition).copied());
+        if row.lease.is_some() && key.process_id != holder {
+            return Err(format!("the lease is said to be held by {:?}, and not {holder:?}", key.process_id));
         }
         self.compare_times(key)?;
         if self.key_id != Some(key.id) {
@@ -99,13 +107,14 @@ impl<O: Walked> Walk<'_, O> {
     }
 
     /// Records which random values the model's new names stand for. A value that was seen before is not new.
-    fn learn(&mut self, before: Option<&Row>, after: &Row, key: &SeenKey) {
+    fn learn(&mut self, before: Option<&Row>, after: &Row, key: &SeenKey, process: Option<Uuid>) {
         if let Some(lease) = after.lease
             && before.and_then(|row| row.lease) != Some(lease)
             && let Some(token) = key.lease_token
             && self.names.seen.insert(token)
         {
             self.names.tokens.insert(lease.acquisition, token);
+            self.names.processes.extend(process.map(|process| (lease.acquisition, process)));
         }
         if before.is_none() && self.names.seen.insert(key.foreign_call_key) {
             self.names.foreign_call_keys.insert(after.foreign_call_key, key.foreign_call_key);

@@ -36,7 +36,10 @@ pub(super) const FAULTS: &[Fault] = &[
     sql("other parameters get the answer", &[("AND k.request_params = i.request_params AS same", "AS same")]),
     sql(
         "a take-over keeps the old locked_at",
-        &[("i.token, locked_at = now(),", "i.token, locked_at = coalesce(k.locked_at, now()),")],
+        &[(
+            "i.token, process_id = $5, locked_at = now(),",
+            "i.token, process_id = $5, locked_at = coalesce(k.locked_at, now()),",
+        )],
     ),
     sql(
         "a take-over does not set last_run_at",
@@ -62,8 +65,8 @@ pub(super) const FAULTS: &[Fault] = &[
     sql(
         "a take-over keeps the token",
         &[(
-            "SET lease_token = i.token, locked_at",
-            "SET lease_token = coalesce(k.lease_token, i.token), locked_at",
+            "SET lease_token = i.token, process_id = $5, locked_at",
+            "SET lease_token = coalesce(k.lease_token, i.token), process_id = $5, locked_at",
         )],
     ),
     sql(
@@ -177,6 +180,66 @@ pub(super) const FAULTS: &[Fault] = &[
         &[(
             "WHERE id = $1 AND lease_token = $2",
             "WHERE id = $1 AND $2::uuid IS NOT NULL AND response_code IS NULL",
+        )],
+    ),
+    // Whose lease it is, and the end of a dead process's.
+    sql(
+        "a new lease says that nobody holds it",
+        &[("origin_ip, token, $13, now()", "origin_ip, token, nullif($13::uuid, $13), now()")],
+    ),
+    sql(
+        "a take-over does not say who holds the lease",
+        &[("i.token, process_id = $5, locked_at", "i.token, process_id = coalesce(k.process_id, $5), locked_at")],
+    ),
+    sql(
+        "a claim does not say who holds the lease",
+        &[("gen_random_uuid(), process_id = $7,", "gen_random_uuid(), process_id = coalesce(k.process_id, $7),")],
+    ),
+    sql(
+        "a living process's leases are handed back",
+        &[("AND last_beat_at <= now() - make_interval(secs => $2)", "AND $2::float8 IS NOT NULL")],
+    ),
+    sql(
+        "leases are handed back whosever they are",
+        &[
+            (
+                "AND k.process_id = (SELECT id FROM dead) AND k.lease_token IS NOT NULL ORDER",
+                "AND k.lease_token IS NOT NULL ORDER",
+            ),
+            (
+                "WHERE k.process_id = (SELECT id FROM dead) AND k.lease_token IS NOT NULL FOR",
+                "WHERE k.lease_token IS NOT NULL FOR",
+            ),
+        ],
+    ),
+    sql(
+        "what is handed back keeps its lease",
+        &[("SET lease_token = NULL, locked_at = NULL, last_error = $4,", "SET last_error = $4,")],
+    ),
+    sql(
+        "what is handed back is due at once",
+        &[(
+            "least(k.next_attempt_at, greatest(now(), k.last_run_at + make_interval(secs => $3 * 2 ^ least(k.completer_attempts, 30))))",
+            "CASE WHEN $3::float8 < 0 THEN k.next_attempt_at ELSE now() END",
+        )],
+    ),
+    sql(
+        "what is handed back keeps its grace",
+        &[(
+            "least(k.next_attempt_at, greatest(now(), k.last_run_at + make_interval(secs => $3 * 2 ^ least(k.completer_attempts, 30))))",
+            "CASE WHEN $3::float8 < 0 THEN now() ELSE k.next_attempt_at END",
+        )],
+    ),
+    sql(
+        "what outlived many processes is due as soon as any",
+        &[("$3 * 2 ^ least(k.completer_attempts, 30)", "$3::float8")],
+    ),
+    sql("who hands back waits for rows that are locked", &[("FOR UPDATE OF k SKIP LOCKED", "FOR UPDATE OF k")]),
+    sql(
+        "who hands back waits for the disk",
+        &[(
+            "FROM ended) AS ended, (SELECT set_config('synchronous_commit', 'off', true)) AS commit_later",
+            "FROM ended) AS ended",
         )],
     ),
     // The reaper, and a person's retry.

@@ -47,10 +47,18 @@ pub(super) enum Probe {
     Reap,
     /// The reaper looks for old keys while another session has the row locked.
     ReapLocked,
+    /// The process is taken for dead, and the key is absent, finished, parked or free.
+    HandBack,
+    /// The process is taken for dead while another session has the row locked.
+    HandBackLocked,
+    /// Another process is taken for dead.
+    HandBackOfOthers,
+    /// The process has beaten a moment ago.
+    HandBackAlive,
 }
 
 impl Probe {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::RepeatedUnderLease,
         Self::RepeatedParked,
         Self::OtherParameters,
@@ -59,6 +67,10 @@ impl Probe {
         Self::ClaimLocked,
         Self::Reap,
         Self::ReapLocked,
+        Self::HandBack,
+        Self::HandBackLocked,
+        Self::HandBackOfOthers,
+        Self::HandBackAlive,
     ];
 }
 
@@ -73,6 +85,10 @@ impl Display for Probe {
             Self::ClaimLocked => "the completer passes over a row that is locked",
             Self::Reap => "the reaper leaves it alone",
             Self::ReapLocked => "the reaper passes over a row that is locked",
+            Self::HandBack => "nothing is handed back",
+            Self::HandBackLocked => "a row that is locked is not handed back",
+            Self::HandBackOfOthers => "what another process holds is all that is handed back",
+            Self::HandBackAlive => "a process that lives keeps its lease",
         })
     }
 }
@@ -154,6 +170,13 @@ pub(super) fn kind(before: &State, action: Action, after: &State) -> Kind {
         }
         Action::DatabaseCrashes { kept: 0 } => ("crash".to_owned(), "all is lost that can be"),
         Action::DatabaseCrashes { .. } => ("crash".to_owned(), "some is lost"),
+        Action::HandBack => {
+            let alive = before.workers.iter().any(|worker| {
+                worker.attempt().map(|attempt| Some(attempt.acquisition))
+                    == before.database.row().map(|row| row.lease.map(|lease| lease.acquisition))
+            });
+            ("the lease is handed back".to_owned(), if alive { "by mistake" } else { "of a worker that has ended" })
+        }
         Action::RetentionPasses => ("23 hours pass".to_owned(), ""),
         Action::StripeForgets => ("Stripe forgets".to_owned(), ""),
         Action::Reap if before.database.response().is_some() => ("reap: removes".to_owned(), ""),

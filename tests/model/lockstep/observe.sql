@@ -1,5 +1,5 @@
 -- All that there is to see after a step. A key that is not there gives a row of nulls; $1 is the last commit seen before.
-SELECT k.id, k.lease_token, k.recovery_point, k.step, k.response_code, k.response_body::text AS response_body,
+SELECT k.id, k.lease_token, k.process_id, k.recovery_point, k.step, k.response_code, k.response_body::text AS response_body,
        k.parked_at IS NOT NULL AS parked, k.completer_attempts, k.foreign_call_key, k.attempts,
        extract(epoch FROM now() - k.created_at)::float8 AS created,
        extract(epoch FROM now() - k.locked_at)::float8 AS locked,

@@ -111,6 +111,7 @@ pub(super) async fn complete<O: Walked>(operation: O, means: Means, max_attempts
             ..config::Completer::default()
         },
         lock_timeout: LEASE,
+        handed_back: Arc::default(),
     };
     match completer.run_once().await {
         Ok(_) => AttemptResult::Nothing,

@@ -8,6 +8,7 @@ use atomic_phases::database::{Database, tls};
 use rocket_rides_atomic::stripe;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::gate::{Fate, Gate, HeldReply, PendingMessage};
 use super::operation::{AttemptResult, Means};
@@ -19,6 +20,8 @@ use crate::wire::{Bugs, Proxy};
 const PATIENCE: Duration = Duration::from_secs(25);
 
 pub(super) struct Seat {
+    /// The process whose attempts run here.
+    pub(super) process: Uuid,
     knocks: UnboundedReceiver<PendingMessage>,
     database: Database,
     stripe: stripe::Client,
@@ -42,12 +45,14 @@ impl Seat {
         bugs: &Arc<Bugs>,
         database: &tokio_postgres::Config,
         sandbox: std::net::SocketAddr,
+        process: Uuid,
     ) -> Self {
         let (gate, knocks) = Gate::new(bugs);
         let proxies = [Proxy::postgres(&gate, database).await, Proxy::stripe(&gate, sandbox).await];
         Self {
+            process,
             knocks,
-            database: connect(&proxies[0], database).await,
+            database: connect(&proxies[0], database).await.of_process(process),
             stripe: stripe::Client::new(&proxies[1].stripe_url(), &"sk_test_model".into(), STRIPE_TIMEOUT).unwrap(),
             clock: Clock::default(),
             ahead: Duration::ZERO,

@@ -163,6 +163,7 @@ fn renamed(mv: Move, state: &State, workers: &mut HashMap<usize, usize>) -> Opti
         Action::Tell { worker } => Action::Tell { worker: *workers.get(&worker)? },
         Action::WorkerEnds { worker } => Action::WorkerEnds { worker: *workers.get(&worker)? },
         Action::DatabaseCrashes { .. }
+        | Action::HandBack
         | Action::RetentionPasses
         | Action::StripeForgets
         | Action::Reap

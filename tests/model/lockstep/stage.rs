@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use atomic_phases::clock::Clock;
 use atomic_phases::database::Database;
+use atomic_phases::processes::{self, Process};
 use rocket_rides_atomic::database::schema::{self, Older};
 use rocket_rides_atomic::http::Listener;
 use rocket_rides_atomic::stripe;
@@ -79,6 +80,7 @@ pub(super) struct Seen {
 pub(super) struct SeenKey {
     pub(super) id: i64,
     pub(super) lease_token: Option<Uuid>,
+    pub(super) process_id: Option<Uuid>,
     pub(super) recovery_point: String,
     pub(super) step: i16,
     pub(super) response: Option<(i32, String)>,
@@ -117,14 +119,17 @@ impl<O> Stage<O> {
         let stripe =
             stripe::Client::new(&format!("http://{address}"), &"sk_test_model".into(), STRIPE_TIMEOUT).unwrap();
 
+        let house = seat::connect(&proxy, &database).await;
         let mut seats = Vec::new();
         for _ in 0..workers {
-            seats.push(Seat::new(&bugs, &database, address).await);
+            let process = Process::new(None, "1");
+            processes::beat(&house, &process).await.unwrap();
+            seats.push(Seat::new(&bugs, &database, address, process.id).await);
         }
         Self {
             operation,
             seats,
-            house: seat::connect(&proxy, &database).await,
+            house,
             way_in: proxy,
             opened: 0,
             ledger,
@@ -151,7 +156,7 @@ impl<O> Stage<O> {
     pub(super) async fn plant(&mut self, bug: Bug) {
         self.bugs.plant(bug);
         for seat in &mut self.seats {
-            *seat = Seat::new(&self.bugs, &self.database, self.sandbox).await;
+            *seat = Seat::new(&self.bugs, &self.database, self.sandbox, seat.process).await;
         }
         self.house = seat::connect(&self.way_in, &self.database).await;
     }
@@ -181,6 +186,7 @@ impl<O> Stage<O> {
         let key = row.get::<_, Option<i64>>("id").map(|id| SeenKey {
             id,
             lease_token: row.get("lease_token"),
+            process_id: row.get("process_id"),
             recovery_point: row.get("recovery_point"),
             step: row.get("step"),
             response,

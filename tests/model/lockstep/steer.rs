@@ -288,6 +288,18 @@ fn reasons<O: Walked>(walk: &Walk<'_, O>, probe: Probe) -> Vec<Reason> {
     };
     match probe {
         Probe::OtherParameters | Probe::OtherPath => vec![at_once("")],
+        Probe::HandBack if row.lease.is_none() => {
+            vec![at_once(if row.parked {
+                ": it is parked"
+            } else if row.response.is_some() {
+                ": it is finished"
+            } else {
+                ": it is free"
+            })]
+        }
+        Probe::HandBackLocked | Probe::HandBackOfOthers | Probe::HandBackAlive if row.lease.is_some() => {
+            vec![at_once("")]
+        }
         Probe::RepeatedParked if row.parked => vec![at_once("")],
         Probe::ClaimLocked if row.response.is_none() && !row.parked => {
             vec![Reason { wait: until(times.claimable_at()), why: "" }]

@@ -13,6 +13,8 @@ use crate::database::Row;
 pub(super) const LEASE: Duration = Duration::from_secs(90);
 /// `completer.grace`.
 pub(super) const GRACE: Duration = Duration::from_secs(300);
+/// `completer.crash_grace`: with the most attempts that are tried, longer than any other pause.
+pub(super) const CRASH_GRACE: Duration = Duration::from_secs(20);
 /// `completer.retry_after`.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// The completer's longest backoff, and the share by which a backoff is shorter or longer at random.
@@ -47,6 +49,8 @@ pub(super) enum Cause {
     Client,
     Completer,
     Person,
+    /// Who hands the leases of a dead process back.
+    Undertaker,
     Other,
 }
 
@@ -84,7 +88,7 @@ impl Times {
                     let pause = doubled.min(LONGEST_PAUSE);
                     (now + pause * (1.0 - JITTER), now + pause * (1.0 + JITTER))
                 }
-                Cause::Person | Cause::Other => times.due,
+                Cause::Person | Cause::Undertaker | Cause::Other => times.due,
             };
         }
         if after.lease.is_none() {
@@ -92,6 +96,11 @@ impl Times {
         }
         if after.foreign_call_key != before.foreign_call_key {
             times.intended = now;
+        }
+        if cause == Cause::Undertaker {
+            let left_alone = CRASH_GRACE.as_secs_f64() * 2_f64.powi(i32::from(before.completer_attempts));
+            let due = now.max(times.last_run + left_alone);
+            times.due = (times.due.0.min(due), times.due.1.min(due));
         }
         if cause == Cause::Person {
             (times.due, times.last_run) = ((now, now), now);

@@ -126,6 +126,10 @@ impl<'a, O: Walked> Walk<'a, O> {
             Probe::ClaimLocked => open && certain(Times::claimable_at, Known::Yes),
             Probe::Reap => row.is_none_or(|row| row.parked) || certain(Times::reapable_at, Known::No),
             Probe::ReapLocked => row.is_some_and(|row| !row.parked) && certain(Times::reapable_at, Known::Yes),
+            Probe::HandBack => row.is_none_or(|row| row.lease.is_none()),
+            Probe::HandBackLocked | Probe::HandBackOfOthers | Probe::HandBackAlive => {
+                row.is_some_and(|row| row.lease.is_some())
+            }
         }
     }
 

@@ -18,6 +18,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use uuid::Uuid;
 
 use batched::Queues;
 pub use batched::{Batched, column};
@@ -176,8 +177,11 @@ impl PoolSettings {
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: bb8::Pool<Manager>,
+    /// Opens connections beside the pool.
+    manager: Arc<Manager>,
     statement_timeout: Duration,
     queues: Arc<Queues>,
+    process: Option<Uuid>,
 }
 
 impl Database {
@@ -203,9 +207,33 @@ impl Database {
             // 70 µs a statement.
             .test_on_check_out(false)
             .error_sink(Box::new(LogConnectErrors))
-            .build(manager)
+            .build(manager.clone())
             .await?;
-        Ok(Self { pool, statement_timeout: settings.statement_timeout, queues: Arc::default() })
+        let statement_timeout = settings.statement_timeout;
+        Ok(Self { pool, manager: Arc::new(manager), statement_timeout, queues: Arc::default(), process: None })
+    }
+
+    /// Returns the same pool for this process: the leases that are taken with it are the process's. Leases that no process
+    /// has are handed back by nobody, and run out.
+    pub fn of_process(&self, process: Uuid) -> Self {
+        Self { process: Some(process), queues: Arc::default(), ..self.clone() }
+    }
+
+    /// Returns whose leases are taken with it.
+    pub fn process(&self) -> Option<Uuid> {
+        self.process
+    }
+
+    /// Returns a pool of one connection beside this one, for statements that must not wait behind those of requests. It
+    /// is opened when it is needed. None of its statements takes longer than `timeout`.
+    pub fn beside(&self, timeout: Duration) -> Self {
+        let pool = bb8::Pool::builder()
+            .max_size(1)
+            .connection_timeout(timeout)
+            .test_on_check_out(false)
+            .error_sink(Box::new(LogConnectErrors))
+            .build_unchecked(Manager::clone(&self.manager));
+        Self { pool, statement_timeout: timeout, queues: Arc::default(), ..self.clone() }
     }
 
     /// Runs one prepared statement in a transaction of its own and returns its rows.

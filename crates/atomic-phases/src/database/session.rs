@@ -12,7 +12,7 @@ pub struct Session(Connection);
 impl Session {
     /// Opens a connection as the pool does.
     pub async fn open(database: &Database) -> Result<Self, DatabaseError> {
-        Ok(Self(database.pool.dedicated_connection().await?))
+        Ok(Self(bb8::ManageConnection::connect(&*database.manager).await?))
     }
 
     /// Runs statements as one transaction, without a statement timeout, and returns the first column of the last row.

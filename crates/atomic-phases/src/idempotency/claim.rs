@@ -74,6 +74,7 @@ pub async fn claim(
                 &LONGEST_PAUSE.as_secs_f64(),
                 &policy.max_attempts,
                 &operations,
+                &database.process(),
             ],
         )
         .await?;

@@ -14,7 +14,7 @@ WITH due AS MATERIALIZED (
     RETURNING k.id
 ), claimed AS (
     UPDATE idempotency_keys k
-    SET lease_token = gen_random_uuid(), locked_at = now(), last_run_at = now(),
+    SET lease_token = gen_random_uuid(), process_id = $7, locked_at = now(), last_run_at = now(),
         attempts = k.attempts + 1, completer_attempts = k.completer_attempts + 1,
         next_attempt_at = now() + make_interval(
             secs => least($3 * 2 ^ least(k.completer_attempts, 30), $4) * (0.75 + random() / 2))

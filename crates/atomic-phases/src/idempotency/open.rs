@@ -192,6 +192,7 @@ impl Batched for Opening {
                     &column(requests(), |request| Json(&request.params)),
                     &column(requests(), |request| request.origin_ip),
                     &column(items, |item| item.ticket.token),
+                    &database.process(),
                 ],
             )
             .await?;
@@ -246,6 +247,7 @@ impl Batched for TakingOver {
                     &column(items, |item| item.ticket.token),
                     &terms.lock_timeout.as_secs_f64(),
                     &terms.grace.as_secs_f64(),
+                    &database.process(),
                 ],
             )
             .await?;

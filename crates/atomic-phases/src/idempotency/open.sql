@@ -13,9 +13,10 @@ WITH known AS MATERIALIZED (
 /* admit */
 ), opened AS (
     INSERT INTO idempotency_keys (operation, recovery_point, step, state, user_id, idempotency_key, request_method,
-                                  request_path, request_params, origin_ip, lease_token, locked_at, next_attempt_at)
+                                  request_path, request_params, origin_ip, lease_token, process_id, locked_at,
+                                  next_attempt_at)
     SELECT $1, $2, 1, state, user_id, idempotency_key, request_method,
-           request_path, request_params, origin_ip, token, now(), now() + make_interval(secs => $5)
+           request_path, request_params, origin_ip, token, $13, now(), now() + make_interval(secs => $5)
     FROM admitted WHERE refusal IS NULL
     ON CONFLICT (user_id, idempotency_key) DO NOTHING
     RETURNING id AS key_id, lease_token, user_id, request_params, origin_ip, state, foreign_call_key,

@@ -1,5 +1,5 @@
 UPDATE idempotency_keys k
-SET lease_token = i.token, locked_at = now(), last_run_at = now(),
+SET lease_token = i.token, process_id = $5, locked_at = now(), last_run_at = now(),
     attempts = k.attempts + 1, next_attempt_at = now() + make_interval(secs => $4)
 FROM unnest($1::bigint[], $2::uuid[]) AS i (key_id, token)
 WHERE k.id = i.key_id AND num_nulls(k.response_code, k.parked_at) = 2

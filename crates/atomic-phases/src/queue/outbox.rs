@@ -40,7 +40,8 @@ const CLAIM: &str = include_str!("outbox_claim.sql");
 /// Locks their rows and skips rows that others have locked, so that several enqueuers share the work.
 pub async fn claim(database: &Database, after: i64, limit: i64, lease: Duration) -> Result<Batch, DatabaseError> {
     let (token, runs_out) = (Uuid::new_v4(), Instant::now() + lease);
-    let mut rows = database.query(CLAIM, &[&limit, &token, &lease.as_secs_f64(), &after]).await?;
+    let mut rows =
+        database.query(CLAIM, &[&limit, &token, &lease.as_secs_f64(), &after, &database.process()]).await?;
     rows.sort_unstable_by_key(|row| row.get::<_, i64>("id"));
     let job = |row: &tokio_postgres::Row| StagedJob {
         id: row.get("id"),

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio_postgres::types::Json;
+use tokio_postgres::types::{Json, ToSql};
 use uuid::Uuid;
 
 use crate::database::{Batched, Database, DatabaseError, column, intern};
@@ -83,7 +83,8 @@ pub async fn claim(
     max_attempts: i32,
 ) -> Result<Claims, DatabaseError> {
     let mut claims = Claims::default();
-    for row in database.query(CLAIM, &[&limit, &lease.as_secs_f64(), &max_attempts]).await? {
+    let params: [&(dyn ToSql + Sync); 4] = [&limit, &lease.as_secs_f64(), &max_attempts, &database.process()];
+    for row in database.query(CLAIM, &params).await? {
         let job_id = row.get("staged_id");
         match row.get::<_, Option<Uuid>>("lease_token") {
             Some(token) => claims.claimed.push(Claimed {

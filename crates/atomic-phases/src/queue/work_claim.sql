@@ -12,7 +12,7 @@ WITH due AS MATERIALIZED (
     RETURNING staged_id
 ), claimed AS (
     UPDATE jobs j
-    SET lease_token = gen_random_uuid(), attempts = j.attempts + 1,
+    SET lease_token = gen_random_uuid(), process_id = $4, attempts = j.attempts + 1,
         next_attempt_at = now() + make_interval(secs => $2)
     FROM due WHERE j.staged_id = due.staged_id AND NOT due.exhausted
     RETURNING j.*

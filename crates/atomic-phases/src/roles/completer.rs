@@ -1,8 +1,10 @@
 //! Finishes the requests that clients abandoned.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::periodic::{Periodic, Progress};
@@ -18,6 +20,11 @@ pub struct Settings {
     /// How long a client is left alone with its own retries before the completer steps in.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
+    /// The same for a request whose process has died, which nobody works on: long enough for a client that lost its
+    /// connection to repeat the request and take it up itself. It doubles with each process that dies while it
+    /// completes the request. Never longer than `grace`.
+    #[serde(with = "humantime_serde")]
+    pub crash_grace: Duration,
     /// Pause after the completer's first failed attempt; it doubles with each further one, up to an hour, with
     /// jitter.
     #[serde(with = "humantime_serde")]
@@ -38,10 +45,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(5 * 60),
+            crash_grace: Duration::from_secs(1),
             retry_after: Duration::from_secs(60),
             max_attempts: 32,
             concurrency: 32,
-            poll_interval: Duration::from_secs(5),
+            poll_interval: Duration::from_secs(1),
         }
     }
 }
@@ -57,10 +65,16 @@ pub struct Completer {
     pub settings: Settings,
     /// `idempotency.lock_timeout`.
     pub lock_timeout: Duration,
+    /// Notified when requests may have become due earlier than they were.
+    pub handed_back: Arc<Notify>,
 }
 
 impl Periodic for Completer {
     const NAME: &'static str = "completer";
+
+    fn wake(&self) -> Option<&Notify> {
+        Some(&self.handed_back)
+    }
 
     fn interval(&self) -> Duration {
         self.settings.poll_interval

@@ -3,6 +3,7 @@
 //! - [`periodic`]: the loop under those that poll.
 //! - [`completer`]: finishes what clients abandoned.
 //! - [`enqueuer`]: from the outbox to the queue.
+//! - [`heart`]: says that its process lives, and looks after those that do not.
 //! - [`worker`]: does the jobs of the default queue.
 //! - [`reaper`]: removes what is old.
 //!
@@ -10,6 +11,7 @@
 
 pub mod completer;
 pub mod enqueuer;
+pub mod heart;
 mod observer;
 pub mod periodic;
 pub mod reaper;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::periodic::{Periodic, Progress};
 use crate::database::{Database, DatabaseError};
 use crate::idempotency::reap::reap;
+use crate::processes;
 use crate::queue::work::sweep;
 
 /// `[reaper]`: removing old keys.
@@ -42,6 +43,9 @@ pub struct Reaper {
     pub lock_timeout: Duration,
 }
 
+/// How long a person can see that a process has ended.
+const KEEP_ENDED: Duration = Duration::from_secs(3600);
+
 impl Periodic for Reaper {
     const NAME: &'static str = "reaper";
 
@@ -68,6 +72,7 @@ impl Periodic for Reaper {
         if swept > 0 {
             tracing::info!(swept, "removed jobs that were finished long ago");
         }
+        processes::remove(&self.database, KEEP_ENDED, batch).await?;
         let full = reaped.removed + reaped.parked == batch || swept == batch;
         Ok(if full { Progress::More } else { Progress::Idle })
     }

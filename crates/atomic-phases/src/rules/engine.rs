@@ -28,6 +28,13 @@ const NOT_TOUCHED: &str = "
                       THEN 'key ' || k.id || ': not finished as a whole, or written to after it was' END AS offence
     FROM idempotency_keys k WHERE k.id > $1 ORDER BY k.id LIMIT $2";
 
+/// What a process that nobody knows is at work on would be handed back by nobody when it dies.
+const KNOWN_HOLDER: &str = "
+    SELECT k.id, CASE WHEN k.lease_token IS NOT NULL AND k.process_id IS NOT NULL
+                           AND NOT EXISTS (SELECT FROM processes p WHERE p.id = k.process_id)
+                      THEN 'key ' || k.id || ': leased by the process ' || k.process_id || ', which nobody knows' END AS offence
+    FROM idempotency_keys k WHERE k.id > $1 ORDER BY k.id LIMIT $2";
+
 /// The rules of idempotency keys.
 pub fn engine() -> Vec<Rule> {
     vec![
@@ -35,5 +42,6 @@ pub fn engine() -> Vec<Rule> {
         Rule::rows("every key is finished, parked or not long due", NOT_FORGOTTEN),
         Rule::rows_at_rest("every key has ended finished or parked", ENDED),
         Rule::rows("a finished key is not written to", NOT_TOUCHED),
+        Rule::rows("every lease on a key belongs to a known process", KNOWN_HOLDER),
     ]
 }

@@ -23,10 +23,23 @@ const WORKED: &str = "
     SELECT j.staged_id AS id, CASE WHEN j.finished_at IS NULL THEN 'staged job ' || j.staged_id END AS offence
     FROM jobs j WHERE j.staged_id > $1 ORDER BY j.staged_id LIMIT $2";
 
+/// As for keys. Each table is read a page at a time.
+const KNOWN_HOLDER: &str = "
+    SELECT i.id, CASE WHEN i.lease_token IS NOT NULL AND i.process_id IS NOT NULL
+                           AND NOT EXISTS (SELECT FROM processes p WHERE p.id = i.process_id)
+                      THEN 'staged job ' || i.id || ': leased by the process ' || i.process_id || ', which nobody knows' END AS offence
+    FROM (
+        (SELECT id, lease_token, process_id FROM staged_jobs WHERE id > $1 ORDER BY id LIMIT $2)
+        UNION ALL
+        (SELECT staged_id, lease_token, process_id FROM jobs WHERE staged_id > $1 ORDER BY staged_id LIMIT $2)
+    ) i
+    ORDER BY i.id LIMIT $2";
+
 /// The rules of outbox, queue and dead letters.
 pub fn queue() -> Vec<Rule> {
     vec![
         Rule::rows("a job is in one place", ONE_PLACE),
+        Rule::rows("every lease on a job belongs to a known process", KNOWN_HOLDER),
         Rule::rows_at_rest("every staged job has been delivered", DELIVERED),
         Rule::rows_at_rest("every queued job has been worked", WORKED),
     ]
