@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::lane::Route;
 use super::proxy::Bug;
-use crate::support::app::{TestApp, pool_of};
+use crate::support::app::{TestApp, hold_the_heart, pool_of};
 
 /// How long Stripe remembers a key: far longer than a test takes.
 const KEY_RETENTION: Duration = Duration::from_secs(3600);
@@ -54,9 +54,7 @@ impl Workers {
             .neighbour(|config| {
                 config.database.url = Some(SecretString::from(url));
                 config.stripe.api_base = Some(api_base);
-                // Its messages are the same in each run.
-                config.processes.beat = Duration::from_secs(3600);
-                config.processes.dead_after = 3 * config.processes.beat;
+                hold_the_heart(config);
             })
             .await;
         Arc::new(Self { route, api, completer })

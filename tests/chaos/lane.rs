@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::kind::Books;
 use super::proxy::{Proxy, Script};
 use super::weather::{Memory, Weather};
-use crate::support::app::{TempDir, TestApp, pool};
+use crate::support::app::{TempDir, TestApp, hold_the_heart, pool};
 use crate::support::client::{Answer, Http, Post};
 use crate::support::eventually;
 use crate::support::process::{Process, arguments};
@@ -72,7 +72,11 @@ pub struct Lane {
 
 impl Lane {
     pub async fn new() -> Self {
-        let app = TestApp::with(|config| config.stripe_sandbox.faults.slow_reply_delay = SLOW_REPLY).await;
+        let app = TestApp::with(|config| {
+            config.stripe_sandbox.faults.slow_reply_delay = SLOW_REPLY;
+            hold_the_heart(config);
+        })
+        .await;
         let route = Route::new(&app).await;
         Self {
             database: pool(&app.database_config).await,

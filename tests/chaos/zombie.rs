@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use super::crew::Workers;
 use super::kind::{Books, Kind};
 use super::proxy::{Fault, Plan, Strike};
-use crate::support::app::TestApp;
+use crate::support::app::{TestApp, hold_the_heart};
 use crate::support::client::Post;
 use crate::{number, say, seed};
 
@@ -105,7 +105,7 @@ async fn a_worker_that_outlived_its_lease_writes_nothing() {
 /// are, and at how many places workers were held.
 async fn run_rounds(rounds: usize, seed: u64) -> (usize, usize) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let app = TestApp::start().await;
+    let app = TestApp::with(hold_the_heart).await;
     let (late, other) = (Workers::new(&app, None).await, Workers::new(&app, None).await);
     let cases = cases(&app, &late, &other).await;
     let (mut places, mut left) = (BTreeSet::new(), Vec::new());

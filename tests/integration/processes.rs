@@ -19,7 +19,7 @@ use rocket_rides_atomic::config::Config;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::support::app::{TempDir, TestApp, pool, stage};
+use crate::support::app::{TempDir, TestApp, hold_the_heart, pool, stage};
 use crate::support::client::{Post, new_key};
 use crate::support::eventually;
 use crate::support::keys::{LOCK, PlainState, claim, done, expect_lease, finish, lease, plain, request};
@@ -76,11 +76,7 @@ fn spawn(app: &TestApp, dir: &TempDir, more: &[&str]) -> Process {
 
 /// An app whose own heart says nothing, and looks after nobody, while a test lasts.
 async fn quiet() -> TestApp {
-    TestApp::with(|config| {
-        config.processes.beat = Duration::from_secs(3600);
-        config.processes.dead_after = 3 * config.processes.beat;
-    })
-    .await
+    TestApp::with(hold_the_heart).await
 }
 
 /// Neither lease nor grace may be what makes these tests pass.

@@ -80,7 +80,7 @@ async fn a_key_in_use_is_a_conflict_until_the_first_request_ends() {
     rig.faults.script([Fault::Hold]);
     let (first, ()) = tokio::join!(rig.client.charge(&charge), async {
         rig.faults.wait_until_held(1).await;
-        match rig.client.charge(&charge).await {
+        match rig.hasty_client().charge(&charge).await {
             ChargeOutcome::Refused(reply) => assert_eq!(reply.code, "idempotency_key_in_use"),
             other => panic!("{other:?}"),
         }
