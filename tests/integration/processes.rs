@@ -314,6 +314,30 @@ async fn a_process_is_dead_once_it_has_missed_its_beats_and_one_more_look() {
 }
 
 #[tokio::test]
+async fn who_beats_learns_how_long_each_was_silent() {
+    let app = quiet().await;
+    let database = pool(&app.database_config).await;
+    let ((me, _), (other, _), (gone, _)) = (other(&database).await, other(&database).await, other(&database).await);
+    assert!(processes::hand_back(&database, verdict(gone.id, Duration::ZERO)).await.unwrap().ended);
+    for (process, seconds) in [(me.id, 7.0), (other.id, 3.0)] {
+        silence(&app, process, seconds).await;
+    }
+    // That it was taken for dead keeps nothing from it.
+    app.query("UPDATE processes SET ended_at = now() WHERE id = $1", &[&me.id]).await;
+    let beat = processes::beat(&database, &me).await.unwrap();
+    let near = |silent: Duration, seconds: f64| (0.0..2.0).contains(&(silent.as_secs_f64() - seconds));
+    assert!(near(beat.silent, 7.0), "{beat:?}");
+    let seen = beat.others.iter().find(|seen| seen.id == other.id).unwrap();
+    assert!(near(seen.silent, 3.0) && seen.name == other.name && seen.place == other.place, "{beat:?}");
+    assert!(!beat.others.iter().any(|seen| seen.id == gone.id || seen.id == me.id), "{beat:?}");
+    assert!(!has_ended(&app, me.id).await && has_ended(&app, gone.id).await);
+    let beat = processes::beat(&database, &me).await.unwrap();
+    assert!(near(beat.silent, 0.0), "{beat:?}");
+    let first = processes::beat(&database, &far_away()).await.unwrap();
+    assert_eq!(first.silent, Duration::ZERO);
+}
+
+#[tokio::test]
 async fn when_the_database_comes_back_nobody_is_taken_for_dead() {
     let app = quiet().await;
     let database = pool(&app.database_config).await;

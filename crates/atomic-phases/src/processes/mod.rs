@@ -84,8 +84,8 @@ pub struct Other {
 pub struct Beat {
     /// The other processes that have not ended.
     pub others: Vec<Other>,
-    /// Whether this process had been taken for dead.
-    pub ended: bool,
+    /// How long this process had said nothing before.
+    pub silent: Duration,
 }
 
 /// Not flushed: a crash of the database makes processes seem older for the second until the next beat.
@@ -100,7 +100,7 @@ pub async fn beat(database: &Database, process: &Process) -> Result<Beat, Databa
     let mut beat = Beat::default();
     for row in &rows {
         if row.get::<_, Uuid>("id") == *id {
-            beat.ended = row.get("ended");
+            beat.silent = seconds(row.get("silent"));
         } else {
             beat.others.push(other(row));
         }

@@ -92,8 +92,9 @@ impl Periodic for Heart {
 
     async fn run_once(&self) -> Result<Progress, DatabaseError> {
         let beat = processes::beat(&self.database, &self.process).await?;
-        if beat.ended {
-            tracing::warn!("this process was taken for dead, and its leases were given to others; it goes on");
+        if beat.silent >= self.settings.dead_after {
+            let silent_ms = beat.silent.as_millis() as u64;
+            tracing::warn!(silent_ms, "this process has not beaten for long; others may have taken it for dead");
         }
         let mut seen = self.seen.lock().await;
         let mut now = HashMap::new();
