@@ -25,8 +25,8 @@ CREATE TABLE processes (
     id           UUID        PRIMARY KEY,
     name         TEXT        NOT NULL CHECK (char_length(name) <= 255),
     version      TEXT        NOT NULL,
-    -- Where it runs. Whoever runs on the same host can look whether it still does: scope says within what the number
-    -- means it.
+    -- Where it runs: a process on the same host can check whether it still runs. A number identifies a process only
+    -- within its scope.
     host         TEXT        NOT NULL,
     scope        TEXT,
     pid          INT,

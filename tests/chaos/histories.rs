@@ -29,7 +29,7 @@ const STRIPE_TIMEOUT: Duration = Duration::from_millis(250);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_history_of_ambiguous_charges_doubles_or_orphans_one() {
-    let (histories, seed) = (number("CHAOS_HISTORIES", 1000), seed());
+    let (histories, seed) = (number("CHAOS_HISTORIES", 2000), seed());
     let began = Instant::now();
     let mut rng = StdRng::seed_from_u64(seed);
     // Keys that Stripe remembers, and keys that it may have forgotten: `older` looks every charge up before it makes

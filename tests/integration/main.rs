@@ -22,6 +22,8 @@ mod engine;
 mod enqueuer;
 mod flushes;
 mod foreign;
+mod hand_backs;
+mod handlers;
 mod house;
 mod jobs;
 mod key_leases;

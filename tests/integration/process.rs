@@ -1,45 +1,14 @@
-//! The process itself: killed in the middle of a request, signalled twice, started with invalid settings.
+//! The process itself: signalled twice, started with invalid settings. `processes` kills it.
 
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use nix::sys::signal::Signal;
 
-use crate::support::app::{TempDir, TestApp};
+use crate::support::app::TempDir;
 use crate::support::client::{Http, Post, new_key};
 use crate::support::process::{Process, arguments, free_port};
 use crate::support::{cluster, eventually};
-
-#[tokio::test]
-async fn killed_while_the_card_is_charged_it_still_books_one_ride() {
-    // The sandbox runs in another process, as Stripe does.
-    let app = TestApp::with(|config| config.roles.api = false).await;
-    let dir = TempDir::new();
-    let sandbox = format!("stripe.api_base=http://{}", app.sandbox_address);
-    let more = [sandbox.as_str(), "roles.stripe_sandbox=false", "completer.grace=30s"];
-    let arguments = arguments(Some(&app.database_config), dir.path(), &more);
-    let mut process = Process::spawn(&arguments);
-    let api = process.api().await;
-    let key = new_key();
-    app.script(&["hold"]).await;
-    let post = Post::default().key(&key);
-    let client = tokio::spawn(async move { api.try_post(post).await });
-    app.until_held().await;
-    process.signal(Signal::SIGKILL);
-    process.exit().await;
-    assert!(client.await.unwrap().is_err(), "the client got no answer");
-    app.release_held().await;
-    eventually("the charge", async || (app.charges().await.len() == 1).then_some(())).await;
-
-    // The dead process's lease would run out by itself; the test does not wait for that.
-    app.execute("UPDATE idempotency_keys SET locked_at = now() - interval '1 hour', next_attempt_at = now()").await;
-    let process = Process::spawn(&arguments);
-    process.api().await;
-    app.until_count("idempotency_keys WHERE response_code = 201", 1).await;
-    let answer = process.api().await.post(Post::default().key(&key)).await;
-    assert_eq!((answer.status, answer.is_replay()), (201, true));
-    app.assert_one_of_each().await;
-}
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {

@@ -1,22 +1,15 @@
 //! The worker: every job is worked once if nothing breaks, and otherwise until it succeeds or becomes a dead letter.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atomic_phases::queue::handler::{Handler, HandlerError, Handlers};
-use atomic_phases::queue::leases::Held;
 use atomic_phases::queue::work::{self, Failed, RetryPolicy};
-use atomic_phases::roles::worker::{Settings, Worker};
-use futures_util::future::BoxFuture;
 use nix::sys::signal::Signal;
 use rocket_rides_atomic::config::Config;
 use rocket_rides_atomic::receipts::Transport;
 use rocket_rides_atomic::role::Role;
 use rocket_rides_atomic::supervisor::RunError;
 use secrecy::SecretString;
-use serde_json::Value;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::receipts::receipts;
 use crate::support::app::{TempDir, TestApp, pool};
@@ -47,7 +40,7 @@ fn mailing(config: &mut Config, server: &MailServer) {
 }
 
 /// Queues this many jobs that no worker knows.
-async fn queue(app: &TestApp, count: i64) {
+pub(super) async fn queue(app: &TestApp, count: i64) {
     let sql = format!(
         "INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
          SELECT n, 'n', '{{}}', now() FROM generate_series(1, {count}) n"
@@ -365,89 +358,4 @@ async fn killed_while_it_works_it_leaves_one_file_for_each_ride() {
     app.until_count("jobs WHERE finished_at IS NOT NULL", 60).await;
     assert_eq!(receipts(&receipted).len(), 60);
     app.assert_sound().await;
-}
-
-/// Does the jobs called `n`, which no other handler knows, and panics at the first of them.
-struct PanicsOnce;
-
-impl Handler for PanicsOnce {
-    fn name(&self) -> &'static str {
-        "n"
-    }
-
-    fn work<'a>(&'a self, job: &'a work::Claimed, _: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>> {
-        Box::pin(async {
-            assert_ne!(job.lease.job_id, 1, "as a handler may panic");
-            Ok(Value::Null)
-        })
-    }
-}
-
-#[tokio::test]
-async fn a_handler_that_panics_costs_its_job_an_attempt_and_no_other_anything() {
-    let app = TestApp::start().await;
-    let database = pool(&app.database_config).await;
-    let mut handlers = Handlers::default();
-    handlers.register(PanicsOnce);
-    queue(&app, 3).await;
-    let settings = Settings { max_attempts: 2, retry_after: Duration::from_millis(20), ..Settings::default() };
-    let worker = Worker { database, handlers, settings, delivered: Arc::default(), observer: Arc::new(()) };
-    let stop = CancellationToken::new();
-    let ran = tokio::spawn(Arc::new(worker).run(stop.clone()));
-    let died = "dead_jobs WHERE attempts = 2 AND error = 'the worker panicked'";
-    app.until_count(died, 1).await;
-    app.until_count("jobs WHERE finished_at IS NOT NULL AND staged_id > 1", 2).await;
-    stop.cancel();
-    ran.await.expect("it goes on after a panic, and ends when told");
-}
-
-/// Writes its own name with each job that it finishes.
-struct WritesItsName {
-    name: &'static str,
-    effects: &'static str,
-}
-
-impl WritesItsName {
-    fn new(name: &'static str) -> Self {
-        let effects = format!(
-            ", named AS (INSERT INTO receipts (ride_id, staged_id, message_id) SELECT job_id, job_id, '{name}' FROM finished)"
-        );
-        Self { name, effects: effects.leak() }
-    }
-}
-
-impl Handler for WritesItsName {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn effects(&self) -> &'static str {
-        self.effects
-    }
-
-    fn work<'a>(&'a self, _: &'a work::Claimed, _: &'a Held) -> BoxFuture<'a, Result<Value, HandlerError>> {
-        Box::pin(async { Ok(Value::Null) })
-    }
-}
-
-#[tokio::test]
-async fn jobs_that_end_at_once_are_each_finished_by_their_own_handlers_statement() {
-    let app = TestApp::start().await;
-    let database = pool(&app.database_config).await;
-    app.execute(
-        "INSERT INTO jobs (staged_id, job_name, job_args, staged_at)
-         SELECT n, CASE n % 2 WHEN 0 THEN 'a' ELSE 'b' END, '{}', now() FROM generate_series(1, 200) n",
-    )
-    .await;
-    let mut handlers = Handlers::default();
-    handlers.register(WritesItsName::new("a"));
-    handlers.register(WritesItsName::new("b"));
-    let settings = Settings { concurrency: 50, ..Settings::default() };
-    let worker = Worker { database, handlers, settings, delivered: Arc::default(), observer: Arc::new(()) };
-    let stop = CancellationToken::new();
-    let ran = tokio::spawn(Arc::new(worker).run(stop.clone()));
-    app.until_count("jobs WHERE finished_at IS NOT NULL", 200).await;
-    assert_eq!(app.count("receipts r JOIN jobs j USING (staged_id) WHERE r.message_id = j.job_name").await, 200);
-    stop.cancel();
-    ran.await.expect("it ends when told");
 }

@@ -69,7 +69,7 @@ pub fn config(database: &tokio_postgres::Config, dir: &Path) -> Config {
     config
 }
 
-/// Has the heart beat only when it starts: it takes nobody for dead, and sends nothing of its own accord while a test counts
+/// Has the heart beat only when it starts: it takes no process for dead, and sends nothing of its own accord while a test counts
 /// messages.
 pub fn hold_the_heart(config: &mut Config) {
     config.processes.beat = Duration::from_secs(3600);

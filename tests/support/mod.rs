@@ -9,6 +9,7 @@ pub mod framing;
 pub mod keys;
 pub mod nats;
 pub mod process;
+pub mod processes;
 pub mod receipts;
 pub mod redis;
 pub mod sandbox;

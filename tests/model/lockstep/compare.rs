@@ -51,7 +51,7 @@ impl<O: Walked> Walk<'_, O> {
                 Some(Action::Request { .. }) => Cause::Client,
                 Some(Action::Claim { .. }) => Cause::Completer,
                 Some(Action::RetryParked) => Cause::Person,
-                Some(Action::HandBack) => Cause::Undertaker,
+                Some(Action::HandBack) => Cause::HandBack,
                 _ => Cause::Other,
             };
             let row = self.state.database.row();

@@ -49,8 +49,8 @@ pub(super) enum Cause {
     Client,
     Completer,
     Person,
-    /// Who hands the leases of a dead process back.
-    Undertaker,
+    /// The lease was handed back.
+    HandBack,
     Other,
 }
 
@@ -88,7 +88,7 @@ impl Times {
                     let pause = doubled.min(LONGEST_PAUSE);
                     (now + pause * (1.0 - JITTER), now + pause * (1.0 + JITTER))
                 }
-                Cause::Person | Cause::Undertaker | Cause::Other => times.due,
+                Cause::Person | Cause::HandBack | Cause::Other => times.due,
             };
         }
         if after.lease.is_none() {
@@ -97,7 +97,7 @@ impl Times {
         if after.foreign_call_key != before.foreign_call_key {
             times.intended = now;
         }
-        if cause == Cause::Undertaker {
+        if cause == Cause::HandBack {
             let left_alone = CRASH_GRACE.as_secs_f64() * 2_f64.powi(i32::from(before.completer_attempts));
             let due = now.max(times.last_run + left_alone);
             times.due = (times.due.0.min(due), times.due.1.min(due));

@@ -213,13 +213,13 @@ impl Database {
         Ok(Self { pool, manager: Arc::new(manager), statement_timeout, queues: Arc::default(), process: None })
     }
 
-    /// Returns the same pool for this process: the leases that are taken with it are the process's. Leases that no process
-    /// has are handed back by nobody, and run out.
+    /// Returns the same pool for this process: leases that are taken with it carry the process's id. A lease without one is
+    /// never handed back; it runs out.
     pub fn of_process(&self, process: Uuid) -> Self {
         Self { process: Some(process), queues: Arc::default(), ..self.clone() }
     }
 
-    /// Returns whose leases are taken with it.
+    /// Returns the process whose id its leases carry.
     pub fn process(&self) -> Option<Uuid> {
         self.process
     }

@@ -160,8 +160,8 @@ impl HandedBack {
     }
 }
 
-/// Not flushed: a crash of the database that undoes it does no harm, because nobody has these leases any more, and whoever
-/// takes one over does so with a flush, of this too.
+/// Not flushed: a crash of the database that undoes it does no harm. Until a lease is taken over, no process works under it;
+/// and a take-over is flushed, which flushes this too.
 const HAND_BACK: &str = include_str!("hand_back.sql");
 
 /// Hands the leases of a process back.

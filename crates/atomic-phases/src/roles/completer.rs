@@ -20,9 +20,9 @@ pub struct Settings {
     /// How long a client is left alone with its own retries before the completer steps in.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-    /// The same for a request whose process has died, which nobody works on: long enough for a client that lost its
-    /// connection to repeat the request and take it up itself. It doubles with each process that dies while it
-    /// completes the request. Never longer than `grace`.
+    /// The same for a request whose process has died: long enough for a client that lost its connection to repeat the
+    /// request and take it up itself. It doubles with each process that dies while it completes the request. Never
+    /// longer than `grace`.
     #[serde(with = "humantime_serde")]
     pub crash_grace: Duration,
     /// Pause after the completer's first failed attempt; it doubles with each further one, up to an hour, with

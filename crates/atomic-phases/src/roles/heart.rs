@@ -39,14 +39,14 @@ pub struct Seen {
 const LAST_STATEMENT: Duration = Duration::from_secs(60);
 
 impl Heart {
-    /// Creates the heart of a process. Nobody is notified of leases that it hands back.
+    /// Creates the heart of a process, with no role to notify of leases that it hands back.
     pub fn new(database: &Database, process: Process, settings: Settings, crash_grace: Duration) -> Self {
         let database = database.beside(settings.dead_after);
         Self { database, process, settings, crash_grace, handed_back: Vec::new(), seen: Mutex::default() }
     }
 
-    /// Hands back what this process still holds, as its last act. Without `under_way` none of its statements is at work any
-    /// more, and nobody need look after it.
+    /// Hands back what this process still holds, after its last beat. Without `under_way`, none of its statements is still
+    /// being carried out, and its row is marked as ended at once.
     pub async fn end(&self, under_way: bool) -> Result<(), DatabaseError> {
         let ended_after = if under_way { LAST_STATEMENT } else { Duration::ZERO };
         let (process, why) = (self.process.id, "its process was ended");
@@ -55,9 +55,9 @@ impl Heart {
 
     /// Returns for how long a process that is taken for dead must have been silent, or `None` for one that lives.
     ///
-    /// Its host shows that it has ended, or it has not beaten for `dead_after`. While the database is away, nobody beats; so
-    /// a silent process is also given the time between two of our own beats.
-    fn is_dead(&self, other: &Other, seen: Option<&Seen>) -> Option<Duration> {
+    /// Its host shows that it has ended, or it has not beaten for `dead_after`. While the database is away, no process can
+    /// beat; so a silent process also gets the time between two of our own beats.
+    fn required_silence(&self, other: &Other, seen: Option<&Seen>) -> Option<Duration> {
         let dead_after = self.settings.dead_after;
         if self.process.place.shows_gone(&other.place) {
             Some(Duration::ZERO)
@@ -100,7 +100,7 @@ impl Periodic for Heart {
         let mut now = HashMap::new();
         for other in &beat.others {
             let before = seen.get(&other.id);
-            let dead = self.is_dead(other, before);
+            let dead = self.required_silence(other, before);
             if let Some(silent_for) = dead {
                 if !before.is_some_and(|before| before.is_dead) {
                     let silent_ms = other.silent.as_millis() as u64;
